@@ -1,0 +1,93 @@
+# Everything is set up by the target that needs it. `make help` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# What runs beside what in the tests: more workers than cores, for most of them wait.
+JOBS ?= 4
+T ?=
+
+BUILD_PACKAGES := clang llvm libbpf-dev linux-libc-dev make python3 python3-venv
+TEST_PACKAGES := bpftool conntrack gcc iproute2 libc6-dev netcat-openbsd nftables postgresql procps python3-dev \
+	rabbitmq-server redis-server strace supervisor tini util-linux
+DEMO_PACKAGES := iproute2 nftables redis-server
+
+# $(call install,PACKAGES): Debian packages that are not there yet; apt is not even asked when all are.
+define install
+	@missing=$$(for package in $(1); do dpkg-query -W -f='$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || echo $$package; done); \
+	if [ -n "$$missing" ]; then \
+		echo "installing Debian packages:" $$missing; \
+		export DEBIAN_FRONTEND=noninteractive; \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing >/dev/null || \
+		{ echo "could not install" $$missing "(run as root, on Debian 12)" >&2; exit 1; }; \
+	fi
+endef
+
+.PHONY: help dev bpf lint format test bench demo wheel clean build-packages test-packages demo-packages tests-ready
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+build-packages:
+	$(call install,$(BUILD_PACKAGES))
+
+test-packages:
+	$(call install,$(TEST_PACKAGES))
+
+demo-packages:
+	$(call install,$(DEMO_PACKAGES))
+
+$(BIN)/python: | build-packages
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install -q --disable-pip-version-check --upgrade pip setuptools wheel
+
+# Installed anew when a source file came or went, or a BPF program changed: an editable install links file by file.
+SOURCES := $(sort $(wildcard agent/*.py agent/*.json agent/*/*.py agent/*/*.json collectors/*.py bpf/*.c bpf/*.h))
+LISTED := $(shell mkdir -p $(VENV) && echo $(SOURCES) | cmp -s - $(VENV)/sources 2>/dev/null || echo $(SOURCES) > $(VENV)/sources)
+
+$(VENV)/installed: pyproject.toml setup.py $(wildcard bpf/*.c bpf/*.h) $(VENV)/sources | $(BIN)/python
+	@rm -rf build
+	@$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -C editable_mode=strict -e .
+	@touch $@
+
+dev: build-packages $(VENV)/installed  ## leave the command at .venv/bin/stucktrace
+
+bpf: dev  ## compile the BPF programs
+
+$(VENV)/tests-installed: tests/requirements.txt $(VENV)/installed
+	@$(BIN)/pip install -q --disable-pip-version-check -r tests/requirements.txt
+	@touch $@
+
+tests-ready: test-packages dev $(VENV)/tests-installed
+
+lint: dev $(VENV)/tests-installed  ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict -p stucktrace
+
+format:  ## rewrite the sources in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Machines are noisy and these tests look at real ages: what fails beside other tests runs once more alone, and only what
+# fails there too fails the run. Both runs print their failures.
+test: tests-ready  ## all tests but the virtual machines; T=words chooses by name
+	@ulimit -n 65536 2>/dev/null; $(BIN)/pytest -q -n $(JOBS) --dist loadgroup $(if $(T),-k "$(T)") tests/unit tests/live || { \
+		echo "== once more, alone: what failed beside other tests"; \
+		$(BIN)/pytest -q -n 0 --last-failed --last-failed-no-failures none tests/unit tests/live; }
+
+bench: tests-ready  ## measure what the design promises, as ratios within one run
+	@$(BIN)/python -m tests.bench $(T)
+
+demo: demo-packages dev  ## stage a real hang, explain it, clean up
+	@$(BIN)/python tests/demo.py
+
+wheel: build-packages $(BIN)/python  ## build the wheel into dist/
+	@$(BIN)/pip install -q --disable-pip-version-check build
+	@rm -rf build && $(BIN)/python -m build --wheel --no-isolation --outdir dist . >/dev/null && ls dist/*.whl
+
+clean:  ## remove what was built
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache bpf/*.o *.egg-info $(VENV)

@@ -1,0 +1,3 @@
+"""stucktrace: why a worker hangs."""
+
+__version__ = "0.1.0"
