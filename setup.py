@@ -5,8 +5,8 @@ import subprocess
 from pathlib import Path
 
 from setuptools import setup
-from setuptools.command.build_py import build_py
 from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 BPF_ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
