@@ -1,7 +1,7 @@
-"""Facts: immutable records of one thing seen. Collectors make them, diagnosis reads them, nothing in between changes them.
+"""Facts: immutable records of one thing seen. Collectors make them, diagnosis reads them, nothing changes them.
 
 Conventions for every field in this file:
-- `_s` is seconds, as an age or a length of time measured at `Snapshot.time`; `_bytes` is bytes; times are CLOCK_REALTIME seconds.
+- `_s` is seconds, as an age or a length of time at `Snapshot.time`; `_bytes` is bytes; times are CLOCK_REALTIME seconds.
 - Addresses and inodes are plain ints here (hex strings only in the JSON report).
 - pid and tid are ids as seen from the tool's own PID namespace; `ns_pid` and `ns_tid` are the target's own view.
 - None means "not known", never "no". Why something is not known stands in `Seen.missing`.
@@ -27,9 +27,9 @@ class Syscall:
     fds: tuple[int, ...] = ()
     """Every fd of a poll, ppoll, select or pselect6 set, read from the target's memory; else just `fd`."""
     waits_to: str = ""
-    """"read", "write", "connect" or "" : what the call waits to be able to do with its fd, as far as its events tell."""
+    """"read", "write", "connect" or "": what it waits to be able to do with its fd, as far as its events tell."""
     endless: bool | None = None
-    """True: no timeout was given. False: one was. None: the call has no timeout argument, or it could not be read."""
+    """True: no timeout was given. False: one was. None: the call takes none, or it could not be read."""
     timeout_s: float | None = None
     """The relative timeout given, where it could be read."""
 
@@ -180,7 +180,7 @@ class SocketFact:
     """"address:port", "[v6]:port", or a UNIX path ("@name" for abstract)."""
     remote: str = ""
     direction: str = ""
-    """"in" when it came through one of the target's (or its parent's) listening ports, "out", or "" when not known."""
+    """"in" when it came through a listening port of the target or its parent, "out", or "" when not known."""
     unacked: int | None = None
     """Segments sent and not acknowledged (packets_out)."""
     retransmits: int | None = None
@@ -286,7 +286,8 @@ class LockFact:
 
     address: int
     kind: str
-    """"pthread-mutex", "rlock", "lock", "semaphore", "shared-semaphore", "condition", "pymutex", "robust-mutex", "pi-mutex", "rwlock", "join", "gil", "unknown"."""
+    """"pthread-mutex", "robust-mutex", "pi-mutex", "rwlock", "condition", "semaphore", "shared-semaphore", "join", "gil",
+    and of CPython "lock", "rlock", "pymutex"; else "unknown"."""
     waiter_tid: int
     mapping: str
     """What the address lies in: "[heap]", "[stack]", "anonymous", "shared anonymous", or a file's path."""

@@ -1,6 +1,6 @@
 """The report: one inspection as plain data, schema `stucktrace.report/1` (see report.schema.json beside this file).
 
-Addresses are hex strings, ages seconds, times CLOCK_REALTIME seconds. A field that is not known is null, never left out.
+Addresses are hex strings, ages seconds, times CLOCK_REALTIME seconds. What is not known is null, never left out.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def _process(process: ProcessFact) -> Json:
 def _frame(frame: Frame) -> Json:
     written: Json = {"function": frame.function, "file": frame.file, "line": frame.line}
     if frame.locals:
-        written["locals"] = {name: value for name, value in frame.locals}
+        written["locals"] = dict(frame.locals)
     return written
 
 

@@ -16,7 +16,7 @@ class Purpose(Enum):
     """Why a thread would be waiting, as its frames say."""
 
     WORK = "work"
-    """Parked where its role waits for work: a pool's queue, an accept loop, a consumer, an event loop, a signal wait."""
+    """Parked where its role waits for work: a pool's queue, an accept or event loop, a consumer, a signal wait."""
     SUBSCRIPTION = "subscription"
     """A call whose purpose is to wait for a peer: BLPOP, XREAD BLOCK, pub/sub, LISTEN, a consumer, a long poll."""
     OWED = "owed"

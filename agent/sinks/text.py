@@ -1,5 +1,6 @@
-"""A report as a person reads it at 3 a.m.: the verdict first, then the proof, then what to do. Fits a screen; `verbose` shows all.
+"""A report as a person reads it at 3 a.m.: the verdict first, then the proof, then what to do.
 
+It fits a screen; `verbose` shows all.
 Everything that came from the target is a stranger's data: control characters are escaped and lengths bounded.
 """
 
@@ -306,4 +307,5 @@ def _lock_line(lock: Json) -> str:
     )
     waiters = ", ".join(str(waiter["tid"]) for waiter in lock["waiters"])
     name = f" {lock['path']}" if lock["path"] else ""
-    return f"{lock['kind']}{name} at {lock['address']} in {lock['mapping']}; held by {owners or 'not known'}; waited for by {waiters}"
+    where = f"{lock['kind']}{name} at {lock['address']} in {lock['mapping']}"
+    return f"{where}; held by {owners or 'not known'}; waited for by {waiters}"
