@@ -1,7 +1,7 @@
 """Facts: immutable records of one thing seen. Collectors make them, diagnosis reads them, nothing changes them.
 
 Conventions for every field in this file:
-- `_s` is seconds, as an age or a length of time at `Snapshot.time`; `_bytes` is bytes; times are CLOCK_REALTIME seconds.
+- `_s` is seconds, as an age or a length of time at `Snapshot.time`; `_bytes` is bytes; times are CLOCK_REALTIME.
 - Addresses and inodes are plain ints here (hex strings only in the JSON report).
 - pid and tid are ids as seen from the tool's own PID namespace; `ns_pid` and `ns_tid` are the target's own view.
 - None means "not known", never "no". Why something is not known stands in `Seen.missing`.
@@ -36,7 +36,7 @@ class Syscall:
 
 @dataclass(frozen=True)
 class ThreadFact:
-    """One thread as the kernel sees it. Source: iter/task, else /proc/PID/task/TID/{stat,syscall,status,sched,wchan}."""
+    """One thread in the kernel's eyes. Source: iter/task, else /proc/PID/task/TID/{stat,syscall,status,sched,wchan}."""
 
     tid: int
     ns_tid: int
@@ -166,7 +166,7 @@ class Peer:
 
 @dataclass(frozen=True)
 class SocketFact:
-    """One socket of the target. Source: iter/task_file, else sock_diag, /proc/PID/net and getsockopt over pidfd_getfd."""
+    """One socket of the target. Source: iter/task_file, else sock_diag, /proc/PID/net and getsockopt on a duplicate."""
 
     fds: tuple[int, ...]
     inode: int
@@ -286,8 +286,8 @@ class LockFact:
 
     address: int
     kind: str
-    """"pthread-mutex", "robust-mutex", "pi-mutex", "rwlock", "condition", "semaphore", "shared-semaphore", "join", "gil",
-    and of CPython "lock", "rlock", "pymutex"; else "unknown"."""
+    """"pthread-mutex", "robust-mutex", "pi-mutex", "rwlock", "condition", "semaphore",
+    "shared-semaphore", "join", "gil", and of CPython "lock", "rlock", "pymutex"; else "unknown"."""
     waiter_tid: int
     mapping: str
     """What the address lies in: "[heap]", "[stack]", "anonymous", "shared anonymous", or a file's path."""
