@@ -1,0 +1,273 @@
+"""Is a process Python, and which: read from its mappings and its memory, never by running its interpreter.
+
+Looked at in this order: the file names of its mappings (libpython3.11.so.1.0, an executable named python3.11, a
+.cpython-311-*.so extension), the symbols that the mapped executable exports (`Py_Version`, `_PyRuntime`: a renamed or
+statically linked interpreter), and where neither may be read, the name of the command. The exact version is
+`Py_Version` (exported since CPython 3.11), else the start of `sys.version` in its static data. All of it comes from the
+target's memory, so it holds across mount namespaces and for files that were deleted or replaced since.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from stucktrace.collectors import memory, regions
+from stucktrace.collectors.regions import Region, Regions
+
+# The static data of an interpreter is a few hundred kilobytes.
+_MAX_DATA_BYTES = 4 << 20
+
+_LIBRARY = re.compile(r"^libpython(\d)\.(\d+)([a-z]*)\.so")
+_PYPY = re.compile(r"^(?:libpypy|pypy)(\d)?(?:\.(\d+))?(?:-c)?(?:\.so.*)?$")
+_COMMAND = re.compile(r"^python(?:(\d)(?:\.(\d+))?)?([a-z]*)(?:-(?:dbg|intel64|debug))?$")
+_EXTENSION = re.compile(r"\.cpython-(\d)(\d+)([a-z]*)-[^/]*\.so$")
+_STDLIB = re.compile(r"/python(\d)\.(\d+)(t?)/(?:lib-dynload|site-packages|dist-packages)/")
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """The interpreter in one process."""
+
+    version: str
+    """"3.11.2", "3.11" where only that much is known, "" when not even that."""
+    executable: str
+    """The path of the running program in the target's own view."""
+    library: str = ""
+    """The mapped file that holds the interpreter: a libpython, or the executable itself. "" when not known."""
+    implementation: str = "cpython"
+    """"cpython" or "pypy"."""
+    free_threaded: bool = False
+    runtime: tuple[int, int] | None = None
+    """Start and size of `_PyRuntime` in the target's memory, where its symbol is exported."""
+    source: str = ""
+    """"library", "executable", "extension", "symbols" or "command"."""
+
+    @property
+    def minor(self) -> tuple[int, int] | None:
+        """(3, 11), or None when not known."""
+        parts = self.version.split(".")
+        if len(parts) < 2 or not parts[0].isdigit():
+            return None
+        digits = re.match(r"\d+", parts[1])
+        return (int(parts[0]), int(digits.group())) if digits else None
+
+
+def find(pid: int, known: Regions | None = None) -> Interpreter | None:
+    """The interpreter of a process, None when it is not Python. Raises ProcessLookupError when it is gone."""
+    try:
+        mapped = known if known is not None else regions.read(pid)
+    except FileNotFoundError:
+        raise ProcessLookupError(errno.ESRCH, "gone") from None
+    except PermissionError:
+        return _from_command(pid)
+    executable = _executable(pid, mapped)
+    if not mapped.regions:
+        return None
+    return _from_mappings(pid, mapped, executable)
+
+
+def _from_mappings(pid: int, mapped: Regions, executable: str) -> Interpreter | None:
+    paths = dict.fromkeys(region.path for region in mapped.regions if region.path.startswith("/"))
+    for path in paths:
+        name = PurePosixPath(_alive(path)).name
+        if found := _PYPY.match(name):
+            version = ".".join(part for part in found.groups() if part)
+            return Interpreter(version, _alive(executable), path, "pypy", source="library")
+        if found := _LIBRARY.match(name):
+            version = f"{found[1]}.{found[2]}"
+            named = Interpreter(version, _alive(executable), path, "cpython", "t" in found[3], source="library")
+            return _detailed(pid, mapped, named)
+    hint, free_threaded, extension = _hint(paths)
+    named = Interpreter(hint, _alive(executable), executable, "cpython", free_threaded, source="symbols")
+    if found := _COMMAND.match(PurePosixPath(_alive(executable)).name):
+        version = f"{found[1]}.{found[2]}" if found[2] else hint
+        free_threaded = "t" in found[3] or free_threaded
+        named = replace(named, version=version, free_threaded=free_threaded, source="executable")
+        return _detailed(pid, mapped, named)
+    if extension:
+        return _detailed(pid, mapped, replace(named, source="extension"))
+    answer = _detailed(pid, mapped, named)
+    return answer if answer.runtime is not None else None
+
+
+def _hint(paths: dict[str, None]) -> tuple[str, bool, bool]:
+    """(version, free-threaded, from an extension module) as the names of the other mapped files tell."""
+    for path in paths:
+        found = _EXTENSION.search(_alive(path))
+        if found:
+            return f"{found[1]}.{found[2]}", "t" in found[3], True
+    for path in paths:
+        found = _STDLIB.search(path)
+        if found:
+            return f"{found[1]}.{found[2]}", bool(found[3]), False
+    return "", False, False
+
+
+def _detailed(pid: int, mapped: Regions, named: Interpreter) -> Interpreter:
+    """Adds the exact version and `_PyRuntime` from memory, as far as it may be read."""
+    runtime, version, library = None, named.version, named.library
+    try:
+        module = _module(pid, mapped, library)
+        if module is not None:
+            runtime = module.symbol("_PyRuntime")
+            exact = module.symbol("Py_Version")
+            if exact is not None:
+                version = _from_hex(struct.unpack("<Q", memory.read(pid, exact[0], 8))[0]) or version
+            elif runtime is not None or named.source != "symbols":
+                version = _from_data(pid, mapped, library, version) or version
+            if runtime is None and exact is not None:
+                runtime = (exact[0], 8)
+    except OSError:
+        # Gone, or not permitted: what the names of its mappings told is all there is.
+        pass
+    return replace(named, version=version, runtime=runtime)
+
+
+def _from_command(pid: int) -> Interpreter | None:
+    """What the world-readable command line tells where the mappings may not be read."""
+    try:
+        argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        command = Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+    except FileNotFoundError:
+        raise ProcessLookupError(errno.ESRCH, "gone") from None
+    except OSError:
+        return None
+    first = argv[0].decode(errors="replace")
+    for name in (PurePosixPath(first).name, command):
+        found = _COMMAND.match(name)
+        if found:
+            version = f"{found[1]}.{found[2]}" if found[2] else ""
+            return Interpreter(version, first if first.startswith("/") else "", source="command")
+    return None
+
+
+def _executable(pid: int, mapped: Regions) -> str:
+    try:
+        return str(Path(f"/proc/{pid}/exe").readlink())
+    except FileNotFoundError:
+        return ""
+    except OSError:
+        return next((region.path for region in mapped.regions if region.path.startswith("/")), "")
+
+
+def _alive(path: str) -> str:
+    return path.removesuffix(" (deleted)")
+
+
+def _from_hex(value: int) -> str:
+    """PY_VERSION_HEX, for example 0x030b02f0, in words: "3.11.2"; a pre-release keeps its letter ("3.13.0b1")."""
+    major, minor, micro, rest = (value >> 24) & 0xFF, (value >> 16) & 0xFF, (value >> 8) & 0xFF, value & 0xFF
+    if major not in (3, 4):
+        return ""
+    level = {0xA: "a", 0xB: "b", 0xC: "rc"}.get(rest >> 4, "")
+    return f"{major}.{minor}.{micro}" + (f"{level}{rest & 0xF}" if level else "")
+
+
+def _from_data(pid: int, mapped: Regions, library: str, hint: str) -> str:
+    """The start of `sys.version` ("3.9.18 (main, ..."), which Py_GetVersion keeps in a static buffer."""
+    known = re.escape(hint.encode()) if hint else rb"(?:2\.7|3\.\d{1,2})"
+    pattern = re.compile(rb"\0(" + known + rb"\.\d{1,2}(?:(?:a|b|rc)\d+)?)\+? \(")
+    for region in data_of(mapped, library):
+        found = pattern.search(memory.read_some(pid, region.start, min(_MAX_DATA_BYTES, region.size)))
+        if found:
+            return found.group(1).decode()
+    return ""
+
+
+@dataclass(frozen=True)
+class _Module:
+    """A loaded ELF file as its dynamic section describes it; addresses are the target's."""
+
+    pid: int
+    bias: int
+    symbols: int
+    strings: int
+    hash_table: int
+
+    def symbol(self, name: str) -> tuple[int, int] | None:
+        """(address, size) of an exported symbol, through DT_GNU_HASH."""
+        if not self.hash_table:
+            return None
+        buckets, first, bloom_words, _ = struct.unpack("<IIII", memory.read(self.pid, self.hash_table, 16))
+        if not 0 < buckets < 1 << 24 or not 0 < bloom_words < 1 << 20:
+            return None
+        wanted = _gnu_hash(name)
+        table = self.hash_table + 16 + 8 * bloom_words
+        (index,) = struct.unpack("<I", memory.read(self.pid, table + 4 * (wanted % buckets), 4))
+        if index < first:
+            return None
+        encoded = name.encode() + b"\0"
+        for step in range(4096):
+            (found,) = struct.unpack("<I", memory.read(self.pid, table + 4 * (buckets + index + step - first), 4))
+            if found | 1 == wanted | 1:
+                entry = memory.read(self.pid, self.symbols + 24 * (index + step), 24)
+                text, _, _, section, value, size = struct.unpack("<IBBHQQ", entry)
+                if section and memory.read_some(self.pid, self.strings + text, len(encoded)) == encoded:
+                    return self.bias + value, size
+            if found & 1:
+                return None
+        return None
+
+
+def _module(pid: int, mapped: Regions, path: str) -> _Module | None:
+    """Parses the ELF header and dynamic section of a mapped 64-bit file where it lies in memory."""
+    first = next((region for region in mapped.of_file(path) if region.offset == 0), None)
+    if first is None:
+        return None
+    header = memory.read(pid, first.start, 64)
+    if header[:6] != b"\x7fELF\x02\x01":
+        return None
+    position, entry_size, count = (
+        struct.unpack_from("<Q", header, 32)[0],
+        *struct.unpack_from("<HH", header, 54),
+    )
+    if entry_size != 56 or not 0 < count <= 64:
+        return None
+    table = memory.read(pid, first.start + position, entry_size * count)
+    segments = [struct.unpack_from("<IIQQQQQQ", table, entry_size * index) for index in range(count)]
+    load = next((segment for segment in segments if segment[0] == 1 and segment[2] == 0), None)
+    dynamic = next((segment for segment in segments if segment[0] == 2), None)
+    if load is None or dynamic is None:
+        return None
+    bias = first.start - load[3]
+    entries = dict(_dynamic(memory.read_some(pid, bias + dynamic[3], min(dynamic[6], 4096))))
+
+    def located(tag: int) -> int:
+        # glibc relocates these in place; musl and the vdso leave them relative to the load address.
+        value = entries.get(tag, 0)
+        return value + bias if 0 < value < first.start else value
+
+    if not located(6) or not located(5):
+        return None
+    return _Module(pid, bias, located(6), located(5), located(0x6FFFFEF5))
+
+
+def _dynamic(data: bytes) -> Iterator[tuple[int, int]]:
+    for tag, value in struct.iter_unpack("<QQ", data[: len(data) // 16 * 16]):
+        if tag == 0:
+            return
+        yield tag, value
+
+
+def _gnu_hash(name: str) -> int:
+    value = 5381
+    for character in name.encode():
+        value = (value * 33 + character) & 0xFFFFFFFF
+    return value
+
+
+def data_of(mapped: Regions, library: str) -> tuple[Region, ...]:
+    """The writable data of the interpreter's file, with the zero-filled part behind it."""
+    found: list[Region] = []
+    for index, region in enumerate(mapped.regions):
+        if region.path == library and region.writable:
+            found.append(region)
+            following = mapped.regions[index + 1] if index + 1 < len(mapped.regions) else None
+            if following and following.start == region.end and not following.path and following.writable:
+                found.append(following)
+    return tuple(found)

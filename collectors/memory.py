@@ -1,0 +1,123 @@
+"""Reads another process's memory: process_vm_readv(2) through ctypes, else /proc/PID/mem.
+
+Nothing is stopped and nothing is written. A value can change between two reads: callers that conclude something from
+memory read it twice. Errors are OSErrors: ProcessLookupError (gone), PermissionError (ptrace access mode), EFAULT (the
+range is not mapped). No caller may ask for more than `MAX_BYTES` at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+MAX_BYTES = 16 << 20
+# The kernel takes at most UIO_MAXIOV vectors in one call.
+_MAX_VECTORS = 1024
+
+
+class _Vector(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_size_t), ("length", ctypes.c_size_t))
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_readv = getattr(_libc, "process_vm_readv", None)
+if _readv is not None:
+    _readv.restype = ctypes.c_ssize_t
+    _readv.argtypes = (
+        ctypes.c_int,
+        ctypes.POINTER(_Vector),
+        ctypes.c_ulong,
+        ctypes.POINTER(_Vector),
+        ctypes.c_ulong,
+        ctypes.c_ulong,
+    )
+
+
+def read(pid: int, address: int, length: int) -> bytes:
+    """Exactly `length` bytes at `address` of process `pid`. Raises OSError, EFAULT when a part is not mapped."""
+    data = read_some(pid, address, length)
+    if len(data) != length:
+        raise OSError(errno.EFAULT, f"only {len(data)} of {length} bytes at {address:#x} are mapped")
+    return data
+
+
+def read_some(pid: int, address: int, length: int) -> bytes:
+    """Up to `length` bytes at `address`: ends early where the mapping ends. Raises OSError when not a byte is there."""
+    if not 0 <= length <= MAX_BYTES:
+        raise ValueError(f"{length} bytes in one read")
+    if not 0 < address < 1 << 63:
+        raise OSError(errno.EFAULT, f"{address:#x} is no user-space address")
+    if length == 0:
+        return b""
+    buffer = ctypes.create_string_buffer(length)
+    taken = _call(pid, [(address, length)], buffer, length)
+    if taken is None:
+        return _read_mem_file(pid, address, length)
+    return buffer.raw[:taken]
+
+
+def read_words(pid: int, addresses: Sequence[int]) -> list[int | None]:
+    """The 64-bit words at `addresses`, None where nothing is mapped. One system call for each 1024 that are mapped."""
+    words: list[int | None] = [None] * len(addresses)
+    index = 0
+    while index < len(addresses):
+        batch = addresses[index : index + _MAX_VECTORS]
+        values = _read_batch(pid, batch)
+        words[index : index + len(values)] = values
+        # The kernel stops at the first vector that is not mapped: that one stays None, and reading goes on behind it.
+        index += len(values) if len(values) == len(batch) else len(values) + 1
+    return words
+
+
+def _read_batch(pid: int, addresses: Sequence[int]) -> list[int]:
+    size = 8 * len(addresses)
+    buffer = (ctypes.c_uint64 * len(addresses))()
+    try:
+        taken = _call(pid, [(address, 8) for address in addresses], buffer, size)
+    except OSError as error:
+        if error.errno != errno.EFAULT:
+            raise
+        return []
+    if taken is None:
+        values = []
+        for address in addresses:
+            try:
+                values.append(int.from_bytes(_read_mem_file(pid, address, 8), "little"))
+            except OSError:
+                break
+        return values
+    return list(buffer[: taken // 8])
+
+
+def _call(pid: int, ranges: Sequence[tuple[int, int]], buffer: object, size: int) -> int | None:
+    """Bytes taken, or None where the call itself is refused (a seccomp filter, an old kernel)."""
+    if _readv is None:
+        return None
+    local = _Vector(ctypes.addressof(buffer), size)  # type: ignore[arg-type]
+    remote = (_Vector * len(ranges))(*(_Vector(address, length) for address, length in ranges))
+    taken: int = _readv(pid, ctypes.byref(local), 1, remote, len(ranges), 0)
+    if taken >= 0:
+        return taken
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EPERM):
+        return None
+    raise OSError(number, os.strerror(number))
+
+
+def _read_mem_file(pid: int, address: int, length: int) -> bytes:
+    try:
+        with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as file:
+            data = os.pread(file.fileno(), length, address)
+    except FileNotFoundError:
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
+    except OSError as error:
+        if error.errno == errno.EIO:
+            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT)) from None
+        raise
+    if not data:
+        # An address space that is gone (the process is exiting) reads as empty.
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+    return data
