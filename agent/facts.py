@@ -97,6 +97,7 @@ class Frame:
     """One Python frame (or, with `native`, one C frame), as py-spy names it."""
 
     function: str
+    """Qualified with its class from CPython 3.11 on ("Condition.wait"), bare before ("wait")."""
     file: str
     """Full path in the target's view, or the library of a native frame."""
     line: int
