@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Which process is it: ids as the tool sees them, and the set of processes that it follows.
+ *
+ * BPF speaks in ids of the initial PID namespace. A tool that sits in a namespace of its own (a debug pod without
+ * hostPID) would join strangers with those, so ids are looked up in the reader's namespace. In an iterator the current
+ * task is the reader; these functions are for iterators only.
+ */
+#ifndef STUCKTRACE_IDS_H
+#define STUCKTRACE_IDS_H
+
+#include "types.h"
+
+/* Processes to report, by their pid as the tool sees it. A gunicorn master and its workers are tens, a node hundreds. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, __u8);
+} followed SEC(".maps");
+
+static __always_inline bool is_followed(__u32 pid)
+{
+	return bpf_map_lookup_elem(&followed, &pid) != NULL;
+}
+
+/* The id at one level of the namespaces; *ns is that level's namespace. */
+static __always_inline __u32 id_at(struct pid *pid, __u32 level, struct pid_namespace **ns)
+{
+	const void *entry = (const void *)pid + bpf_core_field_offset(struct pid, numbers) +
+			    level * bpf_core_type_size(struct upid);
+	__u32 nr = 0;
+
+	bpf_probe_read_kernel(&nr, sizeof(nr), entry + bpf_core_field_offset(struct upid, nr));
+	bpf_probe_read_kernel(ns, sizeof(*ns), entry + bpf_core_field_offset(struct upid, ns));
+	return nr;
+}
+
+/* The id as the reading tool sees it; 0: it is not visible there. */
+static __always_inline __u32 id_for_reader(struct pid *pid)
+{
+	struct pid *reader = bpf_get_current_task_btf()->thread_pid;
+	struct pid_namespace *its_ns = NULL, *reader_ns = NULL;
+	__u32 level, id;
+
+	if (!reader || !pid)
+		return 0;
+	level = reader->level;
+	if (pid->level < level)
+		return 0;
+	id_at(reader, level, &reader_ns);
+	id = id_at(pid, level, &its_ns);
+	return its_ns == reader_ns ? id : 0;
+}
+
+/* The id as the process itself sees it. */
+static __always_inline __u32 id_for_itself(struct pid *pid)
+{
+	struct pid_namespace *ns;
+
+	return pid ? id_at(pid, pid->level, &ns) : 0;
+}
+
+static __always_inline __u32 pid_for_reader(struct task_struct *task)
+{
+	struct task_struct *leader = task->group_leader;
+
+	return leader ? id_for_reader(leader->thread_pid) : 0;
+}
+
+#endif

@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * One look: what the threads are in. All iterators in one object, because reading the kernel's BTF is what loading costs.
+ */
+#include "threads.bpf.c"

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * What is every thread of the followed processes inside right now, and since when? Also for waits that began long before
+ * we came: the kernel keeps all of it in task_struct, so this is an iterator and costs the target nothing.
+ */
+#include "types.h"
+#include "events.h"
+#include "ids.h"
+#include "lost.h"
+
+ANCHOR(thread_record);
+
+/* A stack record is too large for the BPF stack. The reader runs on one CPU at a time and is not preempted within a program. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct stack_record);
+} stack_scratch SEC(".maps");
+
+static __always_inline __u32 task_state(struct task_struct *task)
+{
+	struct task_struct___before_5_14 *old = (void *)task;
+
+	if (bpf_core_field_exists(task->__state))
+		return task->__state;
+	return BPF_CORE_READ(old, state);
+}
+
+static __always_inline void emit_stack(struct seq_file *seq, struct task_struct *task, __u32 tid)
+{
+	static const char symbol_format[] = "%ps";
+	__u64 addresses[STACK_DEPTH];
+	struct stack_record *record;
+	__u32 zero = 0;
+	long bytes;
+
+	record = bpf_map_lookup_elem(&stack_scratch, &zero);
+	if (!record)
+		return;
+	bytes = bpf_get_task_stack(task, addresses, sizeof(addresses), 0);
+	if (bytes <= 0)
+		return;
+	record->header.kind = RECORD_STACK;
+	record->header.length = sizeof(*record);
+	record->tid = tid;
+	record->depth = 0;
+	for (int i = 0; i < STACK_DEPTH; i++) {
+		if (i * (long)sizeof(__u64) >= bytes)
+			break;
+		bpf_snprintf(record->symbols[i], SYMBOL_BYTES, symbol_format, &addresses[i], sizeof(__u64));
+		record->depth++;
+	}
+	bpf_seq_write(seq, record, sizeof(*record));
+}
+
+SEC("iter/task")
+int threads(struct bpf_iter__task *ctx)
+{
+	struct task_struct *task = ctx->task, *reader = bpf_get_current_task_btf();
+	struct seq_file *seq = ctx->meta->seq;
+	struct thread_record record = {};
+	struct task_struct *leader;
+	struct pt_regs *regs;
+
+	if (!task)
+		return 0;
+	record.pid = pid_for_reader(task);
+	if (!record.pid || !is_followed(record.pid))
+		return 0;
+	leader = task->group_leader;
+	record.header.kind = RECORD_THREAD;
+	record.header.length = sizeof(record);
+	record.tid = id_for_reader(task->thread_pid);
+	if (!record.tid)
+		return 0;
+	record.ns_pid = leader ? id_for_itself(leader->thread_pid) : 0;
+	record.ns_tid = id_for_itself(task->thread_pid);
+	record.kernel_pid = task->tgid;
+	record.kernel_tid = task->pid;
+	record.state = task_state(task);
+	record.exit_state = task->exit_state;
+	record.on_cpu = task->on_cpu;
+	record.now_ns = bpf_ktime_get_ns();
+	record.reader_arrival_ns = reader->sched_info.last_arrival;
+	record.slept_at_ns = task->sched_info.last_arrival + (task->se.sum_exec_runtime - task->se.prev_sum_exec_runtime);
+	record.cpu_ns = task->se.sum_exec_runtime;
+	record.switches_voluntary = task->nvcsw;
+	record.switches_involuntary = task->nivcsw;
+	bpf_probe_read_kernel(record.name, sizeof(record.name), task->comm);
+
+	/* The saved registers of a thread that runs are those of its last entry, not of a call it is in. */
+	record.syscall = -1;
+	if (record.state && !record.exit_state && !record.on_cpu) {
+		regs = (struct pt_regs *)bpf_task_pt_regs(task);
+		if (regs) {
+			record.syscall = SYSCALL_NUMBER(regs);
+			record.args[0] = SYSCALL_ARG0(regs);
+			record.args[1] = SYSCALL_ARG1(regs);
+			record.args[2] = SYSCALL_ARG2(regs);
+			record.args[3] = SYSCALL_ARG3(regs);
+			record.args[4] = SYSCALL_ARG4(regs);
+			record.args[5] = SYSCALL_ARG5(regs);
+			record.result = SYSCALL_RESULT(regs);
+		}
+	}
+	bpf_seq_write(seq, &record, sizeof(record));
+	if (record.state && !record.exit_state && !record.on_cpu)
+		emit_stack(seq, task, record.tid);
+	return 0;
+}

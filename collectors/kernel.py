@@ -1,0 +1,202 @@
+"""The kernel side of the tool: loads the BPF objects, runs their iterators, and says why where that is not possible.
+
+One look needs one object (look.bpf.o); hooks for a sampling window are loaded when asked for. Whether a program works
+is found out by trying it, never from the kernel's version.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from stucktrace.collectors import libbpf
+from stucktrace.errors import CannotInspect
+from stucktrace.facts import Missing
+
+OBJECTS = Path(__file__).parents[1] / "objects"
+LOOK = "look"
+_KERNEL_BTF = Path("/sys/kernel/btf/vmlinux")
+_CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 21, 38, 39
+_READ_BYTES = 1 << 18
+
+
+class Kernel:
+    """Loaded BPF programs. A context manager; closing it leaves nothing behind in the kernel."""
+
+    def __init__(self) -> None:
+        self.hooks: dict[str, str] = {}
+        """Subject -> the means in use; each collector that uses the kernel writes its own."""
+        self._objects: dict[str, libbpf.Object] = {}
+        self._followed: frozenset[int] = frozenset()
+        self._by_pid = True
+        self._lost_before = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for name in tuple(self._objects):
+            self.unload(name)
+
+    def load(self, name: str, programs: frozenset[str] | None = None) -> libbpf.Object:
+        """The object NAME.bpf.o, loaded once; only these programs of it when given. BpfError: the kernel refuses it."""
+        if name not in self._objects:
+            self._objects[name] = libbpf.Object(str(OBJECTS / f"{name}.bpf.o"), programs)
+        return self._objects[name]
+
+    def unload(self, name: str) -> None:
+        """Takes an object out of the kernel again; its lost records still count."""
+        loaded = self._objects.pop(name, None)
+        if loaded is not None:
+            self._lost_before += _lost(loaded)
+            loaded.close()
+
+    def lost_records(self) -> int:
+        """Records that the kernel side had to drop, over all objects so far."""
+        return self._lost_before + sum(_lost(loaded) for loaded in self._objects.values())
+
+    def follow(self, pids: Collection[int]) -> None:
+        """Chooses the processes that node-wide iterations report (programs that ask `is_followed`)."""
+        wanted = frozenset(pids)
+        if wanted == self._followed:
+            return
+        followed = self.load(LOOK).map("followed")
+        for pid in self._followed - wanted:
+            followed.delete(ctypes.c_uint32(pid))
+        for pid in wanted - self._followed:
+            followed.update(ctypes.c_uint32(pid), ctypes.c_uint8(1))
+        self._followed = wanted
+
+    def iterate(self, program: str, pid: int | None) -> bytes:
+        """All records of one run of an iterator: over this process only, or (None) node-wide over those followed.
+
+        BpfError when the program cannot run. A pid that does not exist gives no records.
+        """
+        if pid is not None:
+            self.follow((pid,))
+        look = self.load(LOOK)
+        if pid is not None and self._by_pid:
+            try:
+                return _read_all(look.open_iterator(program, pid))
+            except libbpf.BpfError as error:
+                if error.errno in (errno.ESRCH, errno.ENOENT):
+                    return b""
+                # Kernels before 6.1 cannot iterate over one process; the programs filter by themselves.
+                self._by_pid = False
+        return _read_all(look.open_iterator(program))
+
+
+def _read_all(fd: int) -> bytes:
+    parts = []
+    # A wake-up just before the programs run ties the scheduler's clock to theirs (`reader_arrival_ns`).
+    time.sleep(1e-6)
+    try:
+        while part := os.read(fd, _READ_BYTES):
+            parts.append(part)
+    except OSError as error:
+        raise libbpf.BpfError(error.errno or errno.EIO, "read the iterator") from None
+    finally:
+        os.close(fd)
+    return b"".join(parts)
+
+
+def _lost(loaded: libbpf.Object) -> int:
+    count = ctypes.c_uint64()
+    if loaded.has_map("lost"):
+        loaded.map("lost").lookup(ctypes.c_uint32(0), count)
+    return count.value
+
+
+class Opened(NamedTuple):
+    kernel: Kernel | None
+    missing: tuple[Missing, ...]
+    """Why there is no kernel, when it would have been used."""
+
+
+def open_kernel(engine: str) -> Opened:
+    """The kernel side for an engine: "auto" takes it when it can be had, "core" insists, "none" does without.
+
+    CannotInspect for "core" where BPF cannot be used.
+    """
+    if engine == "none":
+        return Opened(None, ())
+    missing = why_not()
+    if missing is None:
+        kernel = Kernel()
+        try:
+            kernel.load(LOOK)
+        except (libbpf.BpfError, OSError) as error:
+            missing = _missing(error)
+        else:
+            return Opened(kernel, ())
+    if engine == "core":
+        raise CannotInspect(f"BPF cannot be used: {missing.because}", missing.remedy)
+    return Opened(None, (missing,))
+
+
+def why_not() -> Missing | None:
+    """Why BPF cannot be used, as far as that shows without loading anything; None: it may well work."""
+    if not _KERNEL_BTF.exists():
+        return Missing(
+            "BPF", "the kernel has no BTF (/sys/kernel/btf/vmlinux)", "a kernel with CONFIG_DEBUG_INFO_BTF=y"
+        )
+    if not (OBJECTS / f"{LOOK}.bpf.o").exists():
+        return Missing("BPF", "the compiled BPF programs are not installed", "install a wheel for this architecture")
+    lacking = _lacking_capabilities()
+    if lacking:
+        return Missing("BPF", f"not permitted: {' and '.join(lacking)} missing", _grant(lacking))
+    try:
+        libbpf.library()
+    except OSError:
+        return Missing("BPF", f"{libbpf.SONAME} is not installed", "install the package libbpf1 (Debian) or libbpf")
+    return None
+
+
+def _lacking_capabilities() -> tuple[str, ...]:
+    effective = 0
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/self/status").read_bytes().splitlines():
+            if line.startswith(b"CapEff:"):
+                effective = int(line.split()[1], 16)
+    if effective >> _CAP_SYS_ADMIN & 1:
+        return ()
+    needed = (("CAP_BPF", _CAP_BPF), ("CAP_PERFMON", _CAP_PERFMON))
+    return tuple(name for name, bit in needed if not effective >> bit & 1)
+
+
+def _grant(capabilities: tuple[str, ...]) -> str:
+    return f"run as root or grant {' and '.join(capabilities)} (CAP_SYS_ADMIN before Linux 5.8)"
+
+
+def _missing(error: OSError) -> Missing:
+    """One clear reason for a failure to load."""
+    if error.errno in (errno.EPERM, errno.EACCES):
+        log = " ".join(error.messages) if isinstance(error, libbpf.BpfError) else ""
+        if _locked_down():
+            return Missing("BPF", "the kernel is locked down (confidentiality)", "boot with lockdown=integrity or none")
+        if "unbounded" in log or "invalid" in log:
+            return Missing("BPF", f"this kernel refuses the programs ({error})", "use --engine none")
+        because = "the kernel refused BPF although the capabilities are there (a seccomp filter or a user namespace)"
+        return Missing(
+            "BPF", because, "allow the bpf() system call in the container's seccomp profile; use the host's users"
+        )
+    return Missing("BPF", f"this kernel cannot run the programs ({error})", "use --engine none")
+
+
+def _locked_down() -> bool:
+    try:
+        return "[confidentiality]" in Path("/sys/kernel/security/lockdown").read_text(encoding="ascii")
+    except OSError:
+        return False

@@ -1,0 +1,232 @@
+"""libbpf.so.1 through ctypes: the few functions that load an object, open an iterator and read a map. Nothing else.
+
+The library is opened at the first use and its messages are kept instead of printed, so a failure can give its reason.
+Every function here raises `BpfError`, with errno and the last messages, where libbpf returns an error.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections import deque
+from ctypes import c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+SONAME = "libbpf.so.1"
+
+_PRINT = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
+_SAMPLE = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
+_MESSAGES: deque[str] = deque(maxlen=40)
+
+_FUNCTIONS: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
+    ("libbpf_set_print", c_void_p, (c_void_p,)),
+    ("bpf_object__open_file", c_void_p, (c_char_p, c_void_p)),
+    ("bpf_object__load", c_int, (c_void_p,)),
+    ("bpf_object__close", None, (c_void_p,)),
+    ("bpf_object__find_program_by_name", c_void_p, (c_void_p, c_char_p)),
+    ("bpf_object__next_program", c_void_p, (c_void_p, c_void_p)),
+    ("bpf_object__find_map_by_name", c_void_p, (c_void_p, c_char_p)),
+    ("bpf_program__name", c_char_p, (c_void_p,)),
+    ("bpf_program__set_autoload", c_int, (c_void_p, ctypes.c_bool)),
+    ("bpf_program__attach", c_void_p, (c_void_p,)),
+    ("bpf_program__attach_iter", c_void_p, (c_void_p, c_void_p)),
+    ("bpf_link__fd", c_int, (c_void_p,)),
+    ("bpf_link__destroy", c_int, (c_void_p,)),
+    ("bpf_iter_create", c_int, (c_int,)),
+    ("bpf_map__fd", c_int, (c_void_p,)),
+    ("bpf_map_update_elem", c_int, (c_int, c_void_p, c_void_p, c_uint64)),
+    ("bpf_map_lookup_elem", c_int, (c_int, c_void_p, c_void_p)),
+    ("bpf_map_delete_elem", c_int, (c_int, c_void_p)),
+    ("bpf_map_get_next_key", c_int, (c_int, c_void_p, c_void_p)),
+    ("ring_buffer__new", c_void_p, (c_int, c_void_p, c_void_p, c_void_p)),
+    ("ring_buffer__consume", c_int, (c_void_p,)),
+    ("ring_buffer__free", None, (c_void_p,)),
+)
+
+
+class BpfError(OSError):
+    """`what` failed; str() is one line with the kernel's or libbpf's own reason."""
+
+    def __init__(self, number: int, what: str) -> None:
+        self.what = what
+        self.messages = tuple(_MESSAGES)
+        super().__init__(number, f"{what}: {os.strerror(number)}")
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+class _LinkInfoTask(ctypes.Structure):
+    _fields_ = (("tid", c_uint32), ("pid", c_uint32), ("pid_fd", c_uint32))
+
+
+class _IterAttachOpts(ctypes.Structure):
+    _fields_ = (("size", c_size_t), ("link_info", c_void_p), ("link_info_len", c_uint32))
+
+
+def _keep_message(_level: int, message_format: bytes, arguments: int) -> int:
+    text = ctypes.create_string_buffer(512)
+    ctypes.pythonapi.PyOS_vsnprintf(text, c_size_t(len(text)), message_format, c_void_p(arguments))
+    _MESSAGES.append(text.value.decode(errors="replace").strip())
+    return 0
+
+
+_KEEP_MESSAGE = _PRINT(_keep_message)
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """libbpf with its prototypes set. OSError when it is not installed."""
+    lib = ctypes.CDLL(SONAME, use_errno=True)
+    for name, result, arguments in _FUNCTIONS:
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+    lib.libbpf_set_print(ctypes.cast(_KEEP_MESSAGE, c_void_p))
+    return lib
+
+
+def _checked(result: int | None, what: str) -> int:
+    """libbpf 1.x answers NULL or -errno, and sets errno either way."""
+    if result is None:
+        raise BpfError(ctypes.get_errno() or errno.EINVAL, what)
+    if result < 0:
+        raise BpfError(-result if result > -4096 else ctypes.get_errno(), what)
+    return result
+
+
+class Map:
+    """A BPF map of fixed-size keys and values."""
+
+    def __init__(self, fd: int, name: str) -> None:
+        self.fd = fd
+        self.name = name
+
+    def update(self, key: ctypes.Structure | ctypes._SimpleCData[Any], value: Any) -> None:
+        result = library().bpf_map_update_elem(self.fd, ctypes.byref(key), ctypes.byref(value), 0)
+        _checked(result, f"write to the map {self.name}")
+
+    def lookup(self, key: Any, value: Any) -> bool:
+        """Fills `value`; False when there is no such key."""
+        return bool(library().bpf_map_lookup_elem(self.fd, ctypes.byref(key), ctypes.byref(value)) == 0)
+
+    def delete(self, key: Any) -> None:
+        library().bpf_map_delete_elem(self.fd, ctypes.byref(key))
+
+    def keys(self, key_type: type[Any]) -> list[Any]:
+        """All keys. Entries that come or go meanwhile may be missed, never doubled endlessly."""
+        found: list[Any] = []
+        seen: set[bytes] = set()
+        previous: Any = None
+        while True:
+            key = key_type()
+            before = None if previous is None else ctypes.byref(previous)
+            if library().bpf_map_get_next_key(self.fd, before, ctypes.byref(key)) != 0:
+                return found
+            if bytes(key) in seen:
+                return found
+            seen.add(bytes(key))
+            found.append(key)
+            previous = key
+
+
+class Link:
+    """An attached program; `close` detaches it."""
+
+    def __init__(self, pointer: int) -> None:
+        self._pointer: int | None = pointer
+
+    @property
+    def fd(self) -> int:
+        return int(library().bpf_link__fd(self._pointer))
+
+    def close(self) -> None:
+        if self._pointer is not None:
+            library().bpf_link__destroy(self._pointer)
+            self._pointer = None
+
+
+class Object:
+    """A loaded object file. `programs`: the ones to load, all when None."""
+
+    def __init__(self, path: str, programs: frozenset[str] | None = None) -> None:
+        lib = library()
+        _MESSAGES.clear()
+        name = Path(path).name
+        self._pointer: int | None = _checked(lib.bpf_object__open_file(os.fsencode(path), None), f"open {name}")
+        self._maps: dict[str, Map] = {}
+        try:
+            program = lib.bpf_object__next_program(self._pointer, None) if programs is not None else None
+            while program:
+                wanted = lib.bpf_program__name(program).decode() in (programs or ())
+                lib.bpf_program__set_autoload(program, wanted)
+                program = lib.bpf_object__next_program(self._pointer, program)
+            _checked(lib.bpf_object__load(self._pointer), f"load {name}")
+        except BpfError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._pointer is not None:
+            library().bpf_object__close(self._pointer)
+            self._pointer = None
+
+    def _program(self, name: str) -> int:
+        program = library().bpf_object__find_program_by_name(self._pointer, name.encode())
+        return _checked(program, f"find the program {name}")
+
+    def has_map(self, name: str) -> bool:
+        return bool(library().bpf_object__find_map_by_name(self._pointer, name.encode()))
+
+    def map(self, name: str) -> Map:
+        if name not in self._maps:
+            pointer = _checked(
+                library().bpf_object__find_map_by_name(self._pointer, name.encode()), f"find the map {name}"
+            )
+            self._maps[name] = Map(library().bpf_map__fd(pointer), name)
+        return self._maps[name]
+
+    def attach(self, program: str) -> Link:
+        """Attaches a program to the hook that its section names."""
+        return Link(_checked(library().bpf_program__attach(self._program(program)), f"attach {program}"))
+
+    def open_iterator(self, program: str, pid: int | None = None) -> int:
+        """A file descriptor to read the iterator's output from; with a pid over that process's threads only."""
+        lib = library()
+        options = None
+        if pid is not None:
+            info = _LinkInfoTask(0, pid, 0)
+            options = _IterAttachOpts(ctypes.sizeof(_IterAttachOpts), ctypes.addressof(info), ctypes.sizeof(info))
+        attached = lib.bpf_program__attach_iter(self._program(program), options and ctypes.byref(options))
+        link = Link(_checked(attached, f"attach the iterator {program}"))
+        try:
+            return _checked(lib.bpf_iter_create(link.fd), f"open the iterator {program}")
+        finally:
+            link.close()
+
+
+class RingBuffer:
+    """Reads a BPF ring buffer; `consume` returns the records that have come since."""
+
+    def __init__(self, source: Map) -> None:
+        self._records: list[bytes] = []
+        self._callback = _SAMPLE(self._take)
+        callback = ctypes.cast(self._callback, c_void_p)
+        created = library().ring_buffer__new(source.fd, callback, None, None)
+        self._pointer: int | None = _checked(created, f"map the ring buffer {source.name}")
+
+    def _take(self, _context: int, data: int, size: int) -> int:
+        self._records.append(ctypes.string_at(data, size))
+        return 0
+
+    def consume(self) -> list[bytes]:
+        library().ring_buffer__consume(self._pointer)
+        records, self._records = self._records, []
+        return records
+
+    def close(self) -> None:
+        if self._pointer is not None:
+            library().ring_buffer__free(self._pointer)
+            self._pointer = None
