@@ -1,1 +1,39 @@
-"""Rules: pure functions from a snapshot to findings."""
+"""Rules: pure functions from a snapshot to findings, and the judge that picks the verdict among them.
+
+A rule is `(snapshot, budgets) -> Iterator[Finding]`: no I/O, no clock, and nothing yielded where it cannot tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from stucktrace.diagnosis import graph, judge
+from stucktrace.diagnosis.model import INFO, POSSIBLE, Budgets, Diagnosis, Finding
+from stucktrace.facts import Snapshot
+
+Rule = Callable[[Snapshot, Budgets], Iterator[Finding]]
+
+RULES: tuple[Rule, ...] = ()
+"""Every rule. The order does not matter: the judge decides what is the root cause."""
+
+
+def diagnose(snapshot: Snapshot, budgets: Budgets) -> Diagnosis:
+    """The verdict on one snapshot. Never raises: a rule that fails on odd data becomes a finding that says so."""
+    findings = [finding for rule in RULES for finding in _apply(rule, snapshot, budgets)]
+    ordered = judge.order(snapshot, budgets, findings)
+    return Diagnosis(ordered[0], ordered, graph.edges(snapshot), graph.waits_for(snapshot))
+
+
+def _apply(rule: Rule, snapshot: Snapshot, budgets: Budgets) -> list[Finding]:
+    findings: list[Finding] = []
+    try:
+        findings.extend(rule(snapshot, budgets))
+    except Exception as error:
+        findings.append(failed(rule.__name__, error))
+    return findings
+
+
+def failed(what: str, error: Exception) -> Finding:
+    """Not a verdict: it tells that one question stayed open because of a fault in stucktrace."""
+    summary = f"the rule {what} failed on these facts ({type(error).__name__}: {error}), so it could not decide"
+    return Finding("inconclusive", POSSIBLE, summary, severity=INFO)

@@ -1,0 +1,138 @@
+"""Who waits for whom, from what each thread is inside: the edges of the report, and cycles among lock owners.
+
+Sources: system call arguments, LockFact.owner, SocketFact.peer, PipeFact holders, FileLockFact holders. A thread waits
+for one thing at a time here; poll sets with several fds and epoll sets have no single one, so they have no edge.
+Nodes are "thread:TID", "lock:0xADDRESS", "file:PATH", "socket:INODE", "pipe:INODE", "peer:ADDRESS", "process:PID".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from stucktrace.diagnosis.model import Edge
+from stucktrace.facts import FileLockFact, LockFact, PipeFact, Snapshot, SocketFact, ThreadFact
+
+FUTEX_CALLS = frozenset({"futex", "futex_wait", "futex_waitv"})
+SLEEP_CALLS = frozenset({"clock_nanosleep", "nanosleep", "pause"})
+CHILD_CALLS = frozenset({"wait4", "waitid", "waitpid"})
+FILE_LOCK_CALLS = frozenset({"flock", "fcntl", "fcntl64"})
+
+EXCLUSIVE_KINDS = frozenset({"pthread-mutex", "robust-mutex", "pi-mutex", "lock", "rlock", "pymutex"})
+"""Kinds whose owner is the one thread that has to release it. Whoever waits for a condition, a semaphore or a join
+waits for no owner: a word beside such a futex can read like one (an idle multiprocessing child shows "owner 128")."""
+
+
+def waits_for(snapshot: Snapshot) -> Mapping[int, tuple[str, str]]:
+    """tid -> (kind, ref) for the report: socket and pipe by inode, lock by address or path, child by pid."""
+    return {thread.tid: _waits_for(snapshot, thread) for thread in snapshot.threads}
+
+
+def _waits_for(snapshot: Snapshot, thread: ThreadFact) -> tuple[str, str]:
+    target = _target(snapshot, thread)
+    if isinstance(target, LockFact):
+        return "lock", hex(target.address)
+    if isinstance(target, FileLockFact):
+        return "lock", target.path
+    if isinstance(target, SocketFact):
+        return "socket", str(target.inode)
+    if isinstance(target, PipeFact):
+        return "pipe", str(target.inode)
+    call = thread.syscall
+    if call is None:
+        return "none", ""
+    if call.name in FUTEX_CALLS and call.args:
+        return "lock", hex(call.args[0])
+    if call.name in CHILD_CALLS:
+        child = waited_child(thread)
+        return "child", "" if child is None else str(child)
+    return ("timer", "") if call.name in SLEEP_CALLS else ("none", "")
+
+
+def waited_child(thread: ThreadFact) -> int | None:
+    """The one child that a wait4 or waitid is for, in the target's own pid words; None: any child, or no such call."""
+    call = thread.syscall
+    if call is None or call.name not in CHILD_CALLS or not call.args:
+        return None
+    argument = call.args[1] if call.name == "waitid" and len(call.args) > 1 else call.args[0]
+    if call.name == "waitid" and call.args[0] != 1:  # P_PID
+        return None
+    pid = argument & 0xFFFF_FFFF
+    return pid if 0 < pid < 0x8000_0000 else None
+
+
+def _target(snapshot: Snapshot, thread: ThreadFact) -> LockFact | FileLockFact | SocketFact | PipeFact | None:
+    call = thread.syscall
+    if call is None:
+        return None
+    if call.name in FUTEX_CALLS:
+        return snapshot.lock(thread.tid)
+    if call.name in FILE_LOCK_CALLS:
+        return next((wait for wait in snapshot.file_locks if wait.waiter_tid == thread.tid), None)
+    return snapshot.socket(call.fd) or snapshot.pipe(call.fd)
+
+
+def edges(snapshot: Snapshot) -> tuple[Edge, ...]:
+    """Every wait that has a name, and behind it who would end it."""
+    found: dict[Edge, None] = {}
+    for thread in snapshot.threads:
+        for edge in _edges(snapshot, thread):
+            found[edge] = None
+    return tuple(found)
+
+
+def _edges(snapshot: Snapshot, thread: ThreadFact) -> Iterator[Edge]:
+    node, target = f"thread:{thread.tid}", _target(snapshot, thread)
+    call = thread.syscall.name if thread.syscall else ""
+    if isinstance(target, LockFact):
+        lock = f"lock:{target.address:#x}"
+        yield Edge(node, lock, call)
+        if target.owner and target.owner.tid is not None:
+            yield Edge(lock, f"thread:{target.owner.tid}", f"held by, {target.owner.state}")
+    elif isinstance(target, FileLockFact):
+        file = f"file:{target.path}"
+        yield Edge(node, file, call)
+        for pid in target.holders:
+            yield Edge(file, f"process:{pid}", "held by")
+    elif isinstance(target, SocketFact):
+        socket = f"socket:{target.inode}"
+        yield Edge(node, socket, call)
+        if target.peer and target.peer.pids:
+            for pid in target.peer.pids:
+                yield Edge(socket, f"process:{pid}", "peer")
+        elif target.remote:
+            yield Edge(socket, f"peer:{target.remote}", target.state)
+    elif isinstance(target, PipeFact):
+        pipe = f"pipe:{target.inode}"
+        yield Edge(node, pipe, call)
+        writing = thread.syscall is not None and thread.syscall.waits_to == "write"
+        for pid in target.readers if writing else target.writers:
+            yield Edge(pipe, f"process:{pid}", "reader" if writing else "writer")
+    elif (child := waited_child(thread)) is not None:
+        yield Edge(node, f"process:{child}", call)
+
+
+def owned(lock: LockFact) -> bool:
+    """Its kind has one owner, and the owner was read as a thread."""
+    return lock.kind in EXCLUSIVE_KINDS and lock.owner is not None and lock.owner.tid is not None
+
+
+def cycles(snapshot: Snapshot) -> tuple[tuple[LockFact, ...], ...]:
+    """Circles of two or more threads, each of which waits for a lock that the next one holds."""
+    waiting = {lock.waiter_tid: lock for lock in snapshot.locks if owned(lock)}
+    found: list[tuple[LockFact, ...]] = []
+    done: set[int] = set()
+    for start in waiting:
+        path: dict[int, None] = {}
+        tid = start
+        while tid in waiting and tid not in done and tid not in path:
+            path[tid] = None
+            owner = waiting[tid].owner
+            assert owner is not None and owner.tid is not None
+            tid = owner.tid
+        if tid in path:
+            members = list(path)
+            circle = members[members.index(tid) :]
+            if len(circle) > 1:
+                found.append(tuple(waiting[member] for member in circle))
+        done.update(path)
+    return tuple(found)
