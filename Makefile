@@ -50,7 +50,7 @@ LISTED := $(shell mkdir -p $(VENV) && echo $(SOURCES) | cmp -s - $(VENV)/sources
 
 $(VENV)/installed: pyproject.toml setup.py $(wildcard bpf/*.c bpf/*.h) $(VENV)/sources | $(BIN)/python
 	@rm -rf build
-	@$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -C editable_mode=strict -e .
+	@PYTHONWARNINGS=ignore $(BIN)/pip install -qq --disable-pip-version-check --no-build-isolation -C editable_mode=strict -e .
 	@touch $@
 
 dev: build-packages $(VENV)/installed  ## leave the command at .venv/bin/stucktrace
