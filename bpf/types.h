@@ -91,6 +91,9 @@ struct task_struct___before_5_14 {
 struct pt_regs {
 	unsigned long di, si, dx, r10, r8, r9, ax, orig_ax;
 } CORE;
+#define SYSCALL_CONNECT 42
+#define SYSCALL_NANOSLEEP 35
+#define SYSCALL_CLOCK_NANOSLEEP 230
 #define SYSCALL_NUMBER(regs) ((__s32)(regs)->orig_ax)
 #define SYSCALL_RESULT(regs) ((__s64)(regs)->ax)
 #define SYSCALL_ARG0(regs) ((regs)->di)
@@ -105,6 +108,9 @@ struct pt_regs {
 	__u64 orig_x0;
 	__s32 syscallno;
 } CORE;
+#define SYSCALL_CONNECT 203
+#define SYSCALL_NANOSLEEP 101
+#define SYSCALL_CLOCK_NANOSLEEP 115
 #define SYSCALL_NUMBER(regs) ((regs)->syscallno)
 #define SYSCALL_RESULT(regs) ((__s64)(regs)->regs[0])
 /* x0 holds the result once the call has ended. */

@@ -60,12 +60,12 @@ class Kernel:
         """Takes an object out of the kernel again; its lost records still count."""
         loaded = self._objects.pop(name, None)
         if loaded is not None:
-            self._lost_before += _lost(loaded)
+            self._lost_before += loaded.lost_records()
             loaded.close()
 
     def lost_records(self) -> int:
         """Records that the kernel side had to drop, over all objects so far."""
-        return self._lost_before + sum(_lost(loaded) for loaded in self._objects.values())
+        return self._lost_before + sum(loaded.lost_records() for loaded in self._objects.values())
 
     def follow(self, pids: Collection[int]) -> None:
         """Chooses the processes that node-wide iterations report (programs that ask `is_followed`)."""
@@ -110,13 +110,6 @@ def _read_all(fd: int) -> bytes:
     finally:
         os.close(fd)
     return b"".join(parts)
-
-
-def _lost(loaded: libbpf.Object) -> int:
-    count = ctypes.c_uint64()
-    if loaded.has_map("lost"):
-        loaded.map("lost").lookup(ctypes.c_uint32(0), count)
-    return count.value
 
 
 class Opened(NamedTuple):

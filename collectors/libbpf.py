@@ -188,6 +188,13 @@ class Object:
             self._maps[name] = Map(library().bpf_map__fd(pointer), name)
         return self._maps[name]
 
+    def lost_records(self) -> int:
+        """Records that its programs had to drop (the map of bpf/lost.h)."""
+        count = c_uint64()
+        if self.has_map("lost"):
+            self.map("lost").lookup(c_uint32(0), count)
+        return count.value
+
     def attach(self, program: str) -> Link:
         """Attaches a program to the hook that its section names."""
         return Link(_checked(library().bpf_program__attach(self._program(program)), f"attach {program}"))

@@ -1,8 +1,8 @@
 """The threads of a process without BPF, from /proc/PID/task/TID/{stat,status,sched,syscall,wchan,stack}.
 
 The same facts as threads.py. Since when a thread sleeps comes from `se.exec_start` in `sched`: the scheduler's clock
-when the thread last left its CPU. That clock runs apart from CLOCK_MONOTONIC, on each CPU by its own amount (time stolen
-by a hypervisor is left out), so it is tied to it on every CPU concerned. Right within about 0.5 ms.
+when the thread last left its CPU. That clock runs apart from CLOCK_MONOTONIC, on each CPU by its own amount (time that
+a hypervisor stole is left out), so it is tied to it on every CPU concerned. Right within about 0.5 ms.
 """
 
 from __future__ import annotations
