@@ -27,26 +27,25 @@ static __always_inline bool is_followed(__u32 pid)
 /* The id at one level of the namespaces; *ns is that level's namespace. */
 static __always_inline __u32 id_at(struct pid *pid, __u32 level, struct pid_namespace **ns)
 {
-	const void *entry = (const void *)pid + bpf_core_field_offset(struct pid, numbers) +
-			    level * bpf_core_type_size(struct upid);
-	__u32 nr = 0;
+	const void *numbers = (const void *)pid + bpf_core_field_offset(struct pid, numbers);
+	struct upid entry = {};
 
-	bpf_probe_read_kernel(&nr, sizeof(nr), entry + bpf_core_field_offset(struct upid, nr));
-	bpf_probe_read_kernel(ns, sizeof(*ns), entry + bpf_core_field_offset(struct upid, ns));
-	return nr;
+	bpf_probe_read_kernel(&entry, sizeof(entry), numbers + level * sizeof(entry));
+	*ns = entry.ns;
+	return entry.nr;
 }
 
 /* The id as the reading tool sees it; 0: it is not visible there. */
 static __always_inline __u32 id_for_reader(struct pid *pid)
 {
-	struct pid *reader = bpf_get_current_task_btf()->thread_pid;
+	struct pid *reader = BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), thread_pid);
 	struct pid_namespace *its_ns = NULL, *reader_ns = NULL;
 	__u32 level, id;
 
 	if (!reader || !pid)
 		return 0;
-	level = reader->level;
-	if (pid->level < level)
+	level = BPF_CORE_READ(reader, level);
+	if (BPF_CORE_READ(pid, level) < level)
 		return 0;
 	id_at(reader, level, &reader_ns);
 	id = id_at(pid, level, &its_ns);
@@ -58,14 +57,22 @@ static __always_inline __u32 id_for_itself(struct pid *pid)
 {
 	struct pid_namespace *ns;
 
-	return pid ? id_at(pid, pid->level, &ns) : 0;
+	return pid ? id_at(pid, BPF_CORE_READ(pid, level), &ns) : 0;
+}
+
+static __always_inline struct pid *process_of(struct task_struct *task)
+{
+	return BPF_CORE_READ(task, group_leader, thread_pid);
+}
+
+static __always_inline struct pid *thread_of(struct task_struct *task)
+{
+	return BPF_CORE_READ(task, thread_pid);
 }
 
 static __always_inline __u32 pid_for_reader(struct task_struct *task)
 {
-	struct task_struct *leader = task->group_leader;
-
-	return leader ? id_for_reader(leader->thread_pid) : 0;
+	return id_for_reader(process_of(task));
 }
 
 #endif

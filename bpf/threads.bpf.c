@@ -18,15 +18,6 @@ struct {
 	__type(value, struct stack_record);
 } stack_scratch SEC(".maps");
 
-static __always_inline __u32 task_state(struct task_struct *task)
-{
-	struct task_struct___before_5_14 *old = (void *)task;
-
-	if (bpf_core_field_exists(task->__state))
-		return task->__state;
-	return BPF_CORE_READ(old, state);
-}
-
 static __always_inline void emit_stack(struct seq_file *seq, struct task_struct *task, __u32 tid)
 {
 	static const char symbol_format[] = "%ps";
@@ -60,7 +51,6 @@ int threads(struct bpf_iter__task *ctx)
 	struct task_struct *task = ctx->task, *reader = bpf_get_current_task_btf();
 	struct seq_file *seq = ctx->meta->seq;
 	struct thread_record record = {};
-	struct task_struct *leader;
 	struct pt_regs *regs;
 
 	if (!task)
@@ -68,17 +58,16 @@ int threads(struct bpf_iter__task *ctx)
 	record.pid = pid_for_reader(task);
 	if (!record.pid || !is_followed(record.pid))
 		return 0;
-	leader = task->group_leader;
 	record.header.kind = RECORD_THREAD;
 	record.header.length = sizeof(record);
-	record.tid = id_for_reader(task->thread_pid);
+	record.tid = id_for_reader(thread_of(task));
 	if (!record.tid)
 		return 0;
-	record.ns_pid = leader ? id_for_itself(leader->thread_pid) : 0;
-	record.ns_tid = id_for_itself(task->thread_pid);
+	record.ns_pid = id_for_itself(process_of(task));
+	record.ns_tid = id_for_itself(thread_of(task));
 	record.kernel_pid = task->tgid;
 	record.kernel_tid = task->pid;
-	record.state = task_state(task);
+	record.state = task->__state;
 	record.exit_state = task->exit_state;
 	record.on_cpu = task->on_cpu;
 	record.now_ns = bpf_ktime_get_ns();
