@@ -278,7 +278,10 @@ class LockOwner:
     name: str = ""
     """The thread's name; for an absent owner the name of the parent's thread that it was, when that still lives."""
     parent_thread: bool = False
-    """The absent owner is (or was) a thread of the parent: the lock was inherited over fork."""
+    """The absent owner is (or was) a thread of the parent: the lock was inherited over fork.
+
+    With state "unknown": the parent's copy is held for this owner's pthread address, and a new thread here (`tid`) has the
+    same address by reuse, so it may be either; `name` is the parent's thread."""
 
 
 @dataclass(frozen=True)

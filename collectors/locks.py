@@ -1,0 +1,228 @@
+"""The lock behind each thread's futex wait: its kind, where it lies, who owns it.
+
+Source: the arguments of the futex call, the memory around its word (`futexes.py` tells the kind), CPython's lock
+objects (`cpython_objects.py`) and the owner's name (`lock_owners.py`). Every word is read twice; where the two readings
+differ, or the thread has left its call meanwhile, the lock is on the move, nobody is stuck in it, and nothing is said
+about it. A kind that is not known has no owner.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from stucktrace.collectors import cpython_objects, futexes, interpreter, memory, regions
+from stucktrace.collectors.cpython_objects import LOCK_TYPES, RLOCK_TYPE, Layout, LockObject, Reader
+from stucktrace.collectors.futexes import Wait, Word
+from stucktrace.collectors.interpreter import Interpreter
+from stucktrace.collectors.lock_owners import Owners
+from stucktrace.collectors.regions import Regions
+from stucktrace.errors import CollectorError
+from stucktrace.facts import LockFact, ProcessFact, PythonFact, Relative, ThreadFact
+
+WHAT = "locks"
+_PERMISSION = "run as root, or with CAP_SYS_PTRACE in the target's user namespace"
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What is known of the process before its locks are read."""
+
+    pid: int
+    mapped: Regions
+    owners: Owners
+    reader: Reader
+    runtime: tuple[tuple[int, int], ...]
+    """Where CPython keeps its own conditions."""
+
+
+@dataclass(frozen=True)
+class _Waiter:
+    thread: ThreadFact
+    wait: Wait
+    word: Word
+    lock: int
+    """The lock's identity: the word's address, or the address that CPython parked the thread on."""
+    parked: int | None = None
+    """The first byte of a parked-on address."""
+    event: bool = False
+    """Parked for an event and not for a mutex."""
+
+
+def collect(
+    process: ProcessFact,
+    threads: Sequence[ThreadFact],
+    python: PythonFact | None,
+    relatives: Sequence[Relative] = (),
+) -> tuple[LockFact, ...]:
+    """One fact for each thread that waits in a futex. Raises CollectorError when the memory may not be read."""
+    calls = [(thread, wait) for thread in threads if (wait := _wait(thread)) is not None]
+    if not calls:
+        return ()
+    try:
+        mapped = regions.read(process.pid)
+        found = interpreter.find(process.pid, mapped)
+        target = _Target(
+            process.pid,
+            mapped,
+            Owners(process, threads, python, relatives, mapped),
+            Reader(process.pid, mapped, Layout.of(found.free_threaded if found else False)),
+            _runtime(found, mapped),
+        )
+        return _collect(target, calls)
+    except (ProcessLookupError, FileNotFoundError):
+        raise CollectorError(WHAT, "the process ended", "") from None
+    except PermissionError:
+        raise CollectorError(WHAT, "its memory may not be read", _PERMISSION) from None
+    except OSError as error:
+        raise CollectorError(WHAT, f"its memory could not be read: {error.strerror}", "run stucktrace again") from None
+
+
+def _wait(thread: ThreadFact) -> Wait | None:
+    call = thread.syscall
+    return Wait.of(call.args) if call is not None and call.name == "futex" and len(call.args) >= 3 else None
+
+
+def _collect(target: _Target, calls: Sequence[tuple[ThreadFact, Wait]]) -> tuple[LockFact, ...]:
+    waiters = [waiter for thread, wait in calls if (waiter := _look(target, thread, wait)) is not None]
+    objects = _objects(target.reader, waiters)
+    facts = []
+    for waiter in waiters:
+        held = objects.get(waiter.lock)
+        if _look(target, waiter.thread, waiter.wait) != waiter or not _in_call(target.pid, waiter):
+            continue
+        if held is not None and target.reader.again(held, inside=waiter.parked is not None) != held:
+            continue
+        facts.append(_fact(target, waiter, held))
+    return tuple(facts)
+
+
+def _look(target: _Target, thread: ThreadFact, wait: Wait) -> _Waiter | None:
+    try:
+        after = memory.read_some(target.pid, wait.address, futexes.AFTER_BYTES)
+    except ProcessLookupError:
+        raise
+    except OSError as error:
+        if error.errno == errno.EFAULT:
+            # Unmapped while the thread waits in it: nobody can ever wake it through this word, but nothing is known.
+            return None
+        raise
+    if len(after) < 4:
+        return None
+    try:
+        before = memory.read(target.pid, wait.address - futexes.BEFORE_BYTES, futexes.BEFORE_BYTES)
+    except ProcessLookupError:
+        raise
+    except OSError:
+        before = b""
+    word = futexes.classify(wait, before, after, target.owners.ns_tids)
+    if word.kind == "semaphore" and (parked := _parked(target, thread, wait, before)) is not None:
+        return _Waiter(thread, wait, word, *parked)
+    return _Waiter(thread, wait, word, word.address)
+
+
+def _parked(target: _Target, thread: ThreadFact, wait: Wait, before: bytes) -> tuple[int, int, bool] | None:
+    """Where CPython 3.13+ parked the thread, as it says beside the semaphore on the thread's own stack.
+
+    (address, its first byte, an event and not a mutex.)
+    """
+    pointer = cpython_objects.stack_pointer(target.pid, thread.tid)
+    region = target.mapped.find(wait.address)
+    if len(before) < 16 or region is None or pointer is None or not region.start <= pointer < wait.address < region.end:
+        return None
+    argument, address = int.from_bytes(before[-16:-8], "little"), int.from_bytes(before[-8:], "little")
+    if target.mapped.find(address) is None:
+        return None
+    try:
+        value = memory.read(target.pid, address, 1)[0]
+    except ProcessLookupError:
+        raise
+    except OSError:
+        return None
+    return address, value, argument == 0
+
+
+def _objects(reader: Reader, waiters: Sequence[_Waiter]) -> Mapping[int, LockObject]:
+    found: dict[int, LockObject] = {}
+    searched: dict[int, list[int]] = {}
+    for waiter in waiters:
+        if waiter.word.kind != "semaphore":
+            continue
+        inside = reader.around(waiter.lock) if waiter.parked is not None and waiter.lock not in found else None
+        if inside is not None:
+            found[waiter.lock] = inside
+        elif waiter.lock not in found and not waiter.event:
+            searched.setdefault(waiter.lock, []).append(waiter.thread.tid)
+    return {**reader.find(searched), **found} if searched else found
+
+
+def _in_call(pid: int, waiter: _Waiter) -> bool:
+    """Still in the same call on the same word; True where that cannot be read, for the word itself did not move."""
+    fields = cpython_objects.call_fields(pid, waiter.thread.tid)
+    if fields is None:
+        return True
+    return len(fields) > 3 and fields[1] == hex(waiter.wait.address)
+
+
+def _runtime(found: Interpreter | None, mapped: Regions) -> tuple[tuple[int, int], ...]:
+    """Where CPython keeps its own conditions: inside `_PyRuntime`, else anywhere in the interpreter's static data."""
+    if found is None:
+        return ()
+    if found.runtime is not None and found.runtime[1] > 4096:
+        return ((found.runtime[0], found.runtime[0] + found.runtime[1]),)
+    return tuple((region.start, region.end) for region in interpreter.data_of(mapped, found.library))
+
+
+def _fact(target: _Target, waiter: _Waiter, held: LockObject | None) -> LockFact:
+    thread, word, owners = waiter.thread, waiter.word, target.owners
+    region = target.mapped.find(waiter.lock)
+    fact = LockFact(
+        waiter.lock,
+        word.kind,
+        thread.tid,
+        target.mapped.describe(waiter.lock, owners.ident_of(thread.tid)),
+        shared=region is not None and region.shared,
+        word=word.word if waiter.parked is None else waiter.parked,
+        count=word.count,
+    )
+    if word.kind == "condition" and any(start <= word.address < end for start, end in target.runtime):
+        return replace(fact, kind="gil")
+    if waiter.parked is not None and held is None:
+        return _parked_lock(target, fact, waiter)
+    if held is not None:
+        return _python_lock(target, fact, waiter, held)
+    if word.owner is not None:
+        return replace(fact, owner=owners.by_ns_tid(word.owner, thread, shared=not waiter.wait.private))
+    return fact
+
+
+def _parked_lock(target: _Target, fact: LockFact, waiter: _Waiter) -> LockFact:
+    """A lock of CPython's own that is in no object; the event of a thread's handle says whose end is waited for."""
+    if not waiter.event:
+        return replace(fact, kind="pymutex")
+    joined = target.owners.joined(waiter.lock)
+    if joined is None:
+        return replace(fact, kind="condition")
+    return replace(fact, kind="join", owner=target.owners.by_ns_tid(joined, waiter.thread, shared=False))
+
+
+def _python_lock(target: _Target, fact: LockFact, waiter: _Waiter, held: LockObject) -> LockFact:
+    if held.type_name in LOCK_TYPES:
+        return replace(fact, kind="lock")
+    if held.type_name != RLOCK_TYPE:
+        return replace(fact, note=f"of a {held.type_name.removeprefix('_')}")
+    fact = replace(fact, kind="rlock", count=held.count)
+    if not held.owner or not held.count:
+        # Released, and the waiter is about to take it.
+        return fact
+
+    def held_by_parent(parent: int, ident: int) -> bool:
+        theirs = Reader(parent, target.mapped, target.reader.layout)
+        try:
+            copy = theirs.again(held, inside=waiter.parked is not None)
+        except OSError:
+            return False
+        return copy is not None and copy.owner == ident and bool(copy.count)
+
+    return replace(fact, owner=target.owners.by_ident(held.owner, waiter.thread, held_by_parent))
