@@ -280,8 +280,8 @@ class LockOwner:
     parent_thread: bool = False
     """The absent owner is (or was) a thread of the parent: the lock was inherited over fork.
 
-    With state "unknown": the parent's copy is held for this owner's pthread address, and a new thread here (`tid`) has the
-    same address by reuse, so it may be either; `name` is the parent's thread."""
+    With state "unknown": the parent's copy is held for this owner's pthread address, and a new thread here (`tid`) has
+    the same address by reuse, so it may be either; `name` is the parent's thread."""
 
 
 @dataclass(frozen=True)
