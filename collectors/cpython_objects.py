@@ -16,7 +16,6 @@ import struct
 import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from stucktrace.collectors import memory
 from stucktrace.collectors.regions import Regions
@@ -206,6 +205,7 @@ def stack_pointer(pid: int, tid: int) -> int | None:
 def call_fields(pid: int, tid: int) -> list[str] | None:
     """The call's number, its six arguments, the stack pointer and the program counter; None when not readable."""
     try:
-        return Path(f"/proc/{pid}/task/{tid}/syscall").read_text().split()
+        with open(f"/proc/{pid}/task/{tid}/syscall") as file:
+            return file.read().split()
     except OSError:
         return None

@@ -127,12 +127,14 @@ def _parked(target: _Target, thread: ThreadFact, wait: Wait, before: bytes) -> t
 
     (address, its first byte, an event and not a mutex.)
     """
-    pointer = cpython_objects.stack_pointer(target.pid, thread.tid)
-    region = target.mapped.find(wait.address)
-    if len(before) < 16 or region is None or pointer is None or not region.start <= pointer < wait.address < region.end:
+    if len(before) < 16:
         return None
     argument, address = int.from_bytes(before[-16:-8], "little"), int.from_bytes(before[-8:], "little")
-    if target.mapped.find(address) is None:
+    region = target.mapped.find(wait.address)
+    if region is None or target.mapped.find(address) is None:
+        return None
+    pointer = cpython_objects.stack_pointer(target.pid, thread.tid)
+    if pointer is None or not region.start <= pointer < wait.address < region.end:
         return None
     try:
         value = memory.read(target.pid, address, 1)[0]

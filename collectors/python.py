@@ -19,7 +19,7 @@ from stucktrace.facts import Frame, ProcessFact, PythonFact, PythonThread, Threa
 _MAX_LOCAL = 200
 _MAX_LOCALS = 50
 _SECRET_NAME = re.compile(
-    r"pass(?:w(?:or)?d|phrase|code)?$|passw|pwd|secret|token|credential|auth|cookie|session_?id|dsn|api_?key|private|"
+    r"passw|passphrase|passcode|pwd|secret|token|credential|auth|cookie|session_?id|dsn|api_?key|private|"
     r"signature|(?:^|_)keys?$|(?:^|_)pass(?:$|_)|^environ$|^env$|broker_?url|connection_?string|conninfo",
     re.IGNORECASE,
 )
