@@ -2,55 +2,98 @@
 
 The same system call means an idle worker or a hung one; the frames above it tell which. This file walks the frames,
 `vocabulary.py` holds the names.
+
+The walk goes from the innermost frame outwards. Transport frames (recv, read_frame, select) mean nothing: an idle
+consumer and a hung confirm share them. The first frame that means something decides; where it is one that its library
+uses for several purposes (`weak`), frames of the same library above it say better. A frame of code that nobody knows
+ends the walk: what lies above it is what called that code, not what it waits for.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import Enum
-
+from stucktrace.diagnosis import vocabulary
+from stucktrace.diagnosis.purposes import Purpose, Reading
+from stucktrace.diagnosis.vocabulary_entry import Entry
 from stucktrace.facts import Frame
 
+__all__ = ["Purpose", "Reading", "read"]
 
-class Purpose(Enum):
-    """Why a thread would be waiting, as its frames say."""
-
-    WORK = "work"
-    """Parked where its role waits for work: a pool's queue, an accept or event loop, a consumer, a signal wait."""
-    SUBSCRIPTION = "subscription"
-    """A call whose purpose is to wait for a peer: BLPOP, XREAD BLOCK, pub/sub, LISTEN, a consumer, a long poll."""
-    OWED = "owed"
-    """A reply that the protocol owes at once: AMQP -ok or confirm, TLS or database handshake, greeting."""
-    REQUEST = "request"
-    """A reply with an open end: SQL, HTTP, a command."""
-    RESOLVE = "resolve"
-    CONNECT = "connect"
-    SEND = "send"
-    INBOUND = "inbound"
-    """Reading a request from a client."""
-    LOCK = "lock"
-    """Acquiring a mutual-exclusion lock."""
-    CONDITION = "condition"
-    """Condition, Event, Barrier: waits for a notification."""
-    JOIN = "join"
-    """Waits for a thread, process or future to finish."""
-    SLEEP = "sleep"
-    RETRY = "retry"
-    """Sleeps between attempts."""
-    UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How a stack was read."""
-
-    purpose: Purpose
-    reason: str
-    """In words for the report: "parked in its pool's queue", "waits for an AMQP confirm"."""
-    frame: int | None
-    """Index of the frame that decided, innermost 0."""
+UNIVERSAL = ("", "python")
+"""Families of Python's own library, which every other library uses to wait."""
 
 
 def read(frames: tuple[Frame, ...]) -> Reading:
     """The purpose of the wait at the top of these frames (innermost first)."""
-    raise NotImplementedError
+    held: Reading | None = None
+    passed: list[Frame] = []
+    for index, frame in enumerate(frames):
+        if frame.native:
+            continue
+        entry = vocabulary.find(frame)
+        if entry is None and vocabulary.passes_through(frame):
+            continue
+        if entry is None:
+            if held is not None:
+                if vocabulary.in_family(frame, held.family) and held.family not in UNIVERSAL:
+                    continue
+                return held
+            passed.append(frame)
+            if len({vocabulary.place(other) for other in passed if not vocabulary.is_standard(other)}) > 1:
+                break
+            continue
+        if passed and not _reaches(entry, passed):
+            break
+        if entry.purpose is None:
+            continue
+        if held is not None and held.family not in (*UNIVERSAL, entry.family):
+            return held
+        if held is not None and entry.purpose is Purpose.WORK and held.purpose in (Purpose.JOIN, Purpose.LOCK):
+            return held
+        held = _reading(entry, frame, index)
+        if not entry.weak:
+            return held
+    if held is not None:
+        return held
+    return _by_name(frames, passed)
+
+
+def _reaches(entry: Entry, passed: list[Frame]) -> bool:
+    """Whether the entry can speak for what the unknown frames inside it do."""
+    if entry.leaf or not entry.family:
+        return False
+    return all(vocabulary.in_family(frame, entry.family) for frame in passed)
+
+
+def _reading(entry: Entry, frame: Frame, index: int) -> Reading:
+    assert entry.purpose is not None
+    reason = entry.reason.replace("{function}", vocabulary.bare(frame.function))
+    return Reading(entry.purpose, reason, index, entry.family)
+
+
+def _by_name(frames: tuple[Frame, ...], passed: list[Frame]) -> Reading:
+    """What the names of the innermost unknown code say, as long as it is one library or one file."""
+    own = [frame for frame in passed if not vocabulary.is_standard(frame)]
+    if not own:
+        return Reading(Purpose.UNKNOWN, "", frames.index(passed[0]) if passed else None)
+    place = vocabulary.place(own[0])
+    found: dict[Purpose, Frame] = {}
+    for frame in own:
+        if vocabulary.place(frame) != place:
+            break
+        purpose = vocabulary.generic(frame)
+        if purpose is not None and (purpose is not Purpose.WORK or frame is passed[0]):
+            found.setdefault(purpose, frame)
+    for purpose, reason in (
+        (Purpose.SUBSCRIPTION, "waits in {function}, by its name a call whose purpose is to wait"),
+        (Purpose.WORK, "waits in {function}, by its name a loop that waits for work"),
+        (Purpose.REQUEST, "waits for a reply in {function}"),
+    ):
+        if purpose in found:
+            frame = found[purpose]
+            text = reason.replace("{function}", vocabulary.bare(frame.function))
+            return Reading(purpose, text, _index(frames, frame), by_name=True)
+    return Reading(Purpose.UNKNOWN, "", _index(frames, own[0]))
+
+
+def _index(frames: tuple[Frame, ...], wanted: Frame) -> int:
+    return next(index for index, frame in enumerate(frames) if frame is wanted)

@@ -31,14 +31,14 @@ def outage_s(socket: SocketFact) -> float | None:
 def _doublings_s(rto_s: float, backoff: int) -> float:
     """From the first send to the last retransmit, when the timeout has been doubled `backoff` times to `rto_s`."""
     if rto_s < RTO_MAX_S * 0.99:
-        return rto_s * (1 - 2.0**-backoff)
-    first_s = max(RTO_MIN_S, RTO_MAX_S / 2**backoff)
+        return rto_s * (1 - math.ldexp(1.0, -backoff))
+    first_s = max(RTO_MIN_S, math.ldexp(RTO_MAX_S, -backoff))
     return sum(min(first_s * 2**step, RTO_MAX_S) for step in range(backoff))
 
 
 def first_timeout_s(socket: SocketFact) -> float:
     """The retransmission timeout that the connection began this outage with."""
-    return max(RTO_MIN_S, (socket.rto_s or RTO_MIN_S) / 2 ** min(socket.backoff or 0, 10))
+    return max(RTO_MIN_S, math.ldexp(socket.rto_s or RTO_MIN_S, -min(socket.backoff or 0, 10)))
 
 
 def model_timeout_s(retries: int) -> float:
@@ -50,7 +50,7 @@ def model_timeout_s(retries: int) -> float:
 
 
 def gives_up_s(socket: SocketFact) -> float | None:
-    """In how many seconds the kernel ends the wait with an error, if nothing more is heard; None: never, or not known."""
+    """In how many seconds the kernel ends the wait with an error; None: never, or not known."""
     if socket.protocol != "tcp":
         return None
     if socket.state == "SYN_SENT":
