@@ -1,5 +1,251 @@
-"""The commands, thin."""
+"""The commands, thin: what was asked for, what is printed, the exit status.
+
+Two things are said here and nowhere else: one line for every error (never a traceback), and nothing on the way out that
+could take time: a cold `stucktrace pid` has to answer in a fraction of a second, so modules are imported where they are
+used and the process ends without tearing itself down.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from stucktrace import __version__
+from stucktrace.errors import StucktraceError, UsageError
+from stucktrace.output import OutputFailed, colour_wanted, complain, hold_standard_streams, terminal_width, write
+
+if TYPE_CHECKING:
+    from stucktrace.inspection import Inspection, Options
+
+STARTED = time.perf_counter()
+LARGEST_PID = 1 << 22
+"""PID_MAX_LIMIT of a 64-bit kernel."""
+
+STATUS_HELP = """\b
+Exit status, the worst of all processes looked at (worst first):
+  1  stuck
+  2  usage error (nothing was looked at)
+  3  could not inspect: gone, or not permitted
+  4  inconclusive: what was needed could not be read
+  5  advice only: it works, but will hurt
+  0  healthy: idle, working, or waiting inside its budget
+"""
+WORST_FIRST = (2, 1, 3, 4, 5, 0)
 
 
-def main() -> None:
-    raise SystemExit(2)
+def worst(statuses: set[int]) -> int:
+    """The exit status that speaks for several."""
+    return next((status for status in WORST_FIRST if status in statuses), 0)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def cli() -> None:
+    """Says why a gunicorn or Celery worker, or any other process, does not go on."""
+
+
+@cli.command("pid", epilog=STATUS_HELP)
+@click.argument("pids", metavar="[PID]...", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line (schema stucktrace.report/1).")
+@click.option("-v", "--verbose", is_flag=True, help="All threads, sockets and locks, all evidence.")
+@click.option("--native", is_flag=True, help="Native frames too. Stops the target while its stack is read.")
+@click.option("--locals", "show_locals", is_flag=True, help="Local variables of the frames, secrets blanked.")
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "core", "none"]),
+    default="auto",
+    show_default=True,
+    help="How the kernel is asked: core is BPF, none is /proc, sock_diag and pidfd_getfd alone.",
+)
+@click.option(
+    "--sample",
+    "sample_s",
+    type=click.FloatRange(0, 60),
+    default=0.5,
+    show_default=True,
+    metavar="SECONDS",
+    help="Length of a second look, taken only where the kernel's own ages do not decide; 0: never.",
+)
+@click.option(
+    "--stuck-after",
+    "stuck_after_s",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="When an open-ended request counts as stuck.  [default: the worker's own timeout, else 30]",
+)
+def pid_command(
+    pids: tuple[str, ...],
+    as_json: bool,
+    verbose: bool,
+    native: bool,
+    show_locals: bool,
+    engine: str,
+    sample_s: float,
+    stuck_after_s: float | None,
+) -> NoReturn:
+    """Why does process PID not go on? Without a PID: what could be looked at on this machine.
+
+    tini, sh and supervisord are followed down to the Python processes under them; a gunicorn or Celery master answers
+    for itself and with one line per child.
+    """
+    from stucktrace.diagnosis.model import Budgets
+    from stucktrace.inspection import Options
+
+    if not pids:
+        leave(list_candidates(as_json))
+    budgets = Budgets() if stuck_after_s is None else Budgets(stuck_after_s=stuck_after_s, stuck_after_given=True)
+    options = Options(engine, native, show_locals, sample_s, budgets)
+    wanted = tuple(dict.fromkeys(parse_pid(text) for text in pids))
+    leave(worst(set(look(wanted, options, as_json, verbose))))
+
+
+def parse_pid(text: str) -> int:
+    """A process id as typed."""
+    if not (text.isascii() and text.isdigit()):
+        raise UsageError(
+            f"{text[:40]!r} is not a process id", "give a number; `stucktrace pid` lists what could be looked at"
+        )
+    pid = int(text[:20])
+    if not 0 < pid <= LARGEST_PID:
+        raise UsageError(
+            f"{text[:40]} cannot be a process id",
+            f"they go from 1 to {LARGEST_PID}; `stucktrace pid` lists what is there",
+        )
+    return pid
+
+
+def look(pids: tuple[int, ...], options: Options, as_json: bool, verbose: bool) -> Iterator[int]:
+    """Looks at these processes, prints each answer, and yields each one's exit status."""
+    from stucktrace.inspection import Opening, follow, inspect_all
+
+    opening = Opening(options.engine)
+    wanted = dict.fromkeys(found for pid in pids for found in follow(pid))
+    for number, answer in enumerate(inspect_all(wanted, options, opening.opened).values()):
+        if isinstance(answer, StucktraceError):
+            complain(answer.message, answer.remedy)
+            yield answer.exit_status
+        else:
+            show(answer, as_json, verbose, number > 0)
+            yield status_of(answer)
+
+
+def status_of(inspection: Inspection) -> int:
+    """By the verdict's class; a master's children count too."""
+    from stucktrace.diagnosis.model import EXIT_STATUS
+
+    return worst({EXIT_STATUS[answer.diagnosis.verdict.verdict_class] for answer in (inspection, *inspection.children)})
+
+
+def show(inspection: Inspection, as_json: bool, verbose: bool, apart: bool) -> None:
+    """Prints one report."""
+    from stucktrace import report
+
+    inspection.timings_ms["total"] = (time.perf_counter() - STARTED) * 1000
+    built = report.build(inspection)
+    if as_json:
+        write_json(built)
+        return
+    from stucktrace.sinks import text
+
+    page = text.render(built, verbose=verbose, colour=colour_wanted(), width=terminal_width())
+    write(("\n" if apart else "") + page)
+
+
+def write_json(data: Any) -> None:
+    import json
+
+    write(json.dumps(data, ensure_ascii=True, separators=(", ", ": ")) + "\n")
+
+
+def list_candidates(as_json: bool) -> int:
+    """What could be looked at: every Python process, masters first."""
+    from dataclasses import asdict
+
+    from stucktrace.collectors.candidates import list_candidates as found
+    from stucktrace.sinks.text import clean
+
+    candidates = found()
+    if as_json:
+        for candidate in candidates:
+            write_json(asdict(candidate))
+        return 0
+    if not candidates:
+        complain(
+            "no Python process can be seen from here",
+            "a debug container needs the target's PID namespace (hostPID, or --target)",
+        )
+        return 0
+    for candidate in candidates:
+        write(clean(str(candidate)) + "\n")
+    return 0
+
+
+@cli.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def doctor_command(as_json: bool) -> NoReturn:
+    """What can be seen from here, and which capability, mount or setting would show more.
+
+    Each ability is tested by using it, on a child process of its own. Exit status 0: all there; 1: something is missing.
+    """
+    from stucktrace import doctor
+
+    leave(doctor.run(as_json))
+
+
+@cli.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion_command(shell: str) -> NoReturn:
+    """Print the completion script for SHELL; for bash: eval "$(stucktrace completion bash)"."""
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    if found is None:
+        raise UsageError(f"no completion for {shell}")
+    write(found(cli, {}, "stucktrace", "_STUCKTRACE_COMPLETE").source() + "\n")
+    leave(0)
+
+
+def leave(status: int) -> NoReturn:
+    """Ends the process at once: nothing is left to write, and the kernel closes what is open faster than we could."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        status = status or 3
+    os._exit(status)
+
+
+def main() -> NoReturn:
+    """The entry point: every way out of the command ends here."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    hold_standard_streams()
+    try:
+        cli(prog_name="stucktrace", standalone_mode=False)
+    except click.exceptions.Exit as done:
+        leave(done.exit_code)
+    except click.ClickException as error:
+        hint = f"try `{error.ctx.command_path} --help`" if isinstance(error, click.UsageError) and error.ctx else ""
+        complain(error.format_message(), hint)
+        leave(2)
+    except StucktraceError as error:
+        complain(error.message, error.remedy)
+        leave(error.exit_status)
+    except OutputFailed as error:
+        complain(f"could not write the answer: {error}", "")
+        leave(3)
+    except Exception as error:
+        if os.environ.get("STUCKTRACE_DEBUG"):
+            import traceback
+
+            traceback.print_exc()
+        complain(
+            f"internal error, {type(error).__name__}: {error}", "report this; STUCKTRACE_DEBUG=1 shows the traceback"
+        )
+        leave(3)
+    leave(0)

@@ -1,0 +1,378 @@
+"""One inspection: runs the collectors over a process and its children, joins what they saw, and has it diagnosed.
+
+Everything here does I/O; what it means is decided in `diagnosis`, which is pure. A collector that fails costs its own
+facts only: the reason goes into the report, and the rest is still said.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from stucktrace import join
+from stucktrace.diagnosis import diagnose
+from stucktrace.diagnosis.model import Budgets, Diagnosis
+from stucktrace.errors import CannotInspect, CollectorError, NoSuchProcess, StucktraceError
+from stucktrace.facts import Missing, ProcessFact, PythonFact, Seen, Snapshot, ThreadFact
+from stucktrace.join import Look, Window
+
+if TYPE_CHECKING:
+    from stucktrace.collectors.kernel import Kernel, Opened
+    from stucktrace.collectors.openfiles import OpenFiles
+
+T = TypeVar("T")
+
+STACK_READERS = 4
+"""py-spy processes at a time: each is short and mostly system time."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for."""
+
+    engine: str = "auto"
+    native: bool = False
+    show_locals: bool = False
+    sample_s: float = 0.5
+    budgets: Budgets = Budgets()
+
+
+@dataclass(frozen=True)
+class Siblings:
+    """How many of the target's siblings wait in the same wait, of how many that were looked at."""
+
+    same_wait: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """One inspected process."""
+
+    diagnosis: Diagnosis
+    snapshot: Snapshot
+    children: tuple[Inspection, ...] = ()
+    siblings: Siblings | None = None
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+class _Run:
+    """The collectors' guard: what they could not see, and how long each took, in one inspection."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.kernel: Kernel | None = None
+        self.for_all: list[Missing] = []
+        self.missing: dict[int, list[Missing]] = {}
+        self.gone: dict[int, CannotInspect] = {}
+        self.timings_ms: dict[str, float] = {}
+
+    def collect(self, name: str, default: T, function: Callable[[], T], pid: int | None = None) -> T:
+        """`function()`, or `default` when it fails; the failure is kept for `pid`'s report (None: for all)."""
+        began = time.perf_counter()
+        try:
+            return function()
+        except CollectorError as error:
+            self.miss(error.missing, pid)
+        except CannotInspect as error:
+            if pid is not None and isinstance(error, NoSuchProcess):
+                self.gone.setdefault(pid, error)
+            else:
+                self.miss(Missing(name, error.message, error.remedy), pid)
+        except Exception as error:
+            if os.environ.get("STUCKTRACE_DEBUG"):
+                import traceback
+
+                traceback.print_exc(file=sys.stderr)
+            because = f"internal error, {type(error).__name__}: {error}"[:300]
+            self.miss(Missing(name, because, "report this; STUCKTRACE_DEBUG=1 shows the traceback"), pid)
+        finally:
+            spent = (time.perf_counter() - began) * 1000
+            self.timings_ms[name] = self.timings_ms.get(name, 0.0) + spent
+        return default
+
+    def miss(self, missing: Missing, pid: int | None) -> None:
+        where = self.for_all if pid is None else self.missing.setdefault(pid, [])
+        if missing not in where:
+            where.append(missing)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timings_ms[name] = self.timings_ms.get(name, 0.0) + (time.perf_counter() - began) * 1000
+
+
+MASTERS = ("gunicorn-master", "celery-main")
+
+
+class Opening:
+    """Loads the BPF programs in a thread, while /proc is read: neither needs the other."""
+
+    def __init__(self, engine: str) -> None:
+        self._engine = engine
+        self._opened: Opened | None = None
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._open, daemon=True)
+        self._thread.start()
+
+    def _open(self) -> None:
+        try:
+            from stucktrace.collectors.kernel import open_kernel
+
+            self._opened = open_kernel(self._engine)
+        except Exception as error:
+            self._error = error
+
+    def opened(self) -> Opened:
+        """The kernel, or None with the reason. Raises CannotInspect when the engine asked for cannot be had."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        assert self._opened is not None
+        return self._opened
+
+
+def follow(pid: int) -> tuple[int, ...]:
+    """The processes meant by `pid`: itself, or the Python processes under a tini, sh or supervisord."""
+    from stucktrace.collectors import candidates
+
+    try:
+        return candidates.find_python(pid) or (pid,)
+    except CannotInspect:
+        return (pid,)
+
+
+def inspect(pid: int, options: Options, kernel: Kernel | None, missing: tuple[Missing, ...] = ()) -> Inspection:
+    """One process, and its children when it is a master."""
+    from stucktrace.collectors.kernel import Opened
+
+    answer = inspect_all((pid,), options, lambda: Opened(kernel, missing))[pid]
+    if isinstance(answer, StucktraceError):
+        raise answer
+    return answer
+
+
+def inspect_all(
+    pids: Collection[int], options: Options, opened: Callable[[], Opened]
+) -> dict[int, Inspection | StucktraceError]:
+    """All these processes and their masters' children, in one look at the kernel and at most one sampling window."""
+    run = _Run(options)
+    answers: dict[int, Inspection | StucktraceError] = {}
+    processes, families = _processes(run, pids, answers)
+    if not processes:
+        return answers
+    with run.timed("kernel"):
+        run.kernel, run.for_all = opened().kernel, list(opened().missing)
+    first = _look(run, processes)
+    windows: dict[int, Window] = {}
+    looks = dict(first)
+    restless = [pid for pid, look in first.items() if options.sample_s > 0 and join.undecided(look)]
+    if restless:
+        windows = _sample(run, {pid: processes[pid] for pid in restless}, first, looks)
+    snapshots = {
+        pid: join.snapshot(
+            processes[pid], look, _seen(run, pid), first[pid] if pid in windows else None, windows.get(pid)
+        )
+        for pid, look in looks.items()
+    }
+    with run.timed("diagnosis"):
+        diagnoses = {pid: diagnose(snapshot, options.budgets) for pid, snapshot in snapshots.items()}
+    for pid in snapshots:
+        run.collect("identity", None, partial(_same, processes[pid]), pid)
+    for pid in pids:
+        if pid in answers:
+            continue
+        if pid in run.gone or pid not in snapshots:
+            answers[pid] = run.gone.get(pid) or _gone(pid)
+            continue
+        inspected = Inspection(
+            diagnosis=diagnoses[pid],
+            snapshot=snapshots[pid],
+            children=tuple(
+                Inspection(diagnoses[child], snapshots[child])
+                for child in families.get(pid, ())
+                if child in snapshots and child not in run.gone
+            ),
+            timings_ms=run.timings_ms,
+        )
+        answers[pid] = inspected
+    return {pid: answers[pid] for pid in pids}
+
+
+def _gone(pid: int) -> NoSuchProcess:
+    return NoSuchProcess(f"process {pid} ended while it was looked at", "look at the one that took its place")
+
+
+def _same(process: ProcessFact) -> None:
+    from stucktrace.collectors.process import still_same
+
+    if not still_same(process):
+        raise _gone(process.pid)
+
+
+def _processes(
+    run: _Run, pids: Collection[int], answers: dict[int, Inspection | StucktraceError]
+) -> tuple[dict[int, ProcessFact], dict[int, tuple[int, ...]]]:
+    """Every process to look at, and the children of those that are masters. What cannot be read is answered at once."""
+    from stucktrace.collectors import candidates
+    from stucktrace.collectors.process import read_process
+
+    processes: dict[int, ProcessFact] = {}
+    families: dict[int, tuple[int, ...]] = {}
+    with run.timed("process"):
+        for pid in pids:
+            try:
+                processes[pid] = read_process(pid)
+            except StucktraceError as error:
+                answers[pid] = error
+                continue
+            if processes[pid].worker.kind not in MASTERS:
+                continue
+            children = run.collect("children", (), partial(candidates.children_of, processes[pid]), pid)
+            families[pid] = children
+            for child in children:
+                if child not in processes:
+                    try:
+                        processes[child] = read_process(child)
+                    except NoSuchProcess:
+                        continue
+                    except StucktraceError as error:
+                        run.miss(Missing(f"child {child}", error.message, error.remedy), pid)
+    return processes, families
+
+
+def _look(run: _Run, processes: Mapping[int, ProcessFact], before: Mapping[int, Look] | None = None) -> dict[int, Look]:
+    """One pass of all collectors. `before`: the look to compare with; what hardly changes is taken from it."""
+    from stucktrace.collectors import epoll, file_locks, locks, openfiles, pipes, relatives, sockets, threads
+
+    began = time.time()
+    pids = tuple(processes)
+    threads_of = run.collect("threads", {}, partial(threads.collect, pids, run.kernel))
+    pids = tuple(pid for pid in pids if threads_of.get(pid))
+    stacks = _Stacks(run, [processes[pid] for pid in pids if processes[pid].is_python], threads_of)
+    files: dict[int, OpenFiles] = {}
+    for pid in pids:
+        table = run.collect("files", None, partial(openfiles.read_fds, pid), pid)
+        if table is not None:
+            files[pid] = table
+    epolls = {pid: run.collect("epoll", (), partial(epoll.collect, processes[pid], files[pid]), pid) for pid in files}
+    details = {
+        pid: join.waited_fds(threads_of[pid], epolls[pid], {fd for fds in files[pid].sockets().values() for fd in fds})
+        for pid in files
+    }
+    sockets_of = run.collect("sockets", {}, partial(sockets.collect, pids, files, run.kernel, details))
+    pipes_of = {pid: run.collect("pipes", (), partial(pipes.collect, processes[pid], files[pid]), pid) for pid in files}
+    relatives_of = {
+        pid: before[pid].relatives
+        if before
+        else run.collect("relatives", (), partial(relatives.collect, processes[pid]), pid)
+        for pid in pids
+    }
+    python_of = stacks.read()
+    looks: dict[int, Look] = {}
+    for pid in pids:
+        process, seen_threads, python = processes[pid], threads_of[pid], python_of.get(pid)
+        looks[pid] = Look(
+            time=began,
+            threads=threads.compare(before[pid].threads, seen_threads) if before else seen_threads,
+            sockets=sockets_of.get(pid, ()),
+            python=python,
+            epolls=epolls.get(pid, ()),
+            pipes=pipes_of.get(pid, ()),
+            locks=run.collect(
+                "locks", (), partial(locks.collect, process, seen_threads, python, relatives_of[pid]), pid
+            ),
+            file_locks=run.collect("file locks", (), partial(file_locks.collect, process, seen_threads), pid),
+            relatives=relatives_of[pid],
+            fds=files[pid].links if pid in files and files[pid].complete else None,
+        )
+    return looks
+
+
+class _Stacks:
+    """Reads the Python stacks of several processes beside everything else: most of that time is py-spy's own."""
+
+    def __init__(self, run: _Run, processes: list[ProcessFact], threads: Mapping[int, tuple[ThreadFact, ...]]) -> None:
+        self._run = run
+        self._left = list(reversed(processes))
+        self._threads = threads
+        self._read: dict[int, PythonFact] = {}
+        self._readers = [
+            threading.Thread(target=self._work, daemon=True) for _ in range(min(STACK_READERS, len(processes)))
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _work(self) -> None:
+        from stucktrace.collectors import python
+
+        options = self._run.options
+        while self._left:
+            try:
+                process = self._left.pop()
+            except IndexError:
+                return
+            fact = self._run.collect(
+                "python",
+                None,
+                partial(
+                    python.collect,
+                    process,
+                    self._threads[process.pid],
+                    native=options.native,
+                    show_locals=options.show_locals,
+                ),
+                process.pid,
+            )
+            if fact is not None:
+                self._read[process.pid] = fact
+
+    def read(self) -> dict[int, PythonFact]:
+        """The stacks that could be read."""
+        for reader in self._readers:
+            reader.join()
+        return self._read
+
+
+def _sample(
+    run: _Run, processes: Mapping[int, ProcessFact], first: dict[int, Look], looks: dict[int, Look]
+) -> dict[int, Window]:
+    """A second look at these processes after a while, put into `looks`, and what happened in between."""
+    from stucktrace.collectors import tcp, threads, waits
+
+    pids = tuple(processes)
+    with run.timed("window"), waits.watching(pids, run.kernel) as calls, tcp.watching(pids, run.kernel) as segments:
+        began = time.time()
+        again = run.collect("threads", {}, partial(threads.collect, pids, run.kernel))
+        for pid in pids:
+            if again.get(pid):
+                first[pid] = replace(first[pid], threads=again[pid])
+        time.sleep(run.options.sample_s)
+        second = _look(run, processes, first)
+        activity = run.collect("waits", {}, calls.activity)
+        events = run.collect("tcp", {}, segments.events)
+    looks.update(second)
+    return {
+        pid: Window(second[pid].time - began, activity.get(pid, ()), calls.complete, events.get(pid, ()))
+        for pid in second
+    }
+
+
+def _seen(run: _Run, pid: int) -> Seen:
+    kernel = run.kernel
+    return Seen(
+        engine="core" if kernel else "none",
+        hooks=dict(kernel.hooks) if kernel else {},
+        lost_records=kernel.lost_records() if kernel else 0,
+        missing=(*run.missing.get(pid, ()), *run.for_all),
+    )
