@@ -22,6 +22,7 @@ from stucktrace.diagnosis.model import Budgets, Diagnosis
 from stucktrace.errors import CannotInspect, CollectorError, NoSuchProcess, StucktraceError
 from stucktrace.facts import Missing, ProcessFact, PythonFact, Seen, Snapshot, ThreadFact
 from stucktrace.join import Look, Window
+from stucktrace.siblings import Siblings
 
 if TYPE_CHECKING:
     from stucktrace.collectors.kernel import Kernel, Opened
@@ -42,14 +43,6 @@ class Options:
     show_locals: bool = False
     sample_s: float = 0.5
     budgets: Budgets = Budgets()
-
-
-@dataclass(frozen=True)
-class Siblings:
-    """How many of the target's siblings wait in the same wait, of how many that were looked at."""
-
-    same_wait: int
-    total: int
 
 
 @dataclass(frozen=True)

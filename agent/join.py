@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from stucktrace.diagnosis import stacks
+from stucktrace.diagnosis.stacks import Purpose
 from stucktrace.facts import (
     CallActivity,
     EpollFact,
     FileLockFact,
+    Frame,
     LockFact,
     PipeFact,
     ProcessFact,
@@ -126,10 +129,32 @@ def waited_fds(threads: Iterable[ThreadFact], epolls: Iterable[EpollFact], socke
     return frozenset(waited.intersection(sockets))
 
 
+QUIET = frozenset({Purpose.WORK, Purpose.SUBSCRIPTION, Purpose.CONDITION, Purpose.SLEEP, Purpose.JOIN})
+"""Purposes whose wait may be repeated for ever without a meaning: the frames alone say that it is parked."""
+POLL_AT_MOST_S = 5.0
+"""A timeout up to this long can be one poll of a longer wait; a longer one is the wait itself."""
+TIMED = frozenset(
+    "poll ppoll select pselect6 epoll_wait epoll_pwait epoll_pwait2 futex futex_waitv nanosleep clock_nanosleep "
+    "rt_sigtimedwait recvmmsg semtimedop mq_timedreceive mq_timedsend io_getevents io_pgetevents".split()
+)
+"""Calls that take a timeout, and so can be one of many."""
+JUST_WOKE_S = 0.01
+"""Asleep for less: it may be running nearly always, so its frames say nothing about where it waits."""
+
+
 def undecided(look: Look) -> bool:
     """Whether the kernel's own ages leave open what this process does, so that a second look is worth its time."""
-    return any(_restless(look, thread) for thread in look.threads)
+    frames = {thread.tid: thread.frames for thread in look.python.threads} if look.python else {}
+    return any(_restless(thread, frames.get(thread.tid, ())) for thread in look.threads)
 
 
-def _restless(look: Look, thread: ThreadFact) -> bool:
-    raise NotImplementedError
+def _restless(thread: ThreadFact, frames: tuple[Frame, ...]) -> bool:
+    """Runs, or polls: only what it does over time tells a wait from progress, and work from spinning."""
+    if thread.state not in "RSD":
+        return False
+    call = thread.syscall
+    if thread.state == "R" or call is None or thread.blocked_s is None or thread.blocked_s < JUST_WOKE_S:
+        return True
+    if call.endless or call.name not in TIMED or max(call.timeout_s or 0.0, thread.blocked_s) > POLL_AT_MOST_S:
+        return False
+    return not frames or stacks.read(frames).purpose not in QUIET
