@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-
 from stucktrace import __version__
 from stucktrace.errors import StucktraceError, UsageError
 from stucktrace.output import OutputFailed, colour_wanted, complain, hold_standard_streams, terminal_width, write
@@ -80,6 +79,7 @@ def cli() -> None:
     help="When an open-ended request counts as stuck.  [default: the worker's own timeout, else 30]",
 )
 def pid_command(
+    *,
     pids: tuple[str, ...],
     as_json: bool,
     verbose: bool,
@@ -191,7 +191,7 @@ def list_candidates(as_json: bool) -> int:
 def doctor_command(as_json: bool) -> NoReturn:
     """What can be seen from here, and which capability, mount or setting would show more.
 
-    Each ability is tested by using it, on a child process of its own. Exit status 0: all there; 1: something is missing.
+    Each ability is tested by using it, on a child process of its own. Exit status 0: all is there; 1: it is not.
     """
     from stucktrace import doctor
 

@@ -1,7 +1,8 @@
 """What can be seen from here: every ability is tested by using it, on a child process that is started for it.
 
-A list of capabilities says what ought to work; only doing it says what does (a seccomp filter, a security module, a user
-namespace or a mount option can each take it away again). Each line names what suffers without it and what would help.
+A list of capabilities says what ought to work; only doing it says what does (a seccomp filter, a security module, a
+user namespace or a mount option can each take it away again). Each line names what suffers without it, and what would
+help.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,14 +22,21 @@ from typing import Any
 
 from stucktrace import __version__
 from stucktrace.errors import CannotInspect, CollectorError
-from stucktrace.facts import ThreadFact
 
 NOBODY = 65534
 SYS_PIDFD_GETFD = 438
 INIT_NAMESPACES = {"pid": 0xEFFFFFFC, "cgroup": 0xEFFFFFFB}
 """Inodes of the node's own namespaces (include/linux/proc_ns.h)."""
-CHILD = "import sys,threading;threading.Thread(target=sys.stdin.buffer.read,daemon=True).start();print(flush=True);threading.Event().wait(60)"
+SLEEP = ("sleep", "60")
+PYTHON = (
+    sys.executable,
+    "-I",
+    "-S",
+    "-c",
+    "import threading; print(flush=True); threading.Event().wait(60)",
+)
 DEADLINE_S = 10.0
+LESS = "stucktrace works with less, and says in each report what it could not see."
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class Refused(Exception):
 
 def examine() -> Iterator[Result]:
     """Runs all tests, one after the other."""
-    with a_child() as pid:
+    with a_child(PYTHON) as pid:
         for test in TESTS:
             yield _run(test, pid)
 
@@ -89,13 +97,15 @@ def _run(test: Test, pid: int) -> Result:
 
 
 @contextmanager
-def a_child(uid: int | None = None) -> Iterator[int]:
-    """The pid of a Python process that sleeps, ended with the block."""
-    command = [sys.executable, "-I", "-S", "-c", CHILD]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, user=uid, cwd="/")
+def a_child(command: Sequence[str], uid: int | None = None) -> Iterator[int]:
+    """The pid of a process that waits, ended with the block. PYTHON says a line when it is ready."""
+    child = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, user=uid, cwd="/", start_new_session=True
+    )
     try:
         assert child.stdout is not None
-        child.stdout.readline()
+        if command is PYTHON:
+            child.stdout.readline()
         yield child.pid
     finally:
         child.kill()
@@ -106,8 +116,9 @@ def a_child(uid: int | None = None) -> Iterator[int]:
 
 
 def _btf(_pid: int) -> str:
-    size = len(Path("/sys/kernel/btf/vmlinux").read_bytes())
-    return f"{size >> 20} MiB of kernel types"
+    with open("/sys/kernel/btf/vmlinux", "rb") as types:
+        types.read(16)
+        return f"{os.fstat(types.fileno()).st_size >> 20} MiB of kernel types"
 
 
 def _iterators(pid: int) -> str:
@@ -215,7 +226,7 @@ def _setns(_pid: int) -> str:
 
 def _other_user(_pid: int) -> str:
     if os.geteuid() == 0:
-        with a_child(NOBODY) as pid:
+        with a_child(SLEEP, NOBODY) as pid:
             return _read_of(pid)
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and entry.stat().st_uid not in {os.geteuid(), 0}:
@@ -280,7 +291,7 @@ def _lockdown(_pid: int) -> str:
 
 def _namespace(kind: str) -> Callable[[int], str]:
     def own(_pid: int) -> str:
-        if os.stat(f"/proc/self/ns/{kind}").st_ino != INIT_NAMESPACES[kind]:
+        if Path(f"/proc/self/ns/{kind}").stat().st_ino != INIT_NAMESPACES[kind]:
             raise Refused(f"stucktrace runs in a {kind} namespace of its own")
         return f"in the node's {kind} namespace"
 
@@ -372,9 +383,7 @@ def run(as_json: bool) -> int:
         }
         write(json.dumps(answer) + "\n")
     elif lacking:
-        write(
-            f"\n{len(lacking)} of {len(results)} abilities are missing; stucktrace works with less and says in each report what it could not see.\n"
-        )
+        write(f"\n{len(lacking)} of {len(results)} abilities missing. {LESS}\n")
     else:
         write("\nEverything that stucktrace needs is there.\n")
     return 1 if lacking else 0

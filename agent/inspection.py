@@ -42,7 +42,7 @@ class Options:
     native: bool = False
     show_locals: bool = False
     sample_s: float = 0.5
-    budgets: Budgets = Budgets()
+    budgets: Budgets = field(default_factory=Budgets)
 
 
 @dataclass(frozen=True)

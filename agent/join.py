@@ -134,8 +134,26 @@ QUIET = frozenset({Purpose.WORK, Purpose.SUBSCRIPTION, Purpose.CONDITION, Purpos
 POLL_AT_MOST_S = 5.0
 """A timeout up to this long can be one poll of a longer wait; a longer one is the wait itself."""
 TIMED = frozenset(
-    "poll ppoll select pselect6 epoll_wait epoll_pwait epoll_pwait2 futex futex_waitv nanosleep clock_nanosleep "
-    "rt_sigtimedwait recvmmsg semtimedop mq_timedreceive mq_timedsend io_getevents io_pgetevents".split()
+    {
+        "poll",
+        "ppoll",
+        "select",
+        "pselect6",
+        "epoll_wait",
+        "epoll_pwait",
+        "epoll_pwait2",
+        "futex",
+        "futex_waitv",
+        "nanosleep",
+        "clock_nanosleep",
+        "rt_sigtimedwait",
+        "recvmmsg",
+        "semtimedop",
+        "mq_timedreceive",
+        "mq_timedsend",
+        "io_getevents",
+        "io_pgetevents",
+    }
 )
 """Calls that take a timeout, and so can be one of many."""
 JUST_WOKE_S = 0.01

@@ -1,10 +1,11 @@
-"""Writing the answer: to a terminal, a pipe, a full disk or a stdout that is closed. Nothing here ends in a traceback."""
+"""Writing the answer: to a terminal, a pipe, a full disk or a closed stdout. Nothing here ends in a traceback."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+from contextlib import suppress
 
 LONGEST_COMPLAINT = 1_000
 
@@ -36,10 +37,8 @@ def complain(message: str, remedy: str) -> None:
 
     line = f"stucktrace: {message}" + (f"; {remedy}" if remedy else "")
     data = (clean(line, LONGEST_COMPLAINT) + "\n").encode(_encoding(sys.stderr), "backslashreplace")
-    try:
+    with suppress(OSError):
         os.write(2, data)
-    except OSError:
-        pass
 
 
 def hold_standard_streams() -> None:
