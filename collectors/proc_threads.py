@@ -123,7 +123,10 @@ def _finished(pid: int, raw: _Raw, ties: dict[int, int]) -> ThreadFact:
 
 
 def _since(raw: _Raw, fact: ThreadFact) -> int | None:
-    return None if fact.blocked_s is None else raw.read_ns - int(fact.blocked_s * 1e9)
+    """When its call began to wait; a stopped thread has slept since the stop only."""
+    if fact.blocked_s is None or fact.state == "T":
+        return None
+    return raw.read_ns - int(fact.blocked_s * 1e9)
 
 
 def _read(directory: int, path: str, refused: _Refused) -> bytes:

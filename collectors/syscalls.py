@@ -43,6 +43,8 @@ _FUTEX_CLOCK_REALTIME = 256
 _FUTEX_WAIT, _FUTEX_LOCK_PI = 0, 6
 _FUTEX_ABSOLUTE = {6, 9, 11, 13}
 _TIMER_ABSTIME = 1
+# A sleep that goes on has no function of its own on the stack (the scheduler's are left out, the rest are tail calls).
+_SYSCALL_ENTRY = {"do_syscall_64", "__x64_sys_restart_syscall", "invoke_syscall", "__arm64_sys_restart_syscall"}
 
 
 def decode(pid: int, number: int, args: tuple[int, ...], since_ns: int | None = None, wchan: str = "") -> Syscall:
@@ -67,11 +69,11 @@ def _restarted(args: tuple[int, ...], wchan: str) -> str:
     """After SIGCONT some calls go on as restart_syscall, with the registers of the original call left as they were."""
     if "futex" in wchan:
         return "futex"
-    if "nanosleep" in wchan:
-        # clock_nanosleep's first argument is a clock's number, nanosleep's is an address.
-        return "clock_nanosleep" if args[0] < 4096 else "nanosleep"
     if "poll" in wchan:
         return "poll"
+    if "nanosleep" in wchan or wchan in _SYSCALL_ENTRY:
+        # clock_nanosleep's first argument is a clock's number, nanosleep's is an address.
+        return "clock_nanosleep" if args[0] < 4096 else "nanosleep"
     return "restart_syscall"
 
 

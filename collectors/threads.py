@@ -117,7 +117,9 @@ def _fact(record: ThreadRecord, stack: tuple[str, ...], clocks_ns: int) -> Threa
     wchan = next((symbol for symbol in stack if not symbol.startswith(_SCHEDULER)), "")
     syscall = None
     if asleep and record.syscall >= 0 and not (state == "T" and record.result not in _WILL_RESTART):
-        syscall = syscalls.decode(record.pid, record.syscall, tuple(record.args), slept_at_ns, wchan)
+        # A stopped thread has slept since the stop, not since its call began.
+        since_ns = slept_at_ns if state != "T" else None
+        syscall = syscalls.decode(record.pid, record.syscall, tuple(record.args), since_ns, wchan)
     return ThreadFact(
         tid=record.tid,
         ns_tid=record.ns_tid,

@@ -19,7 +19,14 @@ def finding(**changed: Any) -> dict[str, Any]:
         "confidence": "likely",
         "summary": "MainThread has waited 12 s for 10.0.0.5:5672.",
         "evidence": [
-            {"source": "tcp_info", "what": "unacked", "value": 1, "unit": "segments", "time": None, "text": "1 segment unacked"}
+            {
+                "source": "tcp_info",
+                "what": "unacked",
+                "value": 1,
+                "unit": "segments",
+                "time": None,
+                "text": "1 segment unacked",
+            }
         ],
         "remedy": {
             "now": [{"do": "kill -TERM 7", "risk": "none known", "loses": "the publish"}],
@@ -116,7 +123,15 @@ def test_the_order_is_verdict_chain_stack_evidence_remedy() -> None:
     text = render(report())
     places = [
         text.index(words)
-        for words in ("half-open (likely)", "MainThread has waited", "recvfrom on fd 9", "Python stack", "1 segment", "Do now", "Change later")
+        for words in (
+            "half-open (likely)",
+            "MainThread has waited",
+            "recvfrom on fd 9",
+            "Python stack",
+            "1 segment",
+            "Do now",
+            "Change later",
+        )
     ]
     assert places == sorted(places)
 
