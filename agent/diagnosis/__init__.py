@@ -7,13 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from stucktrace.diagnosis import graph, judge
+from stucktrace.diagnosis import file_locks, graph, judge, locks, loops, pipes, states
 from stucktrace.diagnosis.model import INFO, POSSIBLE, Budgets, Diagnosis, Finding
 from stucktrace.facts import Snapshot
 
 Rule = Callable[[Snapshot, Budgets], Iterator[Finding]]
 
-RULES: tuple[Rule, ...] = ()
+RULES: tuple[Rule, ...] = (
+    locks.deadlock,
+    locks.orphaned_lock,
+    locks.lock_held,
+    file_locks.file_lock,
+    loops.blocked_loop,
+    loops.stale_epoll,
+    pipes.pipe_stuck,
+    states.stopped,
+    states.uninterruptible,
+    states.gil_held,
+    states.spinning,
+)
 """Every rule. The order does not matter: the judge decides what is the root cause."""
 
 

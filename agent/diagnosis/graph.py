@@ -17,7 +17,7 @@ SLEEP_CALLS = frozenset({"clock_nanosleep", "nanosleep", "pause"})
 CHILD_CALLS = frozenset({"wait4", "waitid", "waitpid"})
 FILE_LOCK_CALLS = frozenset({"flock", "fcntl", "fcntl64"})
 
-EXCLUSIVE_KINDS = frozenset({"pthread-mutex", "robust-mutex", "pi-mutex", "lock", "rlock", "pymutex"})
+EXCLUSIVE_KINDS = frozenset({"pthread-mutex", "robust-mutex", "pi-mutex", "rwlock", "lock", "rlock", "pymutex"})
 """Kinds whose owner is the one thread that has to release it. Whoever waits for a condition, a semaphore or a join
 waits for no owner: a word beside such a futex can read like one (an idle multiprocessing child shows "owner 128")."""
 
@@ -87,7 +87,7 @@ def _edges(snapshot: Snapshot, thread: ThreadFact) -> Iterator[Edge]:
         lock = f"lock:{target.address:#x}"
         yield Edge(node, lock, call)
         if target.owner and target.owner.tid is not None:
-            yield Edge(lock, f"thread:{target.owner.tid}", f"held by, {target.owner.state}")
+            yield Edge(lock, f"thread:{target.owner.tid}", _relation(target))
     elif isinstance(target, FileLockFact):
         file = f"file:{target.path}"
         yield Edge(node, file, call)
@@ -109,6 +109,13 @@ def _edges(snapshot: Snapshot, thread: ThreadFact) -> Iterator[Edge]:
             yield Edge(pipe, f"process:{pid}", "reader" if writing else "writer")
     elif (child := waited_child(thread)) is not None:
         yield Edge(node, f"process:{child}", call)
+
+
+def _relation(lock: LockFact) -> str:
+    """What the thread behind a futex is to it."""
+    if lock.kind == "join":
+        return "until it ends"
+    return f"held by, {lock.owner.state}" if lock.owner else ""
 
 
 def owned(lock: LockFact) -> bool:

@@ -1,0 +1,337 @@
+"""Event loops that cannot turn: `blocked-loop` and `stale-epoll`.
+
+An event loop's thread either waits in the loop's own poll call, which is its rest, or runs a callback. A callback that
+sits in a blocking call keeps every other task of the loop from running. What tells them apart is the stack: the frame
+next inside the loop's frame is its poll, or it is a callback. Whether the fd is in the loop's epoll set tells nothing
+(Celery's Redis connection and gevent's sockets are in it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from stucktrace.diagnosis import evidence, remedies
+from stucktrace.diagnosis.model import LIKELY, POSSIBLE, PROVEN, WARNING, Budgets, Evidence, Finding, Later, Now
+from stucktrace.diagnosis.purposes import Purpose
+from stucktrace.diagnosis.waits import Wait, waits
+from stucktrace.diagnosis.words import age
+from stucktrace.facts import CallActivity, EpollFact, Frame, Snapshot
+
+EPOLL_CALLS = frozenset({"epoll_wait", "epoll_pwait", "epoll_pwait2"})
+STORM_PER_S = 500.0
+"""An epoll that returns this often for nothing does not wait any more; a busy loop's returns move bytes."""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """How one kind of event loop looks in a stack. Files are tails of paths; one that ends with "/" is a package."""
+
+    name: str
+    function: str
+    file: str
+    rest: tuple[str, ...]
+    """Functions directly inside the loop's frame that are its own waiting and housekeeping, not a callback."""
+    library: str = ""
+    """Only where this distribution is installed in the target."""
+
+
+LOOPS = (
+    Loop("asyncio", "_run_once", "asyncio/base_events.py", ("select", "_process_events", "_write_to_self")),
+    Loop("kombu's", "create_loop", "kombu/asynchronous/hub.py", ("poll",)),
+    Loop("kombu's", "create_loop", "kombu/async/hub.py", ("poll",)),
+    Loop("Celery's", "asynloop", "celery/worker/loops.py", ("create_loop",)),
+    Loop("gevent's", "run", "gevent/hub.py", ()),
+    Loop("eventlet's", "run", "eventlet/hubs/hub.py", ("wait", "presleep", "default_sleep")),
+    Loop("Twisted's", "mainLoop", "twisted/internet/base.py", ("doPoll", "doIteration", "doSelect", "doEvents")),
+    Loop("trio's", "unrolled_run", "trio/_core/_run.py", ("get_events",)),
+    Loop("uvloop's", "run", "asyncio/runners.py", ("run_until_complete", "close", "_lazy_init"), "uvloop"),
+    Loop("uvloop's", "run", "uvloop/__init__.py", ("run_until_complete", "run", "wrapper"), "uvloop"),
+)
+
+_DISPATCHERS = frozenset({"_doReadOrWrite", "_process_events"})
+"""Inside some loops' poll functions callbacks run; inside these frames they do."""
+
+_GREEN_FILES = (
+    "gevent/baseserver.py",
+    "gevent/pywsgi.py",
+    "gevent/greenlet.py",
+    "gevent/pool.py",
+    "gunicorn/workers/ggevent.py",
+    "gunicorn/workers/geventlet.py",
+    "eventlet/greenthread.py",
+    "eventlet/greenpool.py",
+    "eventlet/wsgi.py",
+)
+_GREEN_LIBRARIES = ("_gevent_c", "_greenlet", "corecext", "corecffi")
+_FORKS = frozenset({"_bootstrap", "_launch"})
+_THREAD_ENTRIES = frozenset(
+    {"<module>", "_bootstrap", "_bootstrap_inner", "_run_module_as_main", "_run_code", "run_code"}
+)
+
+_ON_PURPOSE = frozenset({Purpose.WORK, Purpose.SUBSCRIPTION})
+_SLEEPS = frozenset({Purpose.SLEEP, Purpose.RETRY})
+
+
+def bare(frame: Frame) -> str:
+    return frame.function.rpartition(".")[2]
+
+
+def in_file(frame: Frame, tail: str) -> bool:
+    path = "/" + frame.file
+    return f"/{tail}" in path if tail.endswith("/") else path.endswith(f"/{tail}")
+
+
+def blocked_loop(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
+    """A callback of an event loop has been inside a blocking call for longer than a loop may stand still.
+
+    `proven` needs the request's budget too: a callback that blocks for six seconds and goes on is bad, and heals. A
+    sleep is always `likely`. A callback whose very purpose is to wait (a consumer inside a coroutine) is `possible`.
+    """
+    for wait in waits(snapshot):
+        call, age_s = wait.thread.syscall, wait.age_s
+        if call is None or wait.thread.state not in "SD" or age_s is None or age_s < budgets.owed_s:
+            continue
+        if wait.lock is not None and wait.lock.kind == "gil":
+            continue
+        callback = callback_of(snapshot, wait)
+        if callback is None:
+            continue
+        yield _blocked(snapshot, budgets, wait, callback, age_s)
+
+
+@dataclass(frozen=True)
+class Callback:
+    loop: str
+    depth: int
+    """How many frames, innermost ones, are the callback's."""
+
+
+def callback_of(snapshot: Snapshot, wait: Wait) -> Callback | None:
+    """The event loop whose callback this thread is inside; None: no loop, or the loop is at rest."""
+    frames = _since_fork(wait.frames)
+    for index, frame in enumerate(frames):
+        loop = next((loop for loop in LOOPS if _is_loop(snapshot, loop, frame)), None)
+        if loop is None:
+            continue
+        inner = [frame for frame in frames[:index] if not frame.native]
+        if not inner or (bare(inner[-1]) in loop.rest and not any(bare(frame) in _DISPATCHERS for frame in inner)):
+            return None
+        return Callback(f"{loop.name} event loop", index)
+    return _green(snapshot, wait, frames)
+
+
+def _is_loop(snapshot: Snapshot, loop: Loop, frame: Frame) -> bool:
+    if frame.native or bare(frame) != loop.function or not in_file(frame, loop.file):
+        return False
+    return not loop.library or loop.library in snapshot.process.packages
+
+
+def _since_fork(frames: tuple[Frame, ...]) -> tuple[Frame, ...]:
+    """Without the frames that a forked child inherited: its parent's loop is not its own."""
+    for index, frame in enumerate(frames):
+        if bare(frame) in _FORKS and ("multiprocessing/" in frame.file or "billiard/" in frame.file):
+            return frames[:index]
+    return frames
+
+
+def _green(snapshot: Snapshot, wait: Wait, frames: tuple[Frame, ...]) -> Callback | None:
+    """A greenlet in a call of the operating system: had it waited the green way, its hub would be on the stack.
+
+    Its outermost frame is a green library's, or the function that was spawned (a thread's stack begins elsewhere).
+    The native threads of gevent's pool exist to block.
+    """
+    call = wait.thread.syscall
+    shown = [frame for frame in frames if not frame.native]
+    if not shown or call is None or call.name in EPOLL_CALLS:
+        return None
+    if any(in_file(frame, tail) for frame in shown for tail in ("gevent/threadpool.py", "eventlet/tpool.py")):
+        return None
+    if any(in_file(shown[-1], tail) for tail in _GREEN_FILES):
+        library = "eventlet" if "eventlet" in shown[-1].file else "gevent"
+        return Callback(f"{library}'s hub", len(frames))
+    loaded = any(name.startswith(_GREEN_LIBRARIES) for name in snapshot.process.libraries)
+    main = wait.thread.tid == snapshot.process.pid
+    outermost = shown[-1]
+    if (
+        loaded
+        and main
+        and _has_epoll(snapshot)
+        and outermost.function not in _THREAD_ENTRIES
+        and len(frames) == len(wait.frames)
+    ):
+        return Callback("greenlet hub", len(frames))
+    return None
+
+
+def _has_epoll(snapshot: Snapshot) -> bool:
+    return bool(snapshot.epolls) or any("eventpoll" in link for link in snapshot.fds.values())
+
+
+def _blocked(snapshot: Snapshot, budgets: Budgets, wait: Wait, callback: Callback, age_s: float) -> Finding:
+    purpose = wait.reading.purpose
+    decided_inside = wait.reading.frame is None or wait.reading.frame < callback.depth
+    if purpose in _ON_PURPOSE and decided_inside:
+        confidence = POSSIBLE
+    elif purpose in _SLEEPS or age_s < budgets.request_s(snapshot.process.worker.timeout_s):
+        confidence = LIKELY
+    else:
+        confidence = PROVEN
+    index = wait.reading.frame if decided_inside and wait.reading.frame is not None else _own_frame(wait, callback)
+    name, call = evidence.who(snapshot, wait.thread.tid), evidence.call_text(wait.thread)
+    frame = wait.frames[index]
+    summary = (
+        f"the {callback.loop} stands still: its thread {name} has been in {call} under {evidence.where(frame)} for "
+        f"{age(age_s)}, and nothing else of the loop can run meanwhile"
+    )
+    lines = (
+        evidence.call_line(snapshot, wait.thread, age_s),
+        Evidence(
+            "py-spy", "frame", frame.text, f"the call was made by {evidence.where(frame)}, a callback of the loop"
+        ),
+        *_loop_line(wait, callback),
+    )
+    return Finding(
+        "blocked-loop",
+        confidence,
+        summary,
+        evidence=lines,
+        now=remedies.restart(snapshot),
+        later=(_later(purpose),),
+        tid=wait.thread.tid,
+        fd=wait.thread.syscall.fd if wait.thread.syscall else None,
+        chain=(f"tasks of the {callback.loop}", name, call, *_peer(wait)),
+        frame=index,
+    )
+
+
+def _own_frame(wait: Wait, callback: Callback) -> int:
+    """The innermost frame of the callback that is not of an installed or standard library, else the innermost."""
+    for index, frame in enumerate(wait.frames[: callback.depth]):
+        if not frame.native and "/lib/python" not in frame.file and "-packages/" not in frame.file:
+            return index
+    return 0
+
+
+def _loop_line(wait: Wait, callback: Callback) -> tuple[Evidence, ...]:
+    if callback.depth >= len(wait.frames):
+        return (
+            Evidence("py-spy", "loop", callback.loop, "the stack is a greenlet's: the hub runs only when it returns"),
+        )
+    frame = wait.frames[callback.depth]
+    return (Evidence("py-spy", "loop", frame.text, f"the loop is further out: {evidence.where(frame)}"),)
+
+
+def _peer(wait: Wait) -> tuple[str, ...]:
+    return (f"{wait.socket.protocol} {wait.socket.remote or wait.socket.local}",) if wait.socket else ()
+
+
+def _later(purpose: Purpose) -> Later:
+    if purpose in _SLEEPS:
+        return Later(
+            "sleep with the loop's own sleep (asyncio.sleep, gevent.sleep)", "time.sleep stops every task of the loop"
+        )
+    return Later(
+        "use a client made for this loop, or run the call in a thread (asyncio.to_thread, a thread pool); give "
+        "it a timeout",
+        "a blocking call stops every task of the loop, its heartbeats and timeouts too",
+    )
+
+
+def stale_epoll(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
+    """An epoll set reports a file that this process has closed: somebody else holds it, so it cannot be taken out.
+
+    Epoll registers the open file, not the fd. The registration alone is harmless until the file becomes ready: then
+    epoll returns at once, for ever. So a storm of returns that lead to nothing is required; without it: `possible`.
+    """
+    for epoll in snapshot.epolls:
+        if any(not watch.present for watch in epoll.watches):
+            yield _stale(snapshot, epoll)
+
+
+def _stale(snapshot: Snapshot, epoll: EpollFact) -> Finding:
+    stale = [watch for watch in epoll.watches if not watch.present]
+    storm = _storm(snapshot, epoll)
+    holders = sorted({pid for watch in stale for pid in watch.held_by})
+    fds = ", ".join(str(watch.fd) for watch in stale)
+    lines = [
+        Evidence(
+            "/proc/PID/fdinfo",
+            "stale registrations",
+            len(stale),
+            f"epoll fd {epoll.fd} watches fd {fds}, which the process no longer has on that file",
+        )
+    ]
+    if holders:
+        text = f"the file is still open in {', '.join(f'pid {pid}' for pid in holders)}"
+        lines.append(Evidence("/proc/*/fd", "held by", holders[0], text))
+    tid, confidence, spins = None, POSSIBLE, ""
+    if storm is not None:
+        rate = storm.returns / snapshot.window_s
+        only_sockets = all(snapshot.socket(watch.fd) for watch in epoll.watches if watch.present)
+        tid, confidence = storm.tid, PROVEN if only_sockets and snapshot.activity_complete else LIKELY
+        spins = f": {storm.call} returns {rate:.0f} times a second and nothing comes of it"
+        lines.append(
+            Evidence(
+                "waits",
+                "returns",
+                storm.returns,
+                f"{storm.call} returned {storm.returns} times in {age(snapshot.window_s)}",
+            )
+        )
+    elif (busy := _busy_in(snapshot, epoll)) is not None:
+        tid, confidence = busy, LIKELY
+        spins = f": {evidence.who(snapshot, busy)} spends its time on the CPU around it"
+    summary = f"epoll fd {epoll.fd} still watches a file that this process has closed (was fd {fds}){spins}"
+    killed = tuple(
+        Now(f"end pid {pid} (kill -TERM {pid}), which keeps the file open", "its own work ends", "what it works on")
+        for pid in holders[:3]
+    )
+    return Finding(
+        "stale-epoll",
+        confidence,
+        summary,
+        evidence=tuple(lines),
+        severity=WARNING if confidence == POSSIBLE else "critical",
+        now=(*remedies.restart(snapshot), *killed),
+        later=(
+            Later(
+                "take a file out of the epoll set before closing it, and open it close-on-exec (or close it in "
+                "forked children)",
+                "a registration lives as long as any process holds the open file, and cannot be removed once the "
+                "fd is gone",
+            ),
+        ),
+        tid=tid,
+        fd=epoll.fd,
+        chain=(evidence.who(snapshot, tid), f"epoll fd {epoll.fd}", f"closed fd {fds}"),
+    )
+
+
+def _storm(snapshot: Snapshot, epoll: EpollFact) -> CallActivity | None:
+    """The thread whose waits on this set return all the time without leading to any call that moves bytes."""
+    if snapshot.window_s <= 0:
+        return None
+    for entry in snapshot.activity:
+        if entry.call not in EPOLL_CALLS or entry.fd != epoll.fd:
+            continue
+        moves = sum(other.returns - other.empty for other in snapshot.activity_of(entry.tid) if other.moved_bytes)
+        if (entry.returns - entry.empty) / snapshot.window_s >= STORM_PER_S and moves < entry.returns / 20:
+            return entry
+    return None
+
+
+def _busy_in(snapshot: Snapshot, epoll: EpollFact) -> int | None:
+    """Without the probes: the thread that polls this set and used at least half of the window on the CPU."""
+    if snapshot.activity_complete or snapshot.window_s < 0.2:
+        return None
+    for thread in snapshot.threads:
+        busy = (thread.cpu_s_in_window or 0.0) >= snapshot.window_s / 2
+        polls = thread.syscall is not None and thread.syscall.name in EPOLL_CALLS and thread.syscall.fd == epoll.fd
+        frames = snapshot.frames(thread.tid)
+        in_poll = bool(frames) and any(
+            bare(frame) in ("poll", "select", "_run_once", "create_loop") for frame in frames[:3]
+        )
+        if busy and (polls or in_poll):
+            return thread.tid
+    return None

@@ -1,0 +1,231 @@
+"""`pipe-stuck`: a pipe whose other end will never read, write or close. Source: who holds which end, over /proc/*/fd.
+
+A reader waits until all write ends are closed. A write end that leaked into a forked child, or that the reader itself
+forgot to close, keeps it waiting for ever. A writer waits until somebody reads. Holders that are alive are taken to act
+in time, and so an idle prefork child (its parent holds the write end) and a shell pipeline are never stuck by age.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from stucktrace.diagnosis import evidence, remedies
+from stucktrace.diagnosis.futexes import alone
+from stucktrace.diagnosis.graph import CHILD_CALLS, waited_child
+from stucktrace.diagnosis.model import LIKELY, POSSIBLE, PROVEN, WARNING, Budgets, Evidence, Finding, Later, Now
+from stucktrace.diagnosis.waits import Wait, waits
+from stucktrace.diagnosis.words import age, listing, size
+from stucktrace.facts import PipeFact, Relative, Snapshot
+
+READ_CALLS = frozenset({"read", "readv", "splice", "tee", "recvfrom", "recvmsg"})
+WRITE_CALLS = frozenset({"write", "writev", "splice", "sendfile", "vmsplice", "tee"})
+FULL_BYTES = 60_000
+"""A pipe's default size is 65536; a writer already sleeps when its piece does not fit."""
+_INIT = 1
+
+
+@dataclass(frozen=True)
+class _Reason:
+    confidence: str
+    does: str
+    why: str
+    role: str
+    """Who would have to act: "reader" or "writer"."""
+
+
+def pipe_stuck(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
+    """`proven` only where every holder's fds could be read, and none of them can act."""
+    for wait in waits(snapshot):
+        call = wait.thread.syscall
+        if call is None or wait.thread.state not in "SD" or wait.age_s is None or wait.age_s < budgets.owed_s:
+            continue
+        if call.name in CHILD_CALLS:
+            yield from _child_cannot_write(snapshot, wait)
+        elif wait.pipe is not None:
+            writes = call.waits_to == "write" or call.name in WRITE_CALLS - READ_CALLS
+            reason = (_nobody_reads if writes else _nobody_writes)(snapshot, budgets, wait, wait.pipe)
+            if reason is not None:
+                yield _finding(snapshot, wait, wait.pipe, reason)
+        elif wait.lock is not None and wait.lock.kind == "shared-semaphore":
+            yield from _orphan_behind_siblings(snapshot, wait)
+
+
+def _nobody_writes(snapshot: Snapshot, budgets: Budgets, wait: Wait, pipe: PipeFact) -> _Reason | None:
+    """A blocking read whose writers are the reader itself, orphans like itself, or stopped.
+
+    Not for poll or select: a program that watches its own pipe is woken by its own signal handler (the self-pipe
+    trick). Not for a named FIFO: anybody can open it later, and daemons hold both ends on purpose.
+    """
+    call = wait.thread.syscall
+    if call is None or call.name not in READ_CALLS or pipe.path or pipe.end == "write" or not pipe.writers:
+        return None
+    own, others = snapshot.process.pid, set(pipe.writers) - {snapshot.process.pid}
+    stopped = _stopped(snapshot, others)
+    does = "waits for data or the end of"
+    if not others:
+        why = "this process itself holds the only write end"
+        if alone(snapshot):
+            return _Reason(LIKELY, does, f"{why}, and its only thread is the one that reads", "writer")
+        return _Reason(POSSIBLE, does, f"{why}, so no other process can write or close it", "writer")
+    if stopped and len(stopped) == len(others) and own not in pipe.writers:
+        why = f"{_named(stopped)}, which would have to write, {'is' if len(stopped) == 1 else 'are'} stopped"
+        return _Reason(PROVEN, does, why, "writer")
+    if _is_orphan(snapshot) and others <= _like_itself(snapshot):
+        holds = "holds" if len(others) == 1 else "hold"
+        why = f"the parent that fed it is gone, and only {_pids(others)}, orphans too, still {holds} the write end"
+        return _Reason(LIKELY, does, why, "writer")
+    return None
+
+
+def _nobody_reads(snapshot: Snapshot, budgets: Budgets, wait: Wait, pipe: PipeFact) -> _Reason | None:
+    """A write into a full pipe that nobody empties: no reader but itself, a stopped one, or none in time."""
+    if pipe.end == "read" or not pipe.readers:
+        return None
+    own, others = snapshot.process.pid, set(pipe.readers) - {snapshot.process.pid}
+    stopped = _stopped(snapshot, others)
+    does = "waits for room in"
+    if not others and not pipe.path:
+        why = "only this process holds the read end"
+        if alone(snapshot):
+            return _Reason(PROVEN, does, f"{why}, and its only thread is the one that writes", "reader")
+        return _Reason(POSSIBLE, does, why, "reader")
+    if stopped and len(stopped) == len(others) and own not in pipe.readers:
+        why = f"{_named(stopped)}, which would have to read, {'is' if len(stopped) == 1 else 'are'} stopped"
+        return _Reason(PROVEN, does, why, "reader")
+    if (wait.age_s or 0.0) >= budgets.request_s(snapshot.process.worker.timeout_s):
+        holds = "holds the read end and has not read" if len(others) == 1 else "hold the read end and have not read"
+        return _Reason(LIKELY, does, f"{_pids(others) or 'whoever could'} {holds} for as long", "reader")
+    return None
+
+
+def _child_cannot_write(snapshot: Snapshot, wait: Wait) -> Iterator[Finding]:
+    """The thread waits for a child to end, and that child's pipe to this process is full: it cannot end.
+
+    The classic of `subprocess.wait()` with `stdout=PIPE`. Another thread of this process might read: then `possible`.
+    """
+    child = waited_child(wait.thread)
+    children = {relative.pid for relative in snapshot.children}
+    own = snapshot.process.pid
+    for pipe in snapshot.pipes:
+        writers = set(pipe.writers) - {own}
+        if pipe.end == "write" or set(pipe.readers) != {own} or (pipe.unread_bytes or 0) < FULL_BYTES:
+            continue
+        if not (writers & children) or (child is not None and child in children and child not in writers):
+            continue
+        why = (
+            f"{_pids(writers & children)} cannot end while its output, {size(pipe.unread_bytes)} in a full pipe, "
+            "is not read, and only this process could read it"
+        )
+        confidence = PROVEN if alone(snapshot) else POSSIBLE
+        yield _finding(snapshot, wait, pipe, _Reason(confidence, "waits for a child that writes into", why, "reader"))
+
+
+def _orphan_behind_siblings(snapshot: Snapshot, wait: Wait) -> Iterator[Finding]:
+    """A worker of a process pool whose parent died, waiting its turn to read the pool's queue.
+
+    The children of a `ProcessPoolExecutor` share one pipe and a semaphore that lets one of them read. All hold both
+    ends, so the read never ends when the parent does, and the others wait on the semaphore.
+    """
+    if not _is_orphan(snapshot) or not any("/queues.py" in f.file or "/pool.py" in f.file for f in wait.frames):
+        return
+    like = _like_itself(snapshot) | {snapshot.process.pid}
+    if any(pipe.end != "write" and not set(pipe.writers) <= like for pipe in snapshot.pipes):
+        return
+    for pipe in snapshot.pipes:
+        if pipe.end != "write" and pipe.writers:
+            why = "the parent that fed its queue is gone, and only orphans like itself hold the queue's pipe"
+            yield _finding(snapshot, wait, pipe, _Reason(LIKELY, "waits for its turn to read", why, "writer"))
+            return
+
+
+def _is_orphan(snapshot: Snapshot) -> bool:
+    """Its parent is gone: it was handed to init, or to a reaper that is not of its kind."""
+    process, parent = snapshot.process, snapshot.parent
+    if not _forked_worker(snapshot):
+        return False
+    return process.ppid <= _INIT or parent is None or not parent.alive or parent.kind == "other"
+
+
+def _forked_worker(snapshot: Snapshot) -> bool:
+    """Its stack or its role says that it was made by a process pool."""
+    if snapshot.process.worker.kind in ("celery-child", "gunicorn-worker"):
+        return True
+    main = snapshot.main_thread
+    frames = snapshot.frames(main.tid) if main else ()
+    return any("multiprocessing/" in frame.file or "billiard/" in frame.file for frame in frames)
+
+
+def _like_itself(snapshot: Snapshot) -> set[int]:
+    """Siblings and descendants that share its fate."""
+    return {relative.pid for relative in snapshot.relatives if relative.relation in ("sibling", "child")}
+
+
+def _stopped(snapshot: Snapshot, pids: set[int]) -> list[Relative]:
+    return [relative for relative in snapshot.relatives if relative.pid in pids and relative.state in "Tt"]
+
+
+def _named(relatives: list[Relative]) -> str:
+    return listing([f"pid {relative.pid} ({relative.command})" for relative in relatives])
+
+
+def _pids(pids: set[int]) -> str:
+    return listing([f"pid {pid}" for pid in sorted(pids)])
+
+
+def _finding(snapshot: Snapshot, wait: Wait, pipe: PipeFact, reason: _Reason) -> Finding:
+    role, confidence = reason.role, reason.confidence
+    holders = pipe.writers if role == "writer" else pipe.readers
+    name = evidence.who(snapshot, wait.thread.tid)
+    where = f"pipe {pipe.inode}" + (f" (fd {pipe.fds[0]})" if pipe.fds else "")
+    if not pipe.complete and confidence == PROVEN:
+        confidence = LIKELY
+    lines = [
+        evidence.call_line(snapshot, wait.thread, wait.age_s),
+        Evidence("/proc/*/fd", f"{role}s", len(holders), f"held by, as {role}: {_pids(set(holders))}"),
+        *evidence.frame_line(wait.frames, wait.reading.frame),
+    ]
+    if pipe.unread_bytes is not None:
+        lines.append(
+            Evidence("FIONREAD", "unread", pipe.unread_bytes, f"{size(pipe.unread_bytes)} unread in it", "bytes")
+        )
+    if not pipe.complete:
+        lines.append(
+            Evidence(
+                "/proc/*/fd", "complete", False, "some processes' fds could not be read: there may be more holders"
+            )
+        )
+    return Finding(
+        "pipe-stuck",
+        confidence,
+        f"{name} {reason.does} {where} for {age(wait.age_s)}, in vain: {reason.why}",
+        evidence=tuple(lines),
+        severity=WARNING if confidence == POSSIBLE else "critical",
+        now=_now(snapshot, holders),
+        later=(
+            Later(
+                "close the ends that a process does not use right after the fork, read a child's output while it "
+                "runs "
+                "(communicate), and give the wait a timeout",
+                "a pipe ends only when every copy of its other end is closed",
+            ),
+        ),
+        tid=wait.thread.tid,
+        fd=pipe.fds[0] if pipe.fds else None,
+        chain=(name, evidence.call_text(wait.thread), where, f"{role}s: {_pids(set(holders))}"),
+        frame=wait.reading.frame,
+    )
+
+
+def _now(snapshot: Snapshot, holders: tuple[int, ...]) -> tuple[Now, ...]:
+    stopped = _stopped(snapshot, set(holders))
+    if stopped:
+        pids = " ".join(str(relative.pid) for relative in stopped)
+        return (
+            Now(
+                f"kill -CONT {pids}",
+                "it goes on where it was stopped; somebody may have stopped it on purpose",
+                "nothing",
+            ),
+        )
+    return remedies.restart(snapshot)
