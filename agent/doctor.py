@@ -141,9 +141,9 @@ def _waits(pid: int) -> str:
 
     kernel = open_kernel("core").kernel
     with waits.watching((pid,), kernel) as calls:
-        complete = calls.complete
+        complete, missing = calls.complete, calls.missing
     if not complete:
-        raise Refused("the kernel refused the hooks on system calls")
+        raise Refused("; ".join(entry.because for entry in missing) or "returns of calls were lost")
     return "attached and detached"
 
 

@@ -62,6 +62,7 @@ class _Run:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.kernel: Kernel | None = None
+        self.hooks: dict[str, str] = {}
         self.for_all: list[Missing] = []
         self.missing: dict[int, list[Missing]] = {}
         self.gone: dict[int, CannotInspect] = {}
@@ -250,7 +251,7 @@ def _look(run: _Run, processes: Mapping[int, ProcessFact], before: Mapping[int, 
 
     began = time.time()
     pids = tuple(processes)
-    threads_of = run.collect("threads", {}, partial(threads.collect, pids, run.kernel))
+    threads_of = _threads(run, pids)
     pids = tuple(pid for pid in pids if threads_of.get(pid))
     stacks = _Stacks(run, [processes[pid] for pid in pids if processes[pid].is_python], threads_of)
     files: dict[int, OpenFiles] = {}
@@ -290,6 +291,16 @@ def _look(run: _Run, processes: Mapping[int, ProcessFact], before: Mapping[int, 
             fds=files[pid].links if pid in files and files[pid].complete else None,
         )
     return looks
+
+
+def _threads(run: _Run, pids: Collection[int]) -> Mapping[int, tuple[ThreadFact, ...]]:
+    from stucktrace.collectors import threads
+
+    look = run.collect("threads", threads.Look({}, ""), partial(threads.look, pids, run.kernel))
+    run.hooks["threads"] = look.source
+    for missing in look.missing:
+        run.miss(missing, None)
+    return look.facts
 
 
 class _Stacks:
@@ -341,12 +352,12 @@ def _sample(
     run: _Run, processes: Mapping[int, ProcessFact], first: dict[int, Look], looks: dict[int, Look]
 ) -> dict[int, Window]:
     """A second look at these processes after a while, put into `looks`, and what happened in between."""
-    from stucktrace.collectors import tcp, threads, waits
+    from stucktrace.collectors import tcp, waits
 
     pids = tuple(processes)
     with run.timed("window"), waits.watching(pids, run.kernel) as calls, tcp.watching(pids, run.kernel) as segments:
         began = time.time()
-        again = run.collect("threads", {}, partial(threads.collect, pids, run.kernel))
+        again = _threads(run, pids)
         for pid in pids:
             if again.get(pid):
                 first[pid] = replace(first[pid], threads=again[pid])
@@ -354,10 +365,12 @@ def _sample(
         second = _look(run, processes, first)
         activity = run.collect("waits", {}, calls.activity)
         events = run.collect("tcp", {}, segments.events)
+        complete = calls.complete
+    for missing in (*calls.missing, *segments.missing):
+        run.miss(missing, None)
     looks.update(second)
     return {
-        pid: Window(second[pid].time - began, activity.get(pid, ()), calls.complete, events.get(pid, ()))
-        for pid in second
+        pid: Window(second[pid].time - began, activity.get(pid, ()), complete, events.get(pid, ())) for pid in second
     }
 
 
@@ -365,7 +378,7 @@ def _seen(run: _Run, pid: int) -> Seen:
     kernel = run.kernel
     return Seen(
         engine="core" if kernel else "none",
-        hooks=dict(kernel.hooks) if kernel else {},
+        hooks={**run.hooks, **(kernel.hooks if kernel else {})},
         lost_records=kernel.lost_records() if kernel else 0,
         missing=(*run.missing.get(pid, ()), *run.for_all),
     )
