@@ -20,7 +20,7 @@ from stucktrace import join
 from stucktrace.diagnosis import diagnose
 from stucktrace.diagnosis.model import Budgets, Diagnosis
 from stucktrace.errors import CannotInspect, CollectorError, NoSuchProcess, StucktraceError
-from stucktrace.facts import Missing, ProcessFact, PythonFact, Seen, Snapshot, ThreadFact
+from stucktrace.facts import Missing, ProcessFact, PythonFact, Seen, Snapshot, SocketFact, ThreadFact
 from stucktrace.join import Look, Window
 from stucktrace.siblings import Siblings
 
@@ -247,7 +247,7 @@ def _processes(
 
 def _look(run: _Run, processes: Mapping[int, ProcessFact], before: Mapping[int, Look] | None = None) -> dict[int, Look]:
     """One pass of all collectors. `before`: the look to compare with; what hardly changes is taken from it."""
-    from stucktrace.collectors import epoll, file_locks, locks, openfiles, pipes, relatives, sockets, threads
+    from stucktrace.collectors import epoll, file_locks, locks, openfiles, pipes, relatives, threads
 
     began = time.time()
     pids = tuple(processes)
@@ -264,7 +264,7 @@ def _look(run: _Run, processes: Mapping[int, ProcessFact], before: Mapping[int, 
         pid: join.waited_fds(threads_of[pid], epolls[pid], {fd for fds in files[pid].sockets().values() for fd in fds})
         for pid in files
     }
-    sockets_of = run.collect("sockets", {}, partial(sockets.collect, pids, files, run.kernel, details))
+    sockets_of = _sockets(run, pids, files, details)
     pipes_of = {pid: run.collect("pipes", (), partial(pipes.collect, processes[pid], files[pid]), pid) for pid in files}
     relatives_of = {
         pid: before[pid].relatives
@@ -301,6 +301,18 @@ def _threads(run: _Run, pids: Collection[int]) -> Mapping[int, tuple[ThreadFact,
     for missing in look.missing:
         run.miss(missing, None)
     return look.facts
+
+
+def _sockets(
+    run: _Run, pids: Collection[int], files: Mapping[int, OpenFiles], details: Mapping[int, Collection[int]]
+) -> Mapping[int, tuple[SocketFact, ...]]:
+    from stucktrace.collectors import sockets
+
+    seen = run.collect("sockets", sockets.Sockets({}), partial(sockets.collect, pids, files, run.kernel, details))
+    run.hooks["sockets"] = seen.source
+    for missing in seen.missing:
+        run.miss(missing, None)
+    return seen.facts
 
 
 class _Stacks:
@@ -376,9 +388,10 @@ def _sample(
 
 def _seen(run: _Run, pid: int) -> Seen:
     kernel = run.kernel
+    kernel_hooks = kernel.hooks.items() if kernel else ()
     return Seen(
         engine="core" if kernel else "none",
-        hooks={**run.hooks, **(kernel.hooks if kernel else {})},
+        hooks={subject: means for subject, means in (*run.hooks.items(), *kernel_hooks) if means},
         lost_records=kernel.lost_records() if kernel else 0,
         missing=(*run.missing.get(pid, ()), *run.for_all),
     )
