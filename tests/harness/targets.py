@@ -1,0 +1,111 @@
+"""Starting the tiny programs of tests/targets, and ending them with everything they started.
+
+A program says that it is ready by writing a line to the fd in READY_FD (see `say_ready` in tests/targets/ready.py);
+what stands on that line is `Target.said`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.harness import kernel
+
+TARGETS = Path(__file__).parents[1] / "targets"
+READY_DEADLINE_S = 120.0
+
+
+@dataclass
+class Target:
+    pid: int
+    said: str
+    """The line that the program wrote when it was ready."""
+    process: subprocess.Popen[bytes]
+    output: Path
+
+    def log(self) -> str:
+        return self.output.read_text(errors="replace")
+
+
+@contextlib.contextmanager
+def start(
+    program: str | Path | Sequence[str],
+    *args: str | int,
+    netns: str | None = None,
+    env: Mapping[str, str] | None = None,
+    ready: bool = True,
+    cwd: Path | None = None,
+    prefix: Sequence[str] = (),
+) -> Iterator[Target]:
+    """Runs a program of tests/targets (by name or path), or a whole command; everything it started is killed at the end.
+
+    With `ready` it waits for the program's own word. `prefix` is put in front of the command (setpriv, unshare ...).
+    """
+    command = (
+        [str(TARGETS / program) if "/" not in str(program) else str(program)]
+        if isinstance(program, str | Path)
+        else list(program)
+    )
+    if isinstance(program, str | Path):
+        command = [sys.executable, *command]
+    command += [str(argument) for argument in args]
+    command = [*prefix, *command]
+    if netns:
+        command = ["ip", "netns", "exec", netns, *command]
+    reader, writer = os.pipe()
+    os.set_inheritable(writer, True)
+    descriptor, name = tempfile.mkstemp(prefix="target-", suffix=".log")
+    environment = {**os.environ, "READY_FD": str(writer), "PYTHONUNBUFFERED": "1", **(env or {})}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=descriptor, stderr=descriptor, pass_fds=(writer,), env=environment,
+        start_new_session=True, cwd=cwd,
+    )  # fmt: skip
+    os.close(writer)
+    os.close(descriptor)
+    output = Path(name)
+    try:
+        said = _ready(reader, process, output) if ready else ""
+        yield Target(process.pid, said, process, output)
+    finally:
+        os.close(reader)
+        end(process)
+        output.unlink(missing_ok=True)
+
+
+def _ready(reader: int, process: subprocess.Popen[bytes], output: Path) -> str:
+    line = b""
+    while not line.endswith(b"\n"):
+        readable, _, _ = select.select([reader], [], [], READY_DEADLINE_S)
+        chunk = os.read(reader, 4096) if readable else b""
+        if not chunk:
+            process.poll()
+            raise AssertionError(f"target not ready (exit {process.returncode}):\n{output.read_text(errors='replace')}")
+        line += chunk
+    return line.decode().strip()
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kills the process, its session and its descendants (stopped ones too), each by its pid."""
+    for pid in [*descendants(process.pid), process.pid]:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(30)
+
+
+def descendants(pid: int) -> list[int]:
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for child in kernel.children(pid):
+            found += [*descendants(child), child]
+    return found
