@@ -19,6 +19,8 @@ from stucktrace.facts import CallActivity, Missing
 OBJECT = "waits"
 PROGRAM = "count_return"
 SOURCE = "tp_btf/sys_exit"
+_SLOTS = 4096
+"""As SLOTS in waits.bpf.c."""
 
 
 class Watch:
@@ -60,6 +62,7 @@ class Watch:
         self._learn(look)
         for kernel_pid in {kernel_pid for kernel_pid, _ in look.kernel_ids.values()}:
             self._object.map("watched").update(c_uint32(kernel_pid), c_uint8(1))
+            self._object.map("watched_slots").update(c_uint32(kernel_pid % _SLOTS), c_uint32(kernel_pid))
 
     def _learn(self, look: threads.Look) -> None:
         owners = {thread.tid: pid for pid, facts in look.facts.items() for thread in facts}
