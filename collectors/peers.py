@@ -1,7 +1,7 @@
 """The TCP socket at the other end of a connection when it lives on this node, in any network namespace.
 
 Without BPF: the reverse tuple looked up by sock_diag in the socket's own namespace, then in every other one that may
-be entered. It answers for loopback, veth and the own addresses; a connection behind NAT has another tuple, so no answer.
+be entered. It answers for loopback, veth and own addresses; a connection behind NAT has another tuple, so no answer.
 A tuple of loopback addresses means something else in every namespace: it is looked up in the socket's own one only.
 """
 

@@ -7,7 +7,6 @@ microseconds. This file joins what the other socket files read, and opens nothin
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 from stucktrace.collectors import holders, peers, socket_options, socket_tables, unix_peers
@@ -28,13 +27,14 @@ class Files(Protocol):
     def sockets(self) -> Mapping[int, tuple[int, ...]]: ...
 
 
-@dataclass(frozen=True)
-class Sockets:
-    facts: dict[int, tuple[SocketFact, ...]]
+class Sockets(dict[int, tuple[SocketFact, ...]]):
     """pid -> its sockets in the order of their first fd; a pid whose sockets could not be read is absent."""
-    missing: tuple[Missing, ...] = ()
-    source: str = ""
-    """The means that was used: "iter/task_file", "sock_diag", "/proc/net"."""
+
+    def __init__(self, facts: Mapping[int, tuple[SocketFact, ...]], missing: tuple[Missing, ...], source: str) -> None:
+        super().__init__(facts)
+        self.missing = missing
+        self.source = source
+        """The means that was used: "iter/task_file", "sock_diag", "/proc/net"."""
 
 
 def collect(
@@ -111,7 +111,8 @@ def _join(
             other = unix.get(inode) or local_unix.get(inode)
             if other is not None:
                 draft["remote"] = other.name
-                draft["direction"] = "in" if draft.get("local") else "out"
+                # An accepted UNIX socket bears its listener's name; of an unnamed pair neither end called the other.
+                draft["direction"] = "in" if draft.get("local") else "out" if other.name else ""
             if inode in unix:
                 draft["peer"] = _peer(unix[inode], held)
         shared = tuple(holder for holder in held.get(inode, ()) if holder != pid)
