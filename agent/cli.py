@@ -43,7 +43,7 @@ def worst(statuses: set[int]) -> int:
     return next((status for status in WORST_FIRST if status in statuses), 0)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:
     """Says why a gunicorn or Celery worker, or any other process, does not go on."""
@@ -231,7 +231,7 @@ def main() -> NoReturn:
         leave(done.exit_code)
     except click.ClickException as error:
         hint = f"try `{error.ctx.command_path} --help`" if isinstance(error, click.UsageError) and error.ctx else ""
-        complain(error.format_message(), hint)
+        complain(error.format_message().rstrip("."), hint)
         leave(2)
     except StucktraceError as error:
         complain(error.message, error.remedy)
