@@ -14,7 +14,8 @@ import pytest
 from stucktrace.collectors import kernel, syscalls, threads
 from stucktrace.facts import ThreadFact
 
-from tests.live.scripts import eventually, running
+from tests.harness.kernel import wait_until
+from tests.harness.scripts import running
 
 MEANS = {"iter": "core", "proc": "none"}
 
@@ -95,7 +96,7 @@ def parked(pid: int, opened: kernel.Kernel | None) -> dict[str, ThreadFact]:
         )
         return found if in_call else None
 
-    return eventually(settled, "every thread in its call")
+    return wait_until(settled, "every thread in its call")
 
 
 def test_every_call_with_its_fds_and_timeout(opened):
@@ -145,7 +146,7 @@ def test_both_means_agree():
 def test_a_sleep_is_as_old_as_it_is(opened):
     """The age grows with the clock, look by look, however long ago the sleep began."""
     with running("import json, time; print(json.dumps({}), flush=True); time.sleep(900)") as script:
-        first = eventually(lambda: sleeping(script.pid, opened), "the sleep")
+        first = wait_until(lambda: sleeping(script.pid, opened), "the sleep")
         before = time.monotonic()
         time.sleep(1.0)
         second = sleeping(script.pid, opened)
@@ -174,7 +175,7 @@ while True: select.select([], [], [], 0.001)
             calls = [t.syscall.name for t in threads.collect([script.pid], opened)[script.pid] if t.syscall]
             return "clock_nanosleep" in calls
 
-        eventually(asleep, "the sleeper's sleep")
+        wait_until(asleep, "the sleeper's sleep")
         first = threads.collect([script.pid], opened)[script.pid]
 
         def woke() -> tuple[ThreadFact, ...] | None:
@@ -182,7 +183,7 @@ while True: select.select([], [], [], 0.001)
             main = next(t for t in second if t.tid == script.pid)
             return second if main.slept_through is False and main.cpu_s_in_window else None
 
-        second = eventually(woke, "the poller woke")
+        second = wait_until(woke, "the poller woke")
         (sleeper,) = (t for t in second if t.tid != script.pid)
         assert sleeper.slept_through is True
         assert sleeper.cpu_s_in_window == 0
@@ -190,14 +191,14 @@ while True: select.select([], [], [], 0.001)
 
 def test_running_in_user_space_is_in_no_call(opened):
     with running("import json; print(json.dumps({}), flush=True)\nwhile True: pass") as script:
-        first = eventually(lambda: runs(script.pid, opened), "it runs")
+        first = wait_until(lambda: runs(script.pid, opened), "it runs")
         assert (first.syscall, first.blocked_s, first.blocked_since_source) == (None, None, "")
 
         def used_cpu() -> bool:
             later = runs(script.pid, opened)
             return later is not None and later.on_cpu_s > first.on_cpu_s
 
-        eventually(used_cpu, "CPU time grows")
+        wait_until(used_cpu, "CPU time grows")
 
 
 def runs(pid: int, opened: kernel.Kernel | None) -> ThreadFact | None:
@@ -234,12 +235,12 @@ def test_stopped_and_continued_the_call_stays_what_it_was(opened):
         return found if right else None
 
     with running(RESTARTED) as script:
-        eventually(lambda: in_calls("S"), "each in its call")
+        wait_until(lambda: in_calls("S"), "each in its call")
         os.kill(script.pid, signal.SIGSTOP)
-        stopped = eventually(lambda: in_calls("T"), "each stopped in its call")
+        stopped = wait_until(lambda: in_calls("T"), "each stopped in its call")
         assert all(thread.blocked_s is not None for thread in stopped.values())
         os.kill(script.pid, signal.SIGCONT)
-        again = eventually(lambda: in_calls("S"), "each in its call again")
+        again = wait_until(lambda: in_calls("S"), "each in its call again")
         assert again["futex"].syscall.timeout_s == 900
         assert again["poll"].syscall.timeout_s == 900
 
@@ -259,7 +260,7 @@ if libc.vfork() == 0:
             (thread,) = threads.collect([script.pid], opened)[script.pid]
             return thread if thread.state == "D" and thread.kernel_stack else None
 
-        thread = eventually(blocked, "the vfork")
+        thread = wait_until(blocked, "the vfork")
         child = int(Path(f"/proc/{script.pid}/task/{script.pid}/children").read_text().split()[0])
         script.process.kill()
         os.kill(child, signal.SIGKILL)
@@ -269,7 +270,7 @@ if libc.vfork() == 0:
 
 def test_gone_is_absent_and_a_zombie_is_not(opened):
     process = subprocess.Popen(["true"])
-    zombie = eventually(lambda: zombie_of(process.pid, opened), "the zombie")
+    zombie = wait_until(lambda: zombie_of(process.pid, opened), "the zombie")
     assert (zombie.syscall, zombie.blocked_s) == (None, None)
     process.wait()
     assert threads.collect([process.pid], opened) == {}
@@ -293,7 +294,7 @@ print(json.dumps({}), flush=True)
 stop.wait()
 """
     with running(source) as script:
-        eventually(lambda: len(threads.collect([script.pid], opened)[script.pid]) == 2001, "2001 threads")
+        wait_until(lambda: len(threads.collect([script.pid], opened)[script.pid]) == 2001, "2001 threads")
         before = time.process_time()
         found = threads.collect([script.pid], opened)[script.pid]
         cpu_s = time.process_time() - before
@@ -305,7 +306,7 @@ def test_a_target_in_its_own_pid_namespace(opened):
     source = "import json, signal; print(json.dumps({}), flush=True); signal.pause()"
     with running(source, "unshare", "--pid", "--fork", "--kill-child") as script:
         children = Path(f"/proc/{script.pid}/task/{script.pid}/children")
-        pid = int(eventually(lambda: children.read_text().split(), "unshare's child")[0])
+        pid = int(wait_until(lambda: children.read_text().split(), "unshare's child")[0])
         (thread,) = threads.collect([pid], opened)[pid]
         assert (thread.tid, thread.ns_tid) == (pid, 1)
 
@@ -353,8 +354,8 @@ print(json.dumps([thread.state, thread.syscall, thread.switches is not None, [m.
     as_another_user = ("setpriv", "--reuid", "1234", "--regid", "1234", "--clear-groups")
     target = subprocess.Popen([*as_another_user, "sleep", "900"])
     try:
-        eventually(lambda: by_name(target.pid, None).get("sleep"), "the target has become sleep")
-        eventually(lambda: sleeping(target.pid, None), "it sleeps")
+        wait_until(lambda: by_name(target.pid, None).get("sleep"), "the target has become sleep")
+        wait_until(lambda: sleeping(target.pid, None), "it sleeps")
         out = subprocess.run(
             ["setpriv", "--bounding-set", "-all", "--no-new-privs", sys.executable, "-c", inside, str(target.pid)],
             capture_output=True,

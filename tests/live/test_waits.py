@@ -11,7 +11,8 @@ import pytest
 from stucktrace.collectors import kernel, waits
 from stucktrace.facts import CallActivity
 
-from tests.live.scripts import eventually, running
+from tests.harness.kernel import wait_until
+from tests.harness.scripts import running
 
 # On each line from stdin it does an exact number of things with its sockets, and answers.
 WORKER = """
@@ -100,7 +101,7 @@ def test_a_thread_that_sleeps_through_returns_nothing(core):
     source = "import json, os\nr, w = os.pipe()\nprint(json.dumps({}), flush=True)\nos.read(r, 1)"
     with running(source) as script:
         syscall = Path(f"/proc/{script.pid}/syscall")
-        eventually(lambda: syscall.read_text().startswith(READ), "the read")
+        wait_until(lambda: syscall.read_text().startswith(READ), "the read")
         with waits.watching([script.pid], core) as watch:
             assert watch.activity() == {}
             assert watch.complete

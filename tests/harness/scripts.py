@@ -1,17 +1,14 @@
-"""Runs a few lines of Python as a process to look at, and waits for what the kernel shows."""
+"""Runs a few lines of Python, given in the test itself, as a process to look at."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-
-DEADLINE_S = 120.0
 
 
 @dataclass
@@ -48,14 +45,3 @@ def running(source: str, *prefix: str) -> Iterator[Script]:
     finally:
         process.kill()
         process.communicate()
-
-
-def eventually(look: Callable[[], Any], what: str) -> Any:
-    """The first true answer; fails after a generous deadline."""
-    end = time.monotonic() + DEADLINE_S
-    while True:
-        found = look()
-        if found:
-            return found
-        assert time.monotonic() < end, f"never came: {what}"
-        time.sleep(0.02)
