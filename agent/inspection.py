@@ -308,11 +308,11 @@ def _sockets(
 ) -> Mapping[int, tuple[SocketFact, ...]]:
     from stucktrace.collectors import sockets
 
-    seen = run.collect("sockets", sockets.Sockets({}), partial(sockets.collect, pids, files, run.kernel, details))
+    seen = run.collect("sockets", sockets.Sockets({}, (), ""), partial(sockets.collect, pids, files, run.kernel, details))
     run.hooks["sockets"] = seen.source
     for missing in seen.missing:
         run.miss(missing, None)
-    return seen.facts
+    return seen
 
 
 class _Stacks:

@@ -102,7 +102,7 @@ def _in_same_wait(pid: int, wait: SameWait, seen: tuple[ThreadFact, ...], kernel
             stacks = python.collect(read_process(pid), seen, native=False, show_locals=False)
         facts: tuple[SocketFact, ...] = ()
         if wait.remote:
-            facts = sockets.collect((pid,), {pid: openfiles.read_fds(pid)}, kernel).facts.get(pid, ())
+            facts = sockets.collect((pid,), {pid: openfiles.read_fds(pid)}, kernel).get(pid, ())
     except (CollectorError, StucktraceError):
         return False
     return is_in(wait, seen, stacks, {fd: fact.remote for fact in facts for fd in fact.fds})
