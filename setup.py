@@ -1,6 +1,7 @@
 """Compiles the BPF programs beside their sources and tags the wheel with the architecture they were compiled for."""
 
 import platform
+import re
 import subprocess
 from pathlib import Path
 
@@ -13,12 +14,17 @@ BPF_ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
 
 
 def compile_bpf() -> None:
-    """Compiles what is older than its source or than any header."""
+    """Compiles what is older than any source, for programs include each other; what is included is no object itself."""
     arch = BPF_ARCHITECTURES[platform.machine()]
-    newest_header = max((header.stat().st_mtime for header in (ROOT / "bpf").glob("*.h")), default=0.0)
-    for source in sorted((ROOT / "bpf").glob("*.bpf.c")):
+    sources = sorted((ROOT / "bpf").glob("*.bpf.c"))
+    included = {name for source in sources for name in re.findall(r'#include "(\w+\.bpf\.c)"', source.read_text())}
+    newest = max(path.stat().st_mtime for path in (ROOT / "bpf").glob("*.[ch]"))
+    for source in sources:
         target = source.with_suffix(".o")
-        if target.exists() and target.stat().st_mtime > max(source.stat().st_mtime, newest_header):
+        if source.name in included:
+            target.unlink(missing_ok=True)
+            continue
+        if target.exists() and target.stat().st_mtime > newest:
             continue
         subprocess.run(
             [
