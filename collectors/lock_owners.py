@@ -57,6 +57,12 @@ class Owners:
     def ns_tids(self) -> Mapping[int, ThreadFact]:
         return self._threads
 
+    @property
+    def idents(self) -> Mapping[int, int]:
+        """Pthread address -> the target's own tid, of each Python thread."""
+        ns_tids = {thread.tid: ns_tid for ns_tid, thread in self._threads.items()}
+        return {ident: ns_tids[tid] for tid, ident in self._idents.items() if tid in ns_tids}
+
     def ident_of(self, tid: int) -> int | None:
         return self._idents.get(tid)
 
@@ -91,7 +97,7 @@ class Owners:
             return LockOwner("unknown", ns_tid=ns_tid)
         if self.parent is None:
             return LockOwner("absent", ns_tid=ns_tid, pid=self.pid)
-        if ns_tid == self._forking_thread():
+        if ns_tid == self.forking_thread:
             first = self._threads.get(self._first_ns_tid())
             if first is not None:
                 return self._here(first, waiter)
@@ -143,7 +149,8 @@ class Owners:
         """The process's first thread: after a fork, the copy of the one that forked."""
         return next((ns_tid for ns_tid, thread in self._threads.items() if thread.tid == self.pid), 0)
 
-    def _forking_thread(self) -> int | None:
+    @cached_property
+    def forking_thread(self) -> int | None:
         """The parent's thread that forked us: it has the pthread address that our first thread still has."""
         ident = self._idents.get(self.pid)
         return self._parent_thread(ident) if ident else None

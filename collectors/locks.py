@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from stucktrace.collectors import cpython_objects, futexes, interpreter, memory, regions
+from stucktrace.collectors.block_owners import BlockOwners
 from stucktrace.collectors.cpython_objects import LOCK_TYPES, RLOCK_TYPE, Layout, LockObject, Reader
 from stucktrace.collectors.futexes import Wait, Word
 from stucktrace.collectors.interpreter import Interpreter
@@ -35,6 +36,7 @@ class _Target:
     reader: Reader
     runtime: tuple[tuple[int, int], ...]
     """Where CPython keeps its own conditions."""
+    blocks: BlockOwners
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class _Waiter:
     """The first byte of a parked-on address."""
     event: bool = False
     """Parked for an event and not for a mutex."""
+
+    @property
+    def locked(self) -> bool:
+        """A semaphore at 0, or the lowest bit of a parked-on mutex."""
+        return bool(self.parked & 1) if self.parked is not None else self.word.word == 0
 
 
 def collect(
@@ -63,13 +70,10 @@ def collect(
     try:
         mapped = regions.read(process.pid)
         found = interpreter.find(process.pid, mapped)
-        target = _Target(
-            process.pid,
-            mapped,
-            Owners(process, threads, python, relatives, mapped),
-            Reader(process.pid, mapped, Layout.of(found.free_threaded if found else False)),
-            _runtime(found, mapped),
-        )
+        owners = Owners(process, threads, python, relatives, mapped)
+        reader = Reader(process.pid, mapped, Layout.of(found.free_threaded if found else False))
+        blocks = BlockOwners(reader, found, owners, python)
+        target = _Target(process.pid, mapped, owners, reader, _runtime(found, mapped), blocks)
         return _collect(target, calls)
     except (ProcessLookupError, FileNotFoundError):
         raise CollectorError(WHAT, "the process ended", "") from None
@@ -211,7 +215,8 @@ def _parked_lock(target: _Target, fact: LockFact, waiter: _Waiter) -> LockFact:
 
 def _python_lock(target: _Target, fact: LockFact, waiter: _Waiter, held: LockObject) -> LockFact:
     if held.type_name in LOCK_TYPES:
-        return replace(fact, kind="lock")
+        owner = target.blocks.owner(held, waiter.thread) if waiter.locked else None
+        return replace(fact, kind="lock", owner=owner, note="its owner is inside a with block of it" if owner else "")
     if held.type_name != RLOCK_TYPE:
         return replace(fact, note=f"of a {held.type_name.removeprefix('_')}")
     fact = replace(fact, kind="rlock", count=held.count)
@@ -227,4 +232,7 @@ def _python_lock(target: _Target, fact: LockFact, waiter: _Waiter, held: LockObj
             return False
         return copy is not None and copy.owner == ident and bool(copy.count)
 
-    return replace(fact, owner=target.owners.by_ident(held.owner, waiter.thread, held_by_parent))
+    owner = target.owners.by_ident(held.owner, waiter.thread, held_by_parent)
+    if owner.state == "unknown" and owner.parent_thread:
+        owner = target.blocks.settle(owner, held, waiter.thread)
+    return replace(fact, owner=owner)

@@ -153,6 +153,77 @@ time.sleep(600)
 """
 
 
+WITH_BLOCKS = """
+import threading, time
+a, b, again, sometimes, guarded, bare = (threading.Lock() for _ in range(6))
+condition = threading.Condition(guarded)
+meet = threading.Barrier(2)
+taken, held = threading.Event(), threading.Event()
+def takes_a_then_b():
+    with a:
+        meet.wait()
+        try:
+            with b: pass
+        except ValueError: pass
+def takes_b_then_a():
+    with b:
+        meet.wait()
+        with a: pass
+def takes_it_twice():
+    with again:
+        for _ in range(3):
+            with sometimes: pass
+        takes_it_again()
+def takes_it_again():
+    with again: pass
+def waits_on_the_condition():
+    with guarded:
+        taken.set()
+        condition.wait()
+def holds_after_it():
+    taken.wait()
+    with guarded:
+        held.set()
+        time.sleep(600)
+def wants_what_both_entered():
+    held.wait()
+    with guarded: pass
+bare.acquire()
+def wants_what_nobody_entered():
+    with bare: pass
+functions = [takes_a_then_b, takes_b_then_a, takes_it_twice, waits_on_the_condition, holds_after_it,
+             wants_what_both_entered, wants_what_nobody_entered]
+for function in functions:
+    threading.Thread(target=function, name=function.__name__, daemon=True).start()
+print("ready", len(functions) - 1)
+time.sleep(600)
+"""
+
+INHERITS = """
+import os, sys, threading, time
+lock, recursive, held = threading.Lock(), threading.RLock(), threading.Event()
+def holds():
+    with lock, recursive:
+        held.set()
+        time.sleep(600)
+threading.Thread(target=holds, daemon=True).start()
+held.wait()
+child = os.fork()
+if child == 0:
+    if sys.argv[2:] == ["new thread first"]:
+        threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+    if sys.argv[2:] == ["new thread holds"]:
+        held.clear()
+        recursive._at_fork_reinit()
+        lock = threading.Lock()
+        threading.Thread(target=holds, daemon=True).start()
+        held.wait()
+    with {"lock": lock, "rlock": recursive}[sys.argv[1]]: pass
+print("ready", child)
+time.sleep(600)
+"""
+
+
 def collect(pid, relatives=()):
     process, seen = pythons.process_of(pid), pythons.threads_of(pid)
     stacks = python.collect(process, seen, native=False, show_locals=False)
@@ -366,3 +437,41 @@ def test_without_permission_the_remedy_is_named():
         assert b"CAP_SYS_PTRACE" in os.read(reader, 1000)
         os.close(reader)
         os.waitpid(helper, 0)
+
+
+def with_blocks_known(interpreter):
+    version = pythons.name_of(interpreter)
+    return version == "debian" or tuple(map(int, version.split(".")[:2])) >= (3, 11)
+
+
+@pytest.mark.parametrize("interpreter", [*filter(with_blocks_known, pythons.interpreters())], ids=pythons.name_of)
+def test_who_is_inside_a_with_block_of_the_lock(interpreter):
+    with pythons.run(WITH_BLOCKS, python=interpreter) as target:
+        waiting(target, int(target.words[0]))
+        found = by_function(target.pid)
+        tids = {name: fact.waiter_tid for name, fact in found.items()}
+        names = {frame.function: thread.tid for thread in collect(target.pid)[1].threads for frame in thread.frames}
+    owners = {name: (fact.owner.state, fact.owner.tid) if fact.owner else None for name, fact in found.items()}
+    assert owners["takes_a_then_b"] == ("alive", tids["takes_b_then_a"])
+    assert owners["takes_b_then_a"] == ("alive", tids["takes_a_then_b"])
+    assert owners["takes_it_again"] == ("self", tids["takes_it_again"])
+    # It gave the lock back for the time of its wait, and waits on a lock of its own.
+    assert owners["wants_what_both_entered"] == ("alive", names["holds_after_it"])
+    assert owners["waits_on_the_condition"] is None
+    assert owners["wants_what_nobody_entered"] is None
+    assert {fact.kind for fact in found.values()} == {"lock"}
+
+
+@pytest.mark.parametrize("kind", ["lock", "rlock"])
+@pytest.mark.parametrize("how", [(), ("new thread first",), ("new thread holds",)], ids="-".join)
+def test_a_block_of_the_parents_thread(kind, how):
+    with pythons.run(INHERITS, kind, *how) as target:
+        child = int(target.words[0])
+        pythons.until(lambda: pythons.settled(child, "futex"), "the child waits")
+        (fact,) = collect(child, parent_of(child))[0]
+        (holder,) = {thread.ns_tid for thread in pythons.threads_of(target.pid)} - {target.pid}
+    assert fact.kind == kind
+    if how == ("new thread holds",):
+        assert fact.owner.state == "alive" and fact.owner.tid not in (child, None)
+    else:
+        assert fact.owner.state == "absent" and fact.owner.parent_thread and fact.owner.ns_tid == holder

@@ -1,0 +1,90 @@
+"""How much of a frame's value stack is alive, from exception tables as this very interpreter compiled them."""
+
+import dis
+import threading
+
+from stucktrace.collectors.with_blocks import alive
+
+one, two = threading.Lock(), threading.Lock()
+
+
+def plain():
+    return 1
+
+
+def single():
+    with one:
+        marker_inside()
+    marker_outside()
+
+
+def nested():
+    with one:
+        marker_before()
+        with two:
+            marker_inside()
+        marker_between()
+
+
+def in_a_loop():
+    for _ in range(3):
+        with one:
+            try:
+                marker_inside()
+            except ValueError:
+                marker_handler()
+
+
+def marker_inside(): ...
+def marker_outside(): ...
+def marker_before(): ...
+def marker_between(): ...
+def marker_handler(): ...
+
+
+def depth_at(function, marker):
+    """The depth at the call of `marker`; an instruction has two bytes."""
+    code = function.__code__
+    position = next(
+        instruction.offset
+        for instruction in dis.get_instructions(code)
+        if instruction.opname == "LOAD_GLOBAL" and instruction.argval == marker
+    )
+    return alive(code.co_exceptiontable, position // 2)
+
+
+def depth_at_entry(function, index):
+    """The depth while the block's lock is being acquired."""
+    entries = [i for i in dis.get_instructions(function.__code__) if i.opname in ("BEFORE_WITH", "SETUP_WITH")]
+    return alive(function.__code__.co_exceptiontable, entries[index].offset // 2)
+
+
+def test_no_block_no_depth():
+    assert alive(plain.__code__.co_exceptiontable, 0) == 0
+
+
+def test_inside_and_outside_one_block():
+    assert depth_at(single, "marker_inside") == 1
+    assert depth_at(single, "marker_outside") == 0
+
+
+def test_nested_blocks_count_up():
+    assert depth_at(nested, "marker_before") == 1
+    assert depth_at(nested, "marker_inside") == 2
+    assert depth_at(nested, "marker_between") == 1
+
+
+def test_what_else_is_on_the_stack_counts_too():
+    assert depth_at(in_a_loop, "marker_inside") == 2
+    # A handler runs above the exception that it handles.
+    assert depth_at(in_a_loop, "marker_handler") >= 2
+
+
+def test_a_lock_that_is_being_acquired_is_not_alive():
+    assert depth_at_entry(single, 0) == 0
+    assert depth_at_entry(nested, 1) == 1
+
+
+def test_a_torn_table_answers_zero():
+    assert alive(b"\xc1", 3) == 0
+    assert alive(b"\xff" * 50, 3) == 0
