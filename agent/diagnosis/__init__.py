@@ -32,7 +32,10 @@ RULES: tuple[Rule, ...] = (
 def diagnose(snapshot: Snapshot, budgets: Budgets) -> Diagnosis:
     """The verdict on one snapshot. Never raises: a rule that fails on odd data becomes a finding that says so."""
     findings = [finding for rule in RULES for finding in _apply(rule, snapshot, budgets)]
-    ordered = judge.order(snapshot, budgets, findings)
+    try:
+        ordered = judge.order(snapshot, budgets, findings)
+    except Exception as error:
+        ordered = (failed("judge", error), *findings)
     return Diagnosis(ordered[0], ordered, graph.edges(snapshot), graph.waits_for(snapshot))
 
 

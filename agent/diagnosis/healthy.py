@@ -45,7 +45,10 @@ def verdict(snapshot: Snapshot, budgets: Budgets, findings: Iterable[Finding]) -
 
 def _blind(snapshot: Snapshot) -> bool:
     """Neither a Python stack nor a system call nor a running thread was seen."""
-    readable = any(thread.syscall is not None or thread.state in "RD" for thread in snapshot.threads)
+    alive = [thread for thread in snapshot.threads if thread.state not in "ZX"]
+    if not alive:
+        return True
+    readable = any(thread.syscall is not None or thread.state in "RD" for thread in alive)
     return not readable and not (snapshot.python and any(thread.frames for thread in snapshot.python.threads))
 
 

@@ -114,7 +114,8 @@ def _joining(snapshot: Snapshot, wait: Wait, reason: str) -> Status:
 def _futex(snapshot: Snapshot, budgets: Budgets, wait: Wait) -> Status:
     lock, thread = wait.lock, wait.thread
     limit_s = budgets.request_s(snapshot.process.worker.timeout_s)
-    spent = wait.age_s is not None and wait.age_s >= limit_s
+    timed = thread.syscall is not None and thread.syscall.endless is False
+    spent = wait.age_s is not None and wait.age_s >= limit_s and not timed
     if lock is not None and lock.kind == "join":
         return _joining(snapshot, wait, "waits for a thread to finish")
     owner = lock.owner if lock is not None and lock.kind in EXCLUSIVE_KINDS else None

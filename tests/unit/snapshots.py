@@ -13,8 +13,11 @@ in front:
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from stucktrace.diagnosis import diagnose
+from stucktrace.diagnosis.model import Budgets, Diagnosis, Finding
 from stucktrace.facts import (
     CallActivity,
     EpollFact,
@@ -150,8 +153,6 @@ def snapshot(
     """The whole: threads, `stacks` by tid, and any field of `Snapshot`; sockets, pipes and epolls bring their fd links."""
     more.setdefault("process", process())
     if worker is not None:
-        from dataclasses import replace
-
         fact = WorkerFact(worker) if isinstance(worker, str) else worker
         more["process"] = replace(more["process"], worker=fact)
     if stacks is not None:
@@ -269,3 +270,20 @@ def activity(
 ) -> CallActivity:
     values: dict[str, Any] = {"moved_bytes": 0, "empty": 0, "last_error": 0}
     return CallActivity(tid, name, fd, returns, **(values | more))
+
+
+def diagnosed(facts: Snapshot, **budgets: Any) -> Diagnosis:
+    """The diagnosis, with the assertion that no rule failed on these facts."""
+    diagnosis = diagnose(facts, Budgets(**budgets))
+    failed = [finding.summary for finding in diagnosis.findings if "failed on these facts" in finding.summary]
+    assert not failed, failed
+    return diagnosis
+
+
+def verdict(facts: Snapshot, **budgets: Any) -> Finding:
+    return diagnosed(facts, **budgets).verdict
+
+
+def codes(facts: Snapshot, **budgets: Any) -> list[tuple[str, str]]:
+    """(code, confidence) of every finding, the verdict first."""
+    return [(finding.code, finding.confidence) for finding in diagnosed(facts, **budgets).findings]

@@ -1,0 +1,251 @@
+"""deadlock, orphaned-lock and lock-held from literal snapshots, and the waits that look like them."""
+
+import pytest
+
+from tests.unit.snapshots import (
+    call,
+    codes,
+    lock,
+    owned_by,
+    parent,
+    relative,
+    snapshot,
+    tcp,
+    thread,
+    verdict,
+)
+
+APP = ["Work.step /srv/app/work.py:12", "<module> /srv/app/main.py:3"]
+LOGGING = [
+    "Handler.acquire /usr/lib/python3.11/logging/__init__.py:917",
+    "Handler.handle /usr/lib/python3.11/logging/__init__.py:966",
+]
+EVENT = ["Condition.wait /usr/lib/python3.11/threading.py:320", "Event.wait /usr/lib/python3.11/threading.py:622"]
+JOIN = [
+    "Thread._wait_for_tstate_lock /usr/lib/python3.11/threading.py:1132",
+    "Thread.join /usr/lib/python3.11/threading.py:1112",
+]
+QUEUE = ["Condition.wait /usr/lib/python3.11/threading.py:320", "Queue.get /usr/lib/python3.11/queue.py:171"]
+POOL = [
+    "_worker /usr/lib/python3.11/concurrent/futures/thread.py:81",
+    "Thread.run /usr/lib/python3.11/threading.py:975",
+]
+SEMAPHORE = [
+    "Condition.wait /usr/lib/python3.11/threading.py:320",
+    "Semaphore.acquire /usr/lib/python3.11/threading.py:480",
+]
+MP_QUEUE = [
+    "SemLock.__enter__ /usr/lib/python3.11/multiprocessing/synchronize.py:95",
+    "Queue.get /usr/lib/python3.11/multiprocessing/queues.py:102",
+    "_process_worker /usr/lib/python3.11/concurrent/futures/process.py:249",
+    "BaseProcess._bootstrap /usr/lib/python3.11/multiprocessing/process.py:314",
+]
+IMPORT = ["_ModuleLock.acquire <frozen importlib._bootstrap>:110", "_find_and_load <frozen importlib._bootstrap>:1170"]
+
+
+@pytest.mark.parametrize("kind", ["pthread-mutex", "robust-mutex", "pi-mutex", "lock", "pymutex"])
+def test_a_thread_that_waits_for_itself(kind):
+    facts = snapshot(thread(), stacks={100: APP}, locks=[lock(kind=kind, owner=owned_by(100, "self"))])
+    found = verdict(facts)
+    assert (found.code, found.confidence, found.tid, found.lock) == ("deadlock", "proven", 100, 0x7F00_0000_1000)
+    assert "holds itself" in found.summary
+    assert any(line.what == "owner" and line.value == 100 for line in found.evidence)
+
+
+def test_a_thread_that_waits_for_itself_without_python():
+    facts = snapshot(thread(), locks=[lock(owner=owned_by(100, "self"))])
+    assert codes(facts)[0] == ("deadlock", "proven")
+
+
+def test_an_rlock_lets_its_owner_in():
+    facts = snapshot(thread(), stacks={100: APP}, locks=[lock(kind="rlock", owner=owned_by(100, "self"), count=1)])
+    assert verdict(facts).verdict_class != "stuck"
+
+
+def test_a_timed_wait_ends_by_itself():
+    timed = thread(syscall=call("futex", endless=False, timeout_s=600.0))
+    facts = snapshot(timed, stacks={100: APP}, locks=[lock(owner=owned_by(100, "self"))])
+    assert verdict(facts).verdict_class == "healthy"
+
+
+def test_two_threads_and_two_locks():
+    locks = [lock(100, owner=owned_by(101), address=0x1000), lock(101, owner=owned_by(100), address=0x2000)]
+    found = verdict(snapshot(thread(), thread(101), stacks={100: APP, 101: APP}, locks=locks))
+    assert (found.code, found.confidence, found.tid, found.explains) == ("deadlock", "proven", 100, (101,))
+
+
+def test_the_main_thread_joins_a_deadlocked_pair():
+    locks = [lock(101, owner=owned_by(102), address=0x1000), lock(102, "rlock", owner=owned_by(101), address=0x2000)]
+    threads = [thread(tid) for tid in (100, 101, 102)]
+    found = verdict(snapshot(*threads, stacks={100: [*JOIN, *APP], 101: APP, 102: APP}, locks=locks))
+    assert (found.code, found.confidence, found.tid) == ("deadlock", "proven", 101)
+
+
+def test_a_circle_of_three_and_a_bystander():
+    owners = {101: 102, 102: 103, 103: 101, 104: 101}
+    locks = [lock(waiter, owner=owned_by(owner), address=0x1000 * owner) for waiter, owner in owners.items()]
+    facts = snapshot(thread(syscall="epoll_wait", fd=4), *(thread(tid) for tid in owners), locks=locks)
+    found = verdict(facts)
+    assert (found.code, found.tid) == ("deadlock", 101)
+    assert set(found.explains) == {102, 103, 104}
+
+
+def test_a_circle_read_while_a_member_was_awake_is_likely():
+    locks = [lock(100, owner=owned_by(101), address=0x1000), lock(101, owner=owned_by(100), address=0x2000)]
+    facts = snapshot(thread(slept_through=False), thread(101), stacks={100: APP, 101: APP}, locks=locks)
+    assert codes(facts)[0] == ("deadlock", "likely")
+
+
+def test_owners_that_were_not_read_twice_alike_prove_nothing():
+    facts = snapshot(thread(), stacks={100: APP}, locks=[lock(owner=owned_by(100, "self"), stable=False)])
+    assert verdict(facts).verdict_class != "stuck"
+
+
+def test_the_owner_word_of_a_semaphore_is_no_owner():
+    facts = snapshot(
+        thread(),
+        stacks={100: MP_QUEUE},
+        locks=[lock(kind="shared-semaphore", owner=owned_by(128, "absent"), shared=True)],
+        relatives=[parent()],
+    )
+    assert verdict(facts).code == "idle"
+
+
+def test_a_logging_lock_inherited_over_fork():
+    owner = owned_by(77, "absent", name="writer", parent_thread=True)
+    facts = snapshot(
+        thread(), stacks={100: [*LOGGING, *APP]}, locks=[lock(kind="rlock", owner=owner)], relatives=[parent()]
+    )
+    found = verdict(facts)
+    assert (found.code, found.confidence) == ("orphaned-lock", "proven")
+    assert "writer" in found.summary and "a thread of its parent, pid 50" in found.summary
+
+
+def test_an_owner_that_ended():
+    facts = snapshot(thread(), thread(101, "epoll_wait", 4), locks=[lock(owner=owned_by(102, "absent"))])
+    found = verdict(facts)
+    assert (found.code, found.confidence) == ("orphaned-lock", "proven")
+    assert "ended without releasing" in found.summary
+
+
+def test_an_absent_owner_of_a_shared_lock_is_likely():
+    facts = snapshot(thread(), locks=[lock(owner=owned_by(102, "absent"), shared=True)])
+    assert codes(facts)[0] == ("orphaned-lock", "likely")
+
+
+@pytest.mark.parametrize("stack", [APP, [*LOGGING, *APP], [*IMPORT, *APP]])
+def test_a_plain_lock_in_a_forked_child_with_one_thread(stack):
+    facts = snapshot(
+        thread(),
+        stacks={100: stack},
+        locks=[lock(kind="lock")],
+        relatives=[parent("celery-main")],
+        worker="celery-child",
+    )
+    assert codes(facts)[0] == ("orphaned-lock", "likely")
+
+
+def test_a_plain_lock_taken_twice_by_the_only_thread():
+    facts = snapshot(
+        thread(), stacks={100: APP}, locks=[lock(kind="lock")], relatives=[parent("other", command="bash")]
+    )
+    assert codes(facts)[0] == ("deadlock", "likely")
+
+
+def test_plain_locks_while_every_thread_is_parked():
+    locks = [lock(101, "lock", address=0x1000), lock(102, "lock", address=0x2000)]
+    threads = [thread(tid) for tid in (100, 101, 102)]
+    facts = snapshot(*threads, stacks={100: [*JOIN, *APP], 101: APP, 102: APP}, locks=locks)
+    assert codes(facts)[0] == ("deadlock", "likely")
+    assert [code for code, _ in codes(facts)].count("deadlock") == 1
+
+
+def test_a_plain_lock_is_waiting_within_its_budget_and_inconclusive_past_it():
+    def facts(blocked_s):
+        loop = [
+            "select /usr/lib/python3.11/selectors.py:469",
+            "_run_once /usr/lib/python3.11/asyncio/base_events.py:1890",
+        ]
+        threads = [thread(syscall="epoll_wait", fd=4), thread(101, blocked_s=blocked_s)]
+        return snapshot(*threads, stacks={100: loop, 101: APP}, locks=[lock(101, "lock")])
+
+    assert verdict(facts(12)).code == "waiting"
+    found = verdict(facts(40))
+    assert found.code == "inconclusive" and "keeps no owner" in found.summary
+    assert verdict(facts(40), stuck_after_s=60, stuck_after_given=True).code == "waiting"
+
+
+@pytest.mark.parametrize(
+    "stack", [EVENT, QUEUE, JOIN, SEMAPHORE, POOL], ids=["event", "queue", "join", "semaphore", "pool"]
+)
+@pytest.mark.parametrize("kind", ["lock", "semaphore", "pymutex", "condition", "unknown"])
+@pytest.mark.parametrize("child", [False, True])
+def test_waits_for_a_notification_are_never_stuck(stack, kind, child):
+    relatives = [parent("celery-main")] if child else []
+    facts = snapshot(
+        thread(blocked_s=86_400),
+        stacks={100: [*stack, *APP]},
+        locks=[lock(kind=kind)],
+        relatives=relatives,
+        worker="celery-child" if child else None,
+    )
+    assert verdict(facts).verdict_class == "healthy"
+
+
+def test_a_simple_queue_in_the_only_thread_waits_for_a_signal_handler():
+    facts = snapshot(
+        thread(), stacks={100: APP}, locks=[lock(kind="semaphore", note="of a queue.SimpleQueue")], relatives=[parent()]
+    )
+    assert verdict(facts).code == "idle"
+
+
+def test_a_lock_whose_holder_is_stuck_defers_to_it():
+    stacks = {100: APP, 101: ["recv /srv/app/client.py:3", *APP]}
+    holder = thread(101, blocked_s=70.0)
+    locks = [lock(100, owner=owned_by(101), address=0x1000), lock(101, owner=owned_by(101, "self"), address=0x2000)]
+    facts = snapshot(thread(), holder, stacks=stacks, locks=locks)
+    assert codes(facts)[0] == ("deadlock", "proven")
+    assert ("lock-held", "likely") in codes(facts)
+
+
+def test_a_lock_whose_holder_sleeps_past_the_budget():
+    stacks = {100: APP, 101: EVENT}
+    facts = snapshot(
+        thread(), thread(101, blocked_s=90.0), stacks=stacks, locks=[lock(100, "rlock", owner=owned_by(101))]
+    )
+    found = verdict(facts)
+    assert (found.code, found.confidence) == ("lock-held", "likely")
+    assert "waits to be notified" in found.summary
+
+
+@pytest.mark.parametrize(
+    ("waiter_s", "holder"),
+    [
+        (12.0, thread(101, blocked_s=90.0)),
+        (60.0, thread(101, None)),
+        (60.0, thread(101, "recvfrom", 7, blocked_s=3.0)),
+        (60.0, thread(101, "recvfrom", 7, blocked_s=90.0, slept_through=False)),
+        (60.0, thread(101, call("clock_nanosleep"), blocked_s=0.5)),
+    ],
+    ids=["young", "computes", "moves", "awake", "short sleeps"],
+)
+def test_a_lock_whose_holder_comes_round(waiter_s, holder):
+    facts = snapshot(
+        thread(blocked_s=waiter_s),
+        holder,
+        stacks={100: APP, 101: APP},
+        sockets=[tcp()],
+        locks=[lock(100, "rlock", owner=owned_by(101))],
+    )
+    assert verdict(facts).verdict_class == "healthy"
+
+
+def test_a_shared_mutex_held_in_a_stopped_process():
+    facts = snapshot(
+        thread(),
+        locks=[lock(owner=owned_by(300, pid=300), shared=True)],
+        relatives=[relative(300, "sibling", state="T")],
+    )
+    assert codes(facts)[0] == ("lock-held", "likely")
+    unknown = snapshot(thread(), locks=[lock(owner=owned_by(300, pid=300), shared=True)])
+    assert verdict(unknown).code == "inconclusive"

@@ -1,0 +1,135 @@
+"""pipe-stuck from literal snapshots, and pipes that are waited for as they should be."""
+
+import pytest
+
+from tests.unit.snapshots import call, codes, lock, parent, pipe, relative, snapshot, thread, verdict
+
+APP = ["read_all /srv/app/pipes.py:4", "<module> /srv/app/main.py:3"]
+POOL_CHILD = [
+    "Connection._recv /usr/lib/python3.11/multiprocessing/connection.py:382",
+    "Queue.get /usr/lib/python3.11/multiprocessing/queues.py:103",
+    "_process_worker /usr/lib/python3.11/concurrent/futures/process.py:249",
+    "BaseProcess._bootstrap /usr/lib/python3.11/multiprocessing/process.py:314",
+]
+PREFORK = [
+    "Connection._recv /v/lib/python3.11/site-packages/billiard/connection.py:422",
+    "Worker.workloop /v/lib/python3.11/site-packages/billiard/pool.py:351",
+    "BaseProcess._bootstrap /v/lib/python3.11/site-packages/billiard/process.py:323",
+]
+
+
+def reading(*pipes, stack=APP, syscall="read", **more):
+    return snapshot(thread(syscall=syscall, fd=9), stacks={100: stack}, pipes=pipes, **more)
+
+
+def test_a_reader_that_holds_the_only_write_end():
+    assert codes(reading(pipe(9, "both")))[0] == ("pipe-stuck", "likely")
+    assert verdict(reading(pipe(9, "both"), syscall=call("read", 9))).tid == 100
+
+
+def test_another_thread_of_the_reader_may_write():
+    facts = snapshot(
+        thread(syscall="read", fd=9), thread(101, None), stacks={100: APP, 101: APP}, pipes=[pipe(9, "both")]
+    )
+    assert verdict(facts).verdict_class == "healthy"
+
+
+def test_a_young_wait_is_none():
+    facts = snapshot(thread(syscall="read", fd=9, blocked_s=1.0), stacks={100: APP}, pipes=[pipe(9, "both")])
+    assert verdict(facts).code == "idle"
+
+
+@pytest.mark.parametrize("syscall", ["poll", "select", "pselect6", "epoll_wait"])
+def test_the_self_pipe_of_a_signal_handler(syscall):
+    assert verdict(reading(pipe(9, "both"), syscall=syscall)).code == "idle"
+
+
+def test_a_named_fifo_opened_for_both():
+    assert verdict(reading(pipe(9, "both", path="/run/commands"))).code == "idle"
+
+
+@pytest.mark.parametrize("complete", [True, False])
+@pytest.mark.parametrize("writers", [[50], [301], [50, 301, 302], []])
+def test_a_live_writer_is_trusted(writers, complete):
+    relatives = [parent("celery-main"), relative(301, "sibling"), relative(302, "sibling")]
+    facts = reading(
+        pipe(9, writers=writers, complete=complete), stack=PREFORK, relatives=relatives, worker="celery-child"
+    )
+    assert verdict(facts).code == "idle"
+
+
+def test_a_stopped_writer():
+    relatives = [parent(), relative(301, "child", state="T")]
+    assert codes(reading(pipe(9, writers=[301]), relatives=relatives))[0] == ("pipe-stuck", "proven")
+    assert codes(reading(pipe(9, writers=[301], complete=False), relatives=relatives))[0] == ("pipe-stuck", "likely")
+    assert "kill -CONT 301" in verdict(reading(pipe(9, writers=[301]), relatives=relatives)).now[0].do
+    assert verdict(reading(pipe(9, writers=[301, 302]), relatives=relatives)).code == "idle"
+
+
+def test_an_orphan_whose_queue_only_orphans_hold():
+    relatives = [relative(1, "parent", kind="other", command="init"), relative(301, "sibling")]
+    orphan = reading(pipe(9, "both", readers=[301], writers=[301]), stack=POOL_CHILD, relatives=relatives)
+    assert codes(orphan)[0] == ("pipe-stuck", "likely")
+    child = reading(
+        pipe(9, "both", readers=[301, 50], writers=[301, 50]),
+        stack=POOL_CHILD,
+        relatives=[parent(), relative(301, "sibling")],
+    )
+    assert verdict(child).code == "idle"
+
+
+def test_an_orphan_behind_its_sibling():
+    stack = ["SemLock.__enter__ /usr/lib/python3.11/multiprocessing/synchronize.py:95", *POOL_CHILD[1:]]
+    relatives = [relative(1, "parent", kind="other", command="init"), relative(301, "sibling")]
+
+    def facts(writers, relatives):
+        shared = lock(kind="shared-semaphore", shared=True)
+        return snapshot(
+            thread(),
+            stacks={100: stack},
+            pipes=[pipe(9, "both", readers=writers, writers=writers)],
+            locks=[shared],
+            relatives=relatives,
+        )
+
+    assert codes(facts([301], relatives))[0] == ("pipe-stuck", "likely")
+    assert verdict(facts([301, 50], [parent(), relative(301, "sibling")])).code == "idle"
+
+
+def test_a_writer_that_holds_the_only_read_end():
+    facts = reading(pipe(9, "both", unread_bytes=65536), syscall="write")
+    assert codes(facts)[0] == ("pipe-stuck", "proven")
+
+
+def test_a_reader_that_does_not_read():
+    def facts(blocked_s, state="S"):
+        writing = thread(syscall="write", fd=9, blocked_s=blocked_s)
+        return snapshot(
+            writing, stacks={100: APP}, pipes=[pipe(9, "write", readers=[50])], relatives=[parent(state=state)]
+        )
+
+    assert verdict(facts(12)).code == "waiting"
+    assert codes(facts(40))[0] == ("pipe-stuck", "likely")
+    assert codes(facts(12, "T"))[0] == ("pipe-stuck", "proven")
+
+
+def test_waiting_for_a_child_whose_output_nobody_reads():
+    stack = [
+        "Popen._try_wait /usr/lib/python3.11/subprocess.py:1999",
+        "Popen.wait /usr/lib/python3.11/subprocess.py:1264",
+        *APP,
+    ]
+
+    def facts(unread, **more):
+        waiting = thread(syscall=call("wait4", args=(301, 0, 0, 0, 0, 0)))
+        return snapshot(
+            waiting,
+            stacks={100: stack},
+            pipes=[pipe(9, "read", writers=[301], unread_bytes=unread, **more)],
+            relatives=[parent(), relative(301, "child")],
+        )
+
+    assert codes(facts(65536))[0] == ("pipe-stuck", "proven")
+    assert codes(facts(65536, complete=False))[0] == ("pipe-stuck", "likely")
+    assert verdict(facts(100)).code == "waiting"
+    assert verdict(facts(None)).code == "waiting"

@@ -1,0 +1,134 @@
+"""stopped, uninterruptible, gil-held and spinning from literal snapshots, and processes that only look so."""
+
+import pytest
+
+from tests.unit.snapshots import activity, call, codes, lock, process, snapshot, thread, verdict
+
+APP = ["step /srv/app/work.py:12", "<module> /srv/app/main.py:3"]
+GIL_POLL = call("futex", endless=False, timeout_s=0.005)
+
+
+def test_stopped_by_a_signal():
+    facts = snapshot(thread(state="T"), thread(101, state="T"), stacks={100: APP, 101: APP})
+    found = verdict(facts)
+    assert (found.code, found.confidence) == ("stopped", "proven")
+    assert found.now[0].do == "kill -CONT 100"
+
+
+def test_stopped_is_the_root_of_every_other_wait():
+    facts = snapshot(thread(state="T"), thread(101, state="T"), locks=[lock(101)], process=process(frozen=False))
+    assert verdict(facts).code == "stopped"
+
+
+def test_frozen():
+    facts = snapshot(thread(), process=process(frozen=True), stacks={100: APP})
+    assert codes(facts)[0] == ("stopped", "proven")
+    assert "frozen" in verdict(facts).summary
+
+
+def test_held_by_a_debugger():
+    held = process(tracer_pid=4242)
+    facts = snapshot(thread(state="t", slept_through=True), process=held)
+    assert codes(facts)[0] == ("stopped", "proven")
+    assert "4242" in verdict(facts).summary
+
+
+def test_strace_stops_a_thread_for_an_instant():
+    traced = process(tracer_pid=4242)
+    assert verdict(snapshot(thread(state="t", slept_through=False), process=traced)).verdict_class == "healthy"
+    facts = snapshot(thread(state="t", slept_through=False), thread(101, "futex"), process=traced, stacks={100: APP})
+    assert verdict(facts).verdict_class == "healthy"
+
+
+def test_uninterruptible():
+    facts = snapshot(
+        thread(syscall="read", fd=3, state="D", kernel_stack=("rpc_wait_bit_killable", "nfs_file_read")),
+        fds={3: "/mnt/nfs/data"},
+    )
+    found = verdict(facts)
+    assert (found.code, found.confidence) == ("uninterruptible", "proven")
+    assert "/mnt/nfs/data" in found.summary and "rpc_wait_bit_killable" in found.summary
+
+
+@pytest.mark.parametrize("more", [{"blocked_s": 0.3}, {"blocked_s": None}, {"slept_through": False}])
+def test_a_short_disk_wait_works(more):
+    assert verdict(snapshot(thread(syscall="read", fd=3, state="D", **more), stacks={100: APP})).code == "working"
+
+
+def gil(holder, *others, **more):
+    stacks = {100: APP} | {other.tid: APP for other in others}
+    return snapshot(holder, *others, stacks=stacks, gil=more.pop("gil", 100), **more)
+
+
+def test_the_gil_holder_sleeps():
+    waiting = thread(101, GIL_POLL, blocked_s=0.003)
+    facts = gil(thread(syscall=call("clock_nanosleep")), waiting, locks=[lock(101, "gil")])
+    found = verdict(facts)
+    assert (found.code, found.confidence, found.tid, found.explains) == ("gil-held", "proven", 100, (101,))
+    assert codes(gil(thread(syscall=call("clock_nanosleep")), waiting))[0] == ("gil-held", "likely")
+
+
+def test_a_gil_holder_that_harms_nobody():
+    assert verdict(gil(thread(syscall=call("clock_nanosleep")))).code == "idle"
+    parked = thread(101, "futex")
+    assert verdict(gil(thread(syscall=call("clock_nanosleep")), parked)).verdict_class == "healthy"
+
+
+def test_a_gil_holder_that_computes_works():
+    waiting = thread(101, GIL_POLL, blocked_s=0.003)
+    assert verdict(gil(thread(syscall=None), waiting, locks=[lock(101, "gil")])).code == "working"
+    assert (
+        verdict(gil(thread(syscall="write", fd=1, blocked_s=0.1), waiting, locks=[lock(101, "gil")])).verdict_class
+        == "healthy"
+    )
+
+
+def test_a_gil_that_nobody_holds():
+    waiting = [thread(tid, GIL_POLL, blocked_s=0.003, cpu_s_in_window=0.001) for tid in (100, 101)]
+    locks = [lock(100, "gil"), lock(101, "gil")]
+    assert codes(gil(*waiting, locks=locks, window_s=0.5, gil=None))[0] == ("gil-held", "likely")
+    assert verdict(gil(*waiting, locks=locks, gil=None)).verdict_class == "healthy"
+
+
+def spin(*entries, cpu_s=0.48, **more):
+    running = thread(syscall=None, cpu_s_in_window=cpu_s)
+    return snapshot(running, stacks={100: APP}, activity=entries, activity_complete=True, window_s=0.5, **more)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        activity(name="sched_yield", fd=None, returns=300_000),
+        activity(name="epoll_wait", fd=4, returns=200_000, empty=200_000),
+        activity(name="poll", fd=None, returns=200_000, empty=199_999),
+        activity(name="accept4", fd=5, returns=90_000, empty=90_000, last_error=11),
+    ],
+)
+def test_a_storm_that_moves_nothing(entry):
+    assert codes(spin(entry))[0] == ("spinning", "likely")
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [],
+        [activity(name="epoll_wait", returns=400, empty=400)],
+        [
+            activity(name="epoll_wait", returns=20_000, empty=100),
+            activity(name="recvfrom", fd=7, returns=20_000, moved_bytes=9_000),
+        ],
+        [
+            activity(name="poll", fd=None, returns=9_000, empty=9_000),
+            activity(name="write", fd=1, returns=1, moved_bytes=20),
+        ],
+        [activity(name="futex", fd=None, returns=50_000, empty=50_000)],
+    ],
+    ids=["cpu alone", "few", "serves", "writes", "contended"],
+)
+def test_a_busy_process_works(entries):
+    facts = spin(*entries)
+    if entries and entries[0].call == "futex":
+        facts = snapshot(
+            thread(syscall=GIL_POLL, cpu_s_in_window=0.3), stacks={100: APP}, activity=entries, window_s=0.5
+        )
+    assert verdict(facts).code == "working"
