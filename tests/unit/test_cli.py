@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from stucktrace.cli import parse_pid, worst
 from stucktrace.errors import UsageError
 

@@ -2,6 +2,7 @@
 
 from stucktrace.diagnosis import graph
 from stucktrace.diagnosis.model import Edge
+
 from tests.unit.snapshots import call, file_lock, lock, owned_by, peer, pipe, snapshot, tcp, thread
 
 

@@ -1,8 +1,8 @@
 """Healthy look-alikes: what each process does, in which words, and never stuck at any age."""
 
 import pytest
-
 from stucktrace.facts import Missing, Seen, WorkerFact
+
 from tests.unit.snapshots import (
     activity,
     call,
@@ -234,5 +234,5 @@ def test_a_native_thread_beside_python_ones():
 
 def test_two_thousand_idle_threads_make_one_short_sentence():
     threads = [thread(tid) for tid in range(100, 2_100)]
-    found = verdict(snapshot(*threads, stacks={tid: POOL for tid in range(100, 2_100)}))
+    found = verdict(snapshot(*threads, stacks=dict.fromkeys(range(100, 2100), POOL)))
     assert found.code == "idle" and len(found.summary) < 200 and len(found.evidence) < 20

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-
 from stucktrace import join
 from stucktrace.facts import (
     EpollFact,

@@ -4,10 +4,10 @@ import dataclasses
 import itertools
 
 import pytest
-
 from stucktrace import diagnosis, facts
 from stucktrace.diagnosis import judge
 from stucktrace.diagnosis.model import Budgets, Diagnosis, Finding
+
 from tests.unit.snapshots import (
     activity,
     black_hole,

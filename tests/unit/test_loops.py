@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import pytest
-
 from stucktrace.facts import WorkerFact
+
 from tests.unit.snapshots import (
     activity,
     black_hole,
