@@ -42,7 +42,7 @@ struct thread_record {
 	__u32 on_cpu;
 	__s32 syscall; /* number, negative: in no call */
 	__u64 args[6];
-	__s64 result; /* the register of the call's result: -ERESTART* while a stopped call waits to go on */
+	__s64 result; /* the register of the call's result: -EINTR or -ERESTART* in a call that a stop interrupted */
 	__u64 now_ns;
 	__u64 reader_arrival_ns; /* scheduler clock: when the reading thread last got its CPU; ties the two clocks together */
 	__u64 slept_at_ns; /* scheduler clock: when it left the CPU */

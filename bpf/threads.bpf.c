@@ -45,6 +45,20 @@ static __always_inline void emit_stack(struct seq_file *seq, struct task_struct 
 	bpf_seq_write(seq, record, sizeof(*record));
 }
 
+/*
+ * When the task last left its CPU. The runtime of its last turn is kept by the fair class alone (SCHED_NORMAL, BATCH, IDLE);
+ * for a real-time task the turn's begin has to do.
+ */
+static __always_inline __u64 left_cpu_ns(struct task_struct *task)
+{
+	__u64 arrival_ns = task->sched_info.last_arrival;
+	__u32 policy = task->policy;
+
+	if (policy == 0 || policy == 3 || policy == 5)
+		arrival_ns += task->se.sum_exec_runtime - task->se.prev_sum_exec_runtime;
+	return arrival_ns;
+}
+
 SEC("iter/task")
 int threads(struct bpf_iter__task *ctx)
 {
@@ -72,7 +86,7 @@ int threads(struct bpf_iter__task *ctx)
 	record.on_cpu = task->on_cpu;
 	record.now_ns = bpf_ktime_get_ns();
 	record.reader_arrival_ns = reader->sched_info.last_arrival;
-	record.slept_at_ns = task->sched_info.last_arrival + (task->se.sum_exec_runtime - task->se.prev_sum_exec_runtime);
+	record.slept_at_ns = left_cpu_ns(task);
 	record.cpu_ns = task->se.sum_exec_runtime;
 	record.switches_voluntary = task->nvcsw;
 	record.switches_involuntary = task->nivcsw;

@@ -64,7 +64,6 @@ struct sched_info {
 } CORE;
 
 struct sched_entity {
-	__u64 exec_start;
 	__u64 sum_exec_runtime;
 	__u64 prev_sum_exec_runtime;
 } CORE;

@@ -175,17 +175,12 @@ def _grant(capabilities: tuple[str, ...]) -> str:
 
 def _missing(error: OSError) -> Missing:
     """One clear reason for a failure to load."""
-    if error.errno in (errno.EPERM, errno.EACCES):
-        log = " ".join(error.messages) if isinstance(error, libbpf.BpfError) else ""
-        if _locked_down():
-            return Missing("BPF", "the kernel is locked down (confidentiality)", "boot with lockdown=integrity or none")
-        if "unbounded" in log or "invalid" in log:
-            return Missing("BPF", f"this kernel refuses the programs ({error})", "use --engine none")
-        because = "the kernel refused BPF although the capabilities are there (a seccomp filter or a user namespace)"
-        return Missing(
-            "BPF", because, "allow the bpf() system call in the container's seccomp profile; use the host's users"
-        )
-    return Missing("BPF", f"this kernel cannot run the programs ({error})", "use --engine none")
+    if error.errno != errno.EPERM:
+        return Missing("BPF", f"this kernel does not take the programs ({error})", "use --engine none")
+    if _locked_down():
+        return Missing("BPF", "the kernel is locked down (confidentiality)", "boot with lockdown=integrity or none")
+    because = "the kernel refused BPF although the capabilities are there (a seccomp filter or a user namespace)"
+    return Missing("BPF", because, "allow bpf() in the seccomp profile, and run in the host's user namespace")
 
 
 def _locked_down() -> bool:

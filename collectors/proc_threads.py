@@ -70,7 +70,7 @@ def _read_process(pid: int, refused: _Refused) -> list[_Raw]:
     except OSError:
         return []
     try:
-        found = (_read_thread(directory, tid, refused) for tid in sorted(map(int, os.listdir(directory))))  # noqa: PTH208
+        found = (_read_thread(directory, tid, refused) for tid in sorted(map(int, os.listdir(directory))))
         return [thread for thread in found if thread is not None]
     except OSError:
         return []

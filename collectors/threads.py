@@ -23,8 +23,8 @@ _LETTERS = "RSDTtXZPI"
 _REPORTED = 0x7F
 _IDLE = 0x402
 _RTLOCK_WAIT_OR_FROZEN = 0x1000 | 0x8000
-# Results that a stopped call keeps in its register when it will go on: -ERESTARTSYS ... -ERESTART_RESTARTBLOCK.
-_WILL_RESTART = {-512, -513, -514, -516}
+# The result that a stop leaves in a call which it interrupted: -EINTR, -ERESTARTSYS ... -ERESTART_RESTARTBLOCK.
+_INTERRUPTED = {-4, -512, -513, -514, -516}
 # Functions of the scheduler, which every sleep begins with; what called them is where the thread waits.
 _SCHEDULER = ("__schedule", "schedule", "io_schedule", "preempt_schedule", "__cond_resched", "__switch_to")
 
@@ -116,7 +116,7 @@ def _fact(record: ThreadRecord, stack: tuple[str, ...], clocks_ns: int) -> Threa
     slept_at_ns = min(record.now_ns, record.slept_at_ns + clocks_ns)
     wchan = next((symbol for symbol in stack if not symbol.startswith(_SCHEDULER)), "")
     syscall = None
-    if asleep and record.syscall >= 0 and not (state == "T" and record.result not in _WILL_RESTART):
+    if asleep and record.syscall >= 0 and not (state == "T" and record.result not in _INTERRUPTED):
         # A stopped thread has slept since the stop, not since its call began.
         since_ns = slept_at_ns if state != "T" else None
         syscall = syscalls.decode(record.pid, record.syscall, tuple(record.args), since_ns, wchan)

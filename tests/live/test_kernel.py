@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from stucktrace.collectors import kernel, libbpf, threads
+from stucktrace.collectors import kernel, libbpf, threads, waits
 from stucktrace.errors import CannotInspect
 
 WITHOUT = ("setpriv", "--bounding-set", "-all", "--inh-caps", "-all", "--no-new-privs")
@@ -108,6 +108,35 @@ def test_core_on_a_kernel_without_btf(monkeypatch, tmp_path):
     assert "CONFIG_DEBUG_INFO_BTF" in refused.value.remedy
     ((what, _, _),) = [(m.what, m.because, m.remedy) for m in kernel.open_kernel("auto").missing]
     assert what == "BPF"
+
+
+@pytest.fixture
+def objects_that_do_not_load(monkeypatch, tmp_path):
+    for path in kernel.OBJECTS.glob("*.bpf.o"):
+        (tmp_path / path.name).write_bytes(path.read_bytes()[:100])
+    monkeypatch.setattr(kernel, "OBJECTS", tmp_path)
+
+
+def test_programs_that_the_kernel_does_not_take(objects_that_do_not_load):
+    opened = kernel.open_kernel("auto")
+    assert opened.kernel is None
+    assert "look.bpf.o" in opened.missing[0].because
+    with pytest.raises(CannotInspect, match="look.bpf.o"):
+        kernel.open_kernel("core")
+
+
+def test_each_collector_goes_one_rung_down(objects_that_do_not_load):
+    """A program that cannot be loaded costs its own facts only, and that is said."""
+    with kernel.Kernel() as core:
+        look = threads.look([os.getpid()], core)
+        assert look.source == "/proc"
+        assert os.getpid() in look.facts
+        assert look.missing
+        assert core.hooks["threads"] == "/proc"
+        with waits.watching([os.getpid()], core) as watch:
+            assert watch.complete is False
+            assert watch.missing
+            assert watch.activity() == {}
 
 
 def test_following_one_and_many_and_none_give_the_same():

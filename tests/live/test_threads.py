@@ -215,6 +215,7 @@ p = select.poll()
 jobs = {
     "poll": lambda: libc.poll(None, 0, 900_000), "nanosleep": lambda: libc.nanosleep(ctypes.byref(nap), None),
     "futex": lambda: libc.syscall(FUTEX, ctypes.byref(word), 128, 7, ctypes.byref(wait), None, 0),
+    "epoll": lambda: select.epoll().poll(),
 }
 def run(name, job):
     libc.prctl(15, name.encode(), 0, 0, 0)
@@ -228,7 +229,7 @@ while True: time.sleep(900)
 def test_stopped_and_continued_the_call_stays_what_it_was(opened):
     def in_calls(state: str) -> dict[str, ThreadFact] | None:
         found = by_name(script.pid, opened)
-        if not all(name in found and found[name].state == state for name in ("poll", "nanosleep", "futex")):
+        if not all(name in found and found[name].state == state for name in ("poll", "nanosleep", "futex", "epoll")):
             return None
         calls = {name: found[name].syscall.name if found[name].syscall else "" for name in found}
         right = calls["poll"] in ("poll", "ppoll") and "nanosleep" in calls["nanosleep"] and calls["futex"] == "futex"
