@@ -103,7 +103,14 @@ def _read_all(fd: int) -> bytes:
     # A wake-up just before the programs run ties the scheduler's clock to theirs (`reader_arrival_ns`).
     time.sleep(1e-6)
     try:
-        while part := os.read(fd, _READ_BYTES):
+        while True:
+            try:
+                part = os.read(fd, _READ_BYTES)
+            except BlockingIOError:
+                # A million tasks or files without a record: the kernel takes a breath.
+                continue
+            if not part:
+                break
             parts.append(part)
     except OSError as error:
         raise libbpf.BpfError(error.errno or errno.EIO, "read the iterator") from None

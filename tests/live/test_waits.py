@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from ctypes import c_uint32
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,14 @@ def test_two_windows_one_after_the_other_and_two_processes(core):
                 activity = watch.activity()
             for script in (one, other):
                 assert_exact(activity[script.pid], script.says, refused[script.pid], script.pid)
+
+
+def test_a_process_whose_slot_another_has(core):
+    """Two watched processes whose pids share their low bits: the hash tells them apart."""
+    with running(WORKER) as script, waits.watching([script.pid], core) as watch:
+        core.load("waits").map("watched_slots").update(c_uint32(script.pid % 4096), c_uint32(script.pid + 4096))
+        refused = int(script.tell("go"))
+        assert_exact(watch.activity()[script.pid], script.says, refused, script.pid)
 
 
 def test_a_thread_that_sleeps_through_returns_nothing(core):
