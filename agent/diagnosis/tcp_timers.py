@@ -33,7 +33,31 @@ def _doublings_s(rto_s: float, backoff: int) -> float:
     if rto_s < RTO_MAX_S * 0.99:
         return rto_s * (1 - math.ldexp(1.0, -backoff))
     first_s = max(RTO_MIN_S, math.ldexp(RTO_MAX_S, -backoff))
-    return sum(min(first_s * 2**step, RTO_MAX_S) for step in range(backoff))
+    return sum(min(math.ldexp(first_s, step), RTO_MAX_S) for step in range(backoff))
+
+
+def connecting_s(socket: SocketFact) -> float | None:
+    """How long a connection in SYN_SENT has been asking; None in other states. The kernel's ages do not cover a SYN."""
+    if socket.state != "SYN_SENT" or socket.rto_s is None:
+        return None
+    retransmits, backoff = socket.retransmits or 0, socket.backoff or 0
+    first_s = math.ldexp(socket.rto_s, -backoff)
+    # Since 6.5 the first retransmits keep the timeout (tcp_syn_linear_timeouts); only later ones double it.
+    linear = max(0, retransmits - backoff)
+    sent_s = linear * first_s + first_s * (math.ldexp(1.0, backoff) - 1)
+    if socket.timer_expires_s is None:
+        return sent_s
+    return sent_s + max(0.0, socket.rto_s - socket.timer_expires_s)
+
+
+def keepalive_silence_s(socket: SocketFact) -> float | None:
+    """For how long keepalive probes have gone unanswered; None when the last one was answered, or none was sent."""
+    keepalive = socket.keepalive
+    if keepalive is None or not keepalive.on or not keepalive.probes_unanswered or keepalive.interval_s is None:
+        return None
+    until_next_s = socket.timer_expires_s if socket.timer == "keepalive" else None
+    since_last_s = max(0.0, keepalive.interval_s - until_next_s) if until_next_s is not None else 0.0
+    return (keepalive.probes_unanswered - 1) * keepalive.interval_s + since_last_s
 
 
 def first_timeout_s(socket: SocketFact) -> float:

@@ -1,0 +1,154 @@
+"""`slow-client` and `peer-not-reading`: the other side sends too little, or reads too little.
+
+Proof: a connection of the own listen port on which nothing came in while a worker reads its request; a send that is
+blocked on a closed window (the persist timer), or on a peer of this node whose receive queue is full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from stucktrace.diagnosis import network, network_remedies
+from stucktrace.diagnosis.model import LIKELY, POSSIBLE, PROVEN, WARNING, Budgets, Evidence, Finding
+from stucktrace.diagnosis.network_outage import PROVEN_S
+from stucktrace.diagnosis.purposes import Purpose
+from stucktrace.diagnosis.waits import Wait, quiet
+from stucktrace.diagnosis.words import age, process, size
+from stucktrace.facts import Snapshot, SocketFact
+
+_ONE_AT_A_TIME = ("gunicorn/workers/sync.py", "wsgiref/simple_server.py")
+_OWN_THREAD = ("process_request_thread", "_worker", "run_forever", "handler_thread")
+
+
+def slow_client(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
+    """A client that sends nothing, or has stopped amid its request, holds a worker that serves one client at a time.
+
+    Not it: a connection kept alive under gthread or an event loop (it holds nobody); a thread of a server that has one
+    per client; a client that is still sending.
+    """
+    for wait, socket in network.connected_waits(snapshot):
+        if wait.purpose not in (Purpose.INBOUND, Purpose.OWED) or socket.direction != "in" or wait.sends:
+            continue
+        if wait.purpose is Purpose.OWED and "TLS" not in wait.reading.reason:
+            continue
+        silent_s = _silent_s(wait, socket)
+        if silent_s is None or silent_s < budgets.owed_s:
+            continue
+        yield _slow(snapshot, wait, socket, silent_s)
+
+
+def _silent_s(wait: Wait, socket: SocketFact) -> float | None:
+    """For how long the client has sent nothing while its request is being read."""
+    if socket.bytes_received and socket.last_receive_s is not None:
+        return socket.last_receive_s
+    return wait.age_s
+
+
+def _slow(snapshot: Snapshot, wait: Wait, socket: SocketFact, silent_s: float) -> Finding:
+    name, alone = network.thread_name(snapshot, wait.tid), one_at_a_time(snapshot, wait)
+    nothing = socket.bytes_received == 0
+    sent = "has sent nothing at all" if nothing else f"has sent nothing for {age(silent_s)}, amid its request"
+    confidence = POSSIBLE
+    if alone:
+        confidence = PROVEN if nothing else LIKELY
+    holds = "it holds this worker, which serves one client at a time" if alone else "it holds one thread of the pool"
+    lines = [network.call_line(snapshot, wait, silent_s), *network.frame_lines(wait)]
+    source = network.socket_source(snapshot)
+    text = f"{size(socket.bytes_received)} came in over this connection"
+    lines.append(Evidence(source, "bytes_received", socket.bytes_received, text, "bytes"))
+    lines.append(Evidence(source, "direction", "in", f"the client connected to the own listen port {socket.local}"))
+    lines.extend(line for line in network.queue_lines(snapshot, socket) if line.what == "last_receive_s" and not nothing)
+    finding = Finding(
+        "slow-client",
+        confidence,
+        f"{name} has been reading a request from the client {network.peer_name(socket)} for {age(silent_s)}; the client "
+        f"{sent}, and {holds}",
+        evidence=tuple(lines),
+        severity=WARNING if confidence == POSSIBLE else "critical",
+        now=network_remedies.drop_client(snapshot, wait, socket),
+        later=network_remedies.shield_from_clients(snapshot),
+        chain=network.chain(snapshot, wait, f"the client {sent}"),
+    )
+    return network.about(snapshot, wait, finding)
+
+
+def one_at_a_time(snapshot: Snapshot, wait: Wait) -> bool:
+    """The waiting thread is the one that accepts: while it reads this request, it takes no other."""
+    if snapshot.process.worker.kind == "gunicorn-worker" and snapshot.process.worker.worker_class not in ("", "sync"):
+        return False
+    if any(frame.function.rpartition(".")[2] in _OWN_THREAD for frame in wait.frames):
+        return False
+    if any(f"/{frame.file}".endswith(f"/{tail}") for frame in wait.frames for tail in _ONE_AT_A_TIME):
+        return True
+    return any(f"/{frame.file}".endswith("/socketserver.py") and "serve_forever" in frame.function for frame in wait.frames)
+
+
+def peer_not_reading(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
+    """A send that cannot go on, because the peer reads nothing.
+
+    Not it: a slow reader whose window opens now and then (bytes are acknowledged); a window of zero with nothing to
+    send; data that is not acknowledged (half-open).
+    """
+    for wait, socket in network.connected_waits(snapshot):
+        if not (wait.sends or wait.purpose is Purpose.SEND):
+            continue
+        blocked = _blocked(socket)
+        age_s = _stalled_s(wait, socket)
+        if not blocked or age_s is None or age_s < budgets.owed_s:
+            continue
+        if socket.window_acked_bytes:
+            continue
+        yield _not_reading(snapshot, wait, socket, blocked, age_s)
+
+
+def _blocked(socket: SocketFact) -> str:
+    """Why the send cannot go on, or ""."""
+    if socket.protocol == "tcp" and socket.timer == "persist" and socket.send_bytes != 0:
+        return "the peer's receive window is closed (the persist timer probes it)"
+    peer = socket.peer
+    if peer is not None and peer.unread_bytes and (socket.send_bytes or socket.protocol.startswith("unix")):
+        return f"the peer has left {size(peer.unread_bytes)} unread"
+    return ""
+
+
+def _stalled_s(wait: Wait, socket: SocketFact) -> float | None:
+    """For how long nothing was taken. A window probe counts as a send for the kernel, so only the wait's age is sure."""
+    if not wait.polls:
+        return wait.age_s
+    known = [value for value in (wait.age_s, None if socket.timer == "persist" else quiet(socket)) if value is not None]
+    if socket.timer == "persist" and socket.rto_s is not None and socket.backoff:
+        known.append(socket.rto_s * (2 ** min(socket.backoff, 9) - 1))
+    return max(known, default=None)
+
+
+def _not_reading(snapshot: Snapshot, wait: Wait, socket: SocketFact, blocked: str, age_s: float) -> Finding:
+    name, source = network.thread_name(snapshot, wait.tid), network.socket_source(snapshot)
+    lines = [network.call_line(snapshot, wait, age_s), *network.frame_lines(wait)]
+    if socket.send_bytes is not None:
+        text = f"{size(socket.send_bytes)} wait in the send queue"
+        lines.append(Evidence(source, "send_bytes", socket.send_bytes, text, "bytes"))
+    if socket.timer:
+        text = f"the armed timer is {socket.timer}, its backoff {socket.backoff}"
+        lines.append(Evidence(source, "timer", socket.timer, text))
+    if socket.send_window_bytes is not None:
+        text = f"the peer's window is {size(socket.send_window_bytes)}"
+        lines.append(Evidence(source, "send_window_bytes", socket.send_window_bytes, text, "bytes"))
+    lines.extend(network.peer_lines(snapshot, socket))
+    peer = socket.peer
+    stopped = f"; {process(peer.pids[0], peer.command)} is stopped" if peer and peer.pids and peer.holder_state == "T" else ""
+    role = "the client" if socket.direction == "in" else "the peer"
+    finding = Finding(
+        "peer-not-reading",
+        PROVEN if age_s >= PROVEN_S or stopped else LIKELY,
+        f"{name} has been trying to send to {role} {network.peer_name(socket)} for {age(age_s)}, which reads nothing: "
+        f"{blocked}, {size(socket.send_bytes)} wait{stopped}",
+        evidence=tuple(lines),
+        now=network_remedies.drop_client(snapshot, wait, socket)
+        if socket.direction == "in"
+        else network_remedies.now(snapshot, wait, socket),
+        later=network_remedies.shield_from_clients(snapshot)
+        if socket.direction == "in"
+        else network_remedies.bound_the_wait(snapshot, wait, socket),
+        chain=network.chain(snapshot, wait, blocked),
+    )
+    return network.about(snapshot, wait, finding)

@@ -1,0 +1,187 @@
+"""`half-open`: the peer is gone and the socket does not know.
+
+Proof: data sent and not acknowledged under a growing timeout; or keepalive probes without an answer; or the flow's
+conntrack entry is gone where conntrack is hooked. Retransmits prove only "no path for N s": a cut of 9.5 s healed by
+itself at 13 s. So below 30 s without an ACK it is `likely`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from stucktrace.diagnosis import network, network_remedies, tcp_timers
+from stucktrace.diagnosis.model import LIKELY, POSSIBLE, PROVEN, WARNING, Budgets, Evidence, Finding
+from stucktrace.diagnosis.purposes import Purpose
+from stucktrace.diagnosis.waits import Wait
+from stucktrace.diagnosis.words import age, listing
+from stucktrace.facts import Snapshot, SocketFact
+
+PROVEN_S = 30.0
+
+
+@dataclass(frozen=True)
+class Outage:
+    """Why a connection is taken for dead."""
+
+    confidence: str
+    what: str
+    """ "nothing it sent has been acknowledged for 35 s"."""
+    since_s: float
+    evidence: tuple[Evidence, ...]
+
+
+def half_open(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
+    """A connection on which nothing is heard any more, and a thread that hangs on it.
+
+    Not it: an idle connection, however old its last ACK (nothing is on its way); a slow peer (it acknowledges); a closed
+    window (the persist timer). A dead connection that no thread waits on is told as `possible`: a pool drops it unused.
+    """
+    hanging = {socket.inode: wait for wait, socket in reversed(list(network.socket_waits(snapshot)))}
+    for socket in snapshot.sockets:
+        outage = find_outage(snapshot, socket, budgets)
+        if outage is None:
+            continue
+        wait = hanging.get(socket.inode)
+        if wait is None:
+            yield _unused(snapshot, socket, outage)
+        else:
+            yield _stuck(snapshot, wait, socket, outage)
+    yield from _evicted(snapshot, budgets)
+
+
+def find_outage(snapshot: Snapshot, socket: SocketFact, budgets: Budgets) -> Outage | None:
+    """Whether the other end of this connection is not heard any more, and how sure that is."""
+    if socket.protocol != "tcp" or socket.state not in network.CONNECTED:
+        return None
+    silence_s = tcp_timers.keepalive_silence_s(socket)
+    if socket.unacked and socket.timer == "retransmit" and (socket.retransmits or socket.backoff):
+        return _unacknowledged(snapshot, socket, budgets)
+    if silence_s is not None and silence_s >= budgets.owed_s:
+        return _unanswered(snapshot, socket, silence_s)
+    return None
+
+
+def _unacknowledged(snapshot: Snapshot, socket: SocketFact, budgets: Budgets) -> Outage | None:
+    outage_s = tcp_timers.outage_s(socket)
+    if outage_s is None:
+        return None
+    evicted = socket.conntrack == "absent"
+    if outage_s < budgets.owed_s and not (evicted and (socket.retransmits or 0) >= 2):
+        return None
+    lines = list(network.retransmit_lines(snapshot, socket))
+    what = f"nothing it sent has been acknowledged for {age(outage_s)}"
+    # While ACKs still come (for other segments, or for keepalive of the same path) the peer is there: what is lost are
+    # segments of one size or kind. That is an outage for the thread, and not a peer that is gone.
+    heard = socket.last_ack_s is not None and socket.last_ack_s < outage_s / 2
+    confidence = PROVEN if (outage_s >= PROVEN_S or evicted) and not heard else LIKELY
+    if heard:
+        what = (
+            f"what it sent has not been acknowledged for {age(outage_s)} although an ACK came {age(socket.last_ack_s)} "
+            "ago (large segments may be lost on the way)"
+        )
+    if evicted:
+        lines.append(Evidence("conntrack", "entry", "absent", "conntrack has no entry for this flow any more"))
+        what += ", and conntrack has lost the flow's entry"
+    if socket.soft_error:
+        lines.append(
+            Evidence("tcp_info", "soft_error", socket.soft_error, f"the network answers with errno {socket.soft_error}")
+        )
+    lines.append(_gives_up(socket))
+    return Outage(confidence, what, outage_s, tuple(lines))
+
+
+def _gives_up(socket: SocketFact) -> Evidence:
+    left_s = tcp_timers.gives_up_s(socket)
+    text = f"if the path comes back before, it heals; else the kernel gives up in about {age(left_s)}"
+    if left_s is None:
+        text = "it is not known when the kernel gives up"
+    return Evidence("tcp timers", "gives_up_s", None if left_s is None else round(left_s, 1), text, "s")
+
+
+def _unanswered(snapshot: Snapshot, socket: SocketFact, silence_s: float) -> Outage | None:
+    keepalive = socket.keepalive
+    assert keepalive is not None and keepalive.probes_unanswered
+    if keepalive.probes_unanswered < 2:
+        return None
+    probes = keepalive.probes_unanswered
+    lines = [
+        Evidence(
+            network.socket_source(snapshot),
+            "probes_unanswered",
+            probes,
+            f"{probes} keepalive probes in a row have no answer, one every {age(keepalive.interval_s)}",
+        ),
+        *(line for line in network.retransmit_lines(snapshot, socket) if line.what == "last_ack_s"),
+        *network.option_lines(snapshot, socket),
+        _gives_up(socket),
+    ]
+    what = f"{probes} keepalive probes have no answer, for {age(silence_s)}"
+    return Outage(PROVEN if silence_s >= PROVEN_S else LIKELY, what, silence_s, tuple(lines))
+
+
+def _stuck(snapshot: Snapshot, wait: Wait, socket: SocketFact, outage: Outage) -> Finding:
+    # A wait for data cannot be younger in its own words than the outage that keeps the data away.
+    age_s = max(wait.age_s or 0.0, outage.since_s) if wait.polls or wait.sends else wait.age_s
+    name = network.thread_name(snapshot, wait.tid)
+    left_s = tcp_timers.gives_up_s(socket)
+    verdict = "the connection is half-open"
+    if outage.confidence != PROVEN:
+        verdict = "the connection looks half-open; it may heal"
+    ends = f"; the kernel gives up in about {age(left_s)}" if left_s is not None else ""
+    summary = (
+        f"{name} {network.waiting(wait, age_s, network.peer_name(socket))}; {outage.what}: {verdict}{ends}"
+    )
+    finding = Finding(
+        "half-open",
+        outage.confidence,
+        summary,
+        evidence=(network.call_line(snapshot, wait, age_s), *network.frame_lines(wait), *outage.evidence),
+        now=network_remedies.now(snapshot, wait, socket),
+        later=network_remedies.notice_dead_peer(snapshot, wait, socket),
+        chain=network.chain(snapshot, wait, outage.what),
+    )
+    return network.about(snapshot, wait, finding)
+
+
+def _unused(snapshot: Snapshot, socket: SocketFact, outage: Outage) -> Finding:
+    fds = listing(f"fd {fd}" for fd in socket.fds)
+    return Finding(
+        "half-open",
+        POSSIBLE,
+        f"the connection to {network.peer_name(socket)} ({fds}) is dead: {outage.what}; no thread waits on it now",
+        evidence=outage.evidence,
+        severity=WARNING,
+        fd=socket.fds[0] if socket.fds else None,
+        chain=(fds, f"tcp {socket.local} -> {network.peer_name(socket)}", outage.what),
+    )
+
+
+def _evicted(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
+    """A reply is awaited on a flow that conntrack has forgotten: it would be dropped on its way.
+
+    Nothing is unacknowledged here, so one assumption is left: that the entry was needed for the way back.
+    """
+    for wait, socket in network.connected_waits(snapshot):
+        if socket.conntrack != "absent" or find_outage(snapshot, socket, budgets) is not None or socket.peer is not None:
+            continue
+        if wait.purpose not in (Purpose.OWED, Purpose.REQUEST) or (wait.age_s or 0.0) < budgets.owed_s:
+            continue
+        name = network.thread_name(snapshot, wait.tid)
+        finding = Finding(
+            "half-open",
+            LIKELY,
+            f"{name} {network.waiting(wait, wait.age_s, network.peer_name(socket))}; conntrack has no entry for this "
+            "flow any more, so the reply is dropped on its way",
+            evidence=(
+                network.call_line(snapshot, wait),
+                *network.frame_lines(wait),
+                Evidence("conntrack", "entry", "absent", "conntrack is hooked here and has no entry for this flow"),
+                *network.queue_lines(snapshot, socket),
+                *network.option_lines(snapshot, socket),
+            ),
+            now=network_remedies.now(snapshot, wait, socket),
+            later=network_remedies.notice_dead_peer(snapshot, wait, socket),
+            chain=network.chain(snapshot, wait, "conntrack: no entry"),
+        )
+        yield network.about(snapshot, wait, finding)

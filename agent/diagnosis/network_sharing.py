@@ -1,0 +1,170 @@
+"""`self-call` and `shared-connection`: the peer is the own pool, or the own pool is on the connection too.
+
+Proof: the reverse socket lies in the own accept queue or is held by the own process, unread; two processes are inside
+calls on one connected socket, or a frame's length was read that no frame can have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from stucktrace.diagnosis import network, network_remedies
+from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Evidence, Finding, Later
+from stucktrace.diagnosis.purposes import Purpose
+from stucktrace.diagnosis.waits import RECEIVE_CALLS, Wait
+from stucktrace.diagnosis.words import age, listing, size
+from stucktrace.facts import Snapshot, SocketFact
+
+SURE_S = 1.0
+"""Where nobody else could accept, a second is enough to tell it from a connection about to be accepted."""
+ABSURD_BYTES = 16 * 1024 * 1024
+"""No frame of these protocols is larger; a length beyond it was read from the middle of somebody else's frame."""
+FRAMED = ("amqp", "sql", "redis", "mongo", "kafka")
+PARSERS = ("read", "_read", "read_frame", "_read_bytes", "_read_packet", "recv", "_recv", "read_response", "recv_exact")
+
+
+def self_call(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
+    """A worker waits for a reply from its own pool, and nobody there is free to give it.
+
+    Not it: a call to a sibling that has accepted and read it (it works on it); a connection that is accepted at once.
+    """
+    for wait, socket in network.connected_waits(snapshot):
+        if not is_self_call(snapshot, wait, socket):
+            continue
+        age_s = wait.age_s or 0.0
+        only_self = _only_self(snapshot, socket)
+        if age_s < (SURE_S if only_self else budgets.owed_s):
+            continue
+        yield _self(snapshot, wait, socket, only_self, age_s)
+
+
+def is_self_call(snapshot: Snapshot, wait: Wait, socket: SocketFact) -> bool:
+    """The other end belongs to the own pool and nobody there has taken the request."""
+    peer = socket.peer
+    if peer is None or socket.direction == "in" or wait.purpose is Purpose.SUBSCRIPTION:
+        return False
+    family = network.own_family(snapshot)
+    if peer.in_accept_queue:
+        return bool(family.intersection(peer.listener_pids))
+    return snapshot.process.pid in peer.pids and bool(peer.unread_bytes)
+
+
+def _only_self(snapshot: Snapshot, socket: SocketFact) -> bool:
+    """No process but this one (and a master, which never accepts) listens there."""
+    peer, parent = socket.peer, snapshot.parent
+    if peer is None or not peer.in_accept_queue:
+        return False
+    masters = {parent.pid} if parent is not None and parent.kind.endswith("-master") else set()
+    single = snapshot.process.worker.worker_class in ("", "sync") and len(snapshot.threads) == 1
+    return set(peer.listener_pids) - masters == {snapshot.process.pid} and single
+
+
+def _self(snapshot: Snapshot, wait: Wait, socket: SocketFact, only_self: bool, age_s: float) -> Finding:
+    peer = socket.peer
+    assert peer is not None
+    name = network.thread_name(snapshot, wait.tid)
+    others = sorted(network.own_family(snapshot).intersection(peer.listener_pids) - {snapshot.process.pid})
+    if peer.in_accept_queue:
+        place = f"its request waits in the accept queue of the own listen port {socket.remote}"
+    else:
+        place = "its request is held by this very process, and no thread of it has read it"
+    free = "it is the only worker there" if only_self else "no worker of the pool has taken it"
+    finding = Finding(
+        "self-call",
+        PROVEN if only_self else LIKELY,
+        f"{name} {network.waiting(wait, age_s, network.peer_name(socket))}, which is the own pool: {place}, and {free}",
+        evidence=(
+            network.call_line(snapshot, wait, age_s),
+            *network.frame_lines(wait),
+            *network.peer_lines(snapshot, socket),
+            Evidence(
+                network.socket_source(snapshot),
+                "listener_pids",
+                ", ".join(map(str, peer.listener_pids)) or None,
+                f"the port is served by {listing(f'pid {pid}' for pid in peer.listener_pids) or 'this process'}",
+            ),
+        ),
+        now=network_remedies.restart(snapshot),
+        later=(
+            Later(
+                "call the function directly instead of over HTTP, or serve that URL from another pool",
+                "a pool that calls itself hangs as soon as all its workers do so at once",
+            ),
+            Later(
+                "a timeout on the inner call (requests: timeout=(3.05, 10)) and more workers or threads than nested calls",
+                "a bounded call fails instead of holding its worker",
+            ),
+        ),
+        chain=network.chain(snapshot, wait, "own accept queue" if peer.in_accept_queue else "own process", *map(str, others)),
+    )
+    return network.about(snapshot, wait, finding)
+
+
+def shared_connection(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
+    """Two processes use one connection since a fork: each takes bytes that were meant for the other.
+
+    Not it: a connection that was merely inherited (a parent that holds it and does nothing with it); a listening
+    socket in many workers; a socket pair within one program.
+    """
+    for wait, socket in network.connected_waits(snapshot):
+        if not is_shared(snapshot, wait, socket):
+            continue
+        if (wait.age_s or 0.0) < SURE_S and _absurd(wait) is None:
+            continue
+        yield _shared(snapshot, wait, socket)
+
+
+def is_shared(snapshot: Snapshot, wait: Wait, socket: SocketFact) -> bool:
+    if not socket.shared_with or socket.protocol not in ("tcp", "unix-stream") or socket.direction == "in":
+        return False
+    if socket.protocol == "unix-stream" and not wait.reading.family:
+        return False
+    if socket.peer is not None and snapshot.process.pid in socket.peer.pids:
+        return False
+    return bool(socket.used_by) or _absurd(wait) is not None
+
+
+def _absurd(wait: Wait) -> int | None:
+    """The length of a receive that no frame of the protocol can have."""
+    call = wait.thread.syscall
+    if call is None or call.name not in RECEIVE_CALLS or len(call.args) < 3 or wait.reading.family not in FRAMED:
+        return None
+    if not any(frame.function.rpartition(".")[2] in PARSERS for frame in wait.frames):
+        return None
+    length = call.args[2]
+    return length if ABSURD_BYTES < length < 1 << 40 else None
+
+
+def _shared(snapshot: Snapshot, wait: Wait, socket: SocketFact) -> Finding:
+    name, absurd = network.thread_name(snapshot, wait.tid), _absurd(wait)
+    users = socket.used_by or socket.shared_with
+    others = listing(f"pid {pid}" for pid in users)
+    doing = f"{others} {'is' if len(users) == 1 else 'are'} inside a call on the same connection now"
+    if not socket.used_by:
+        doing = f"{others} {'holds' if len(users) == 1 else 'hold'} the same connection"
+    lines = [network.call_line(snapshot, wait), *network.frame_lines(wait)]
+    lines.append(
+        Evidence(
+            "/proc/PID/fd",
+            "shared_with",
+            ", ".join(map(str, socket.shared_with)),
+            f"socket inode {socket.inode} is also open in {listing(f'pid {pid}' for pid in socket.shared_with)}",
+        )
+    )
+    if socket.used_by:
+        lines.append(Evidence("/proc/PID/task/TID/syscall", "used_by", ", ".join(map(str, socket.used_by)), doing))
+    wrong = ""
+    if absurd is not None:
+        wrong = f"; it waits for {size(absurd)} of one frame, a length read from the middle of another's"
+        lines.append(Evidence("iter/task", "length", absurd, f"it asks for {size(absurd)} in one receive", "bytes"))
+    finding = Finding(
+        "shared-connection",
+        PROVEN if absurd is not None and socket.used_by else LIKELY,
+        f"{name} {network.waiting(wait, wait.age_s, network.peer_name(socket))} on a connection shared since a fork: "
+        f"{doing}, so each takes bytes meant for the other{wrong}",
+        evidence=tuple(lines),
+        now=network_remedies.restart(snapshot),
+        later=network_remedies.own_connection(wait),
+        chain=network.chain(snapshot, wait, *(f"pid {pid}" for pid in users)),
+    )
+    return network.about(snapshot, wait, finding)

@@ -1,0 +1,152 @@
+"""`peer-silent`: the peer's TCP answers, its application does not, and a request is pending.
+
+Proof: everything sent is acknowledged, and one of: the protocol owes the reply at once; the peer lives on this node and
+has not even read the request, or is stopped; the budget of an open-ended request is spent. Otherwise it is `waiting`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from stucktrace.diagnosis import network, network_remedies, network_sharing, tcp_timers, waits
+from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Evidence, Finding
+from stucktrace.diagnosis.purposes import Purpose
+from stucktrace.diagnosis.waits import Wait
+from stucktrace.diagnosis.words import age, process, size
+from stucktrace.facts import Snapshot, SocketFact
+
+ASKING = (Purpose.OWED, Purpose.REQUEST)
+READS_ALWAYS = ("amqp", "redis", "sql", "mongo", "kafka", "mqtt", "stomp")
+"""Protocols whose servers read what a subscriber sends, whatever they are doing."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why the peer's silence is more than a wait."""
+
+    confidence: str
+    text: str
+    evidence: tuple[Evidence, ...] = ()
+
+
+def peer_silent(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
+    """A thread waits for an answer that is overdue, on a connection whose other end is alive as far as TCP tells.
+
+    Not it: a subscription (its purpose is to wait), an inbound connection (its client owes nothing), data on its way
+    without an ACK (half-open), a wait that nobody knows the purpose of, unless the peer on this node left it unread.
+    """
+    for wait, socket in network.connected_waits(snapshot):
+        if wait.sends or socket.direction == "in" or wait.purpose is Purpose.INBOUND or _on_its_way(socket):
+            continue
+        if network_sharing.is_self_call(snapshot, wait, socket) or network_sharing.is_shared(snapshot, wait, socket):
+            continue
+        if wait.still is False and socket.window_received_bytes:
+            continue
+        reason = _reason(snapshot, wait, socket, budgets)
+        if reason is not None:
+            yield _finding(snapshot, wait, socket, reason)
+
+
+def _on_its_way(socket: SocketFact) -> bool:
+    """Data that the peer's TCP has not acknowledged: whether its application answers is not the question yet."""
+    return bool(socket.unacked) and (bool(socket.retransmits) or bool(socket.backoff))
+
+
+def age_of(wait: Wait, socket: SocketFact) -> float | None:
+    """For how long the answer has been awaited: the wait's age, but no longer than nothing moved on the socket.
+
+    A thread that slept through arriving data does not exist; a series of calls has only the socket's own ages.
+    """
+    quiet_s = waits.quiet(socket)
+    if wait.age_s is None or quiet_s is None:
+        return wait.age_s
+    return wait.age_s if not wait.polls else max(wait.age_s, quiet_s)
+
+
+def _reason(snapshot: Snapshot, wait: Wait, socket: SocketFact, budgets: Budgets) -> Reason | None:
+    age_s = age_of(wait, socket)
+    if age_s is None or age_s < budgets.owed_s:
+        return None
+    purpose = wait.purpose
+    known = _from_the_peer(wait, socket, age_s, budgets)
+    if known is not None:
+        return known
+    if purpose is Purpose.OWED:
+        text = f"the protocol owes this reply at once (budget {age(budgets.owed_s)})"
+        if "confirm" in wait.reading.reason:
+            text += "; a broker that holds publishers back (a resource alarm) looks the same from here"
+        return Reason(LIKELY, text)
+    budget_s = budgets.request_s(snapshot.process.worker.timeout_s)
+    if purpose is Purpose.REQUEST and age_s > budget_s:
+        return Reason(LIKELY, f"the budget of a request, {age(budget_s)}, is spent")
+    return None
+
+
+def _from_the_peer(wait: Wait, socket: SocketFact, age_s: float, budgets: Budgets) -> Reason | None:
+    """What the other end on this node tells: it is stopped, nobody accepted the connection, or the request is unread."""
+    peer = socket.peer
+    if peer is None:
+        return None
+    purpose, unread = wait.purpose, bool(peer.unread_bytes)
+    expects = purpose in ASKING or (purpose is Purpose.UNKNOWN and _asked(socket))
+    subscribed = purpose is Purpose.SUBSCRIPTION and not wait.reading.by_name
+    if peer.holder_state in ("T", "t") and peer.pids and (expects or subscribed):
+        sure = len(peer.pids) == 1 and (unread or expects)
+        return Reason(PROVEN if sure else LIKELY, f"{process(peer.pids[0], peer.command)} is stopped (state T)")
+    spent = age_s > budgets.stuck_after_s
+    if peer.in_accept_queue and (expects or subscribed):
+        return Reason(PROVEN if spent else LIKELY, "nobody has accepted the connection at the other end")
+    if unread and (expects or (subscribed and wait.reading.family in READS_ALWAYS)):
+        text = f"the other end has left {size(peer.unread_bytes)} of it unread"
+        return Reason(PROVEN if spent else LIKELY, text)
+    return None
+
+
+def _asked(socket: SocketFact) -> bool:
+    """The last data that moved was sent from here, and nothing came since."""
+    if socket.last_send_s is None:
+        return socket.protocol.startswith("unix")
+    if not socket.bytes_received and socket.bytes_sent:
+        return True
+    return socket.last_receive_s is None or socket.last_receive_s >= socket.last_send_s
+
+
+def _finding(snapshot: Snapshot, wait: Wait, socket: SocketFact, reason: Reason) -> Finding:
+    age_s = age_of(wait, socket)
+    name = network.thread_name(snapshot, wait.tid)
+    lives = _knows_alive(socket)
+    acknowledged = "everything sent is acknowledged" if socket.protocol == "tcp" else "the connection is open"
+    summary = (
+        f"{name} {network.waiting(wait, age_s, network.peer_name(socket))}; {acknowledged} and no answer comes: "
+        f"{reason.text}"
+    )
+    lines = [network.call_line(snapshot, wait, age_s), *network.frame_lines(wait)]
+    lines += [*network.queue_lines(snapshot, socket), *network.peer_lines(snapshot, socket), *reason.evidence]
+    if socket.protocol == "tcp":
+        lines += [*network.option_lines(snapshot, socket), lives]
+    finding = Finding(
+        "peer-silent",
+        reason.confidence,
+        summary,
+        evidence=tuple(lines),
+        now=network_remedies.now(snapshot, wait, socket),
+        later=network_remedies.bound_the_wait(snapshot, wait, socket),
+        chain=network.chain(snapshot, wait, reason.text),
+    )
+    return network.about(snapshot, wait, finding)
+
+
+def _knows_alive(socket: SocketFact) -> Evidence:
+    """Whether anything would notice if the peer were gone."""
+    keepalive = socket.keepalive
+    if socket.peer is not None:
+        text = "the other end lives on this node, so the connection itself is whole"
+        return Evidence("tcp_info", "alive", True, text)
+    if keepalive is not None and keepalive.on:
+        window_s = tcp_timers.detection_window_s(socket)
+        recent = socket.last_ack_s is not None and window_s is not None and socket.last_ack_s < window_s
+        text = f"keepalive is armed and none of its probes is unanswered (last ACK {age(socket.last_ack_s)} ago)"
+        return Evidence("tcp_info", "alive", recent, text)
+    text = "keepalive is off: once everything is acknowledged, nobody knows whether the peer still lives"
+    return Evidence("tcp_info", "alive", None, text)
