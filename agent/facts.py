@@ -219,6 +219,8 @@ class SocketFact:
     """sk_err_soft: for example EHOSTUNREACH reported by ICMP while retransmitting."""
     shared_with: tuple[int, ...] = ()
     """Other pids that hold the same open socket."""
+    used_by: tuple[int, ...] = ()
+    """Those of `shared_with` with a thread inside a call on it now; looked up only for sockets that are waited on."""
     peer: Peer | None = None
     conntrack: str | None = None
     """"present", "absent" (only where conntrack is hooked), or None."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Protocol
 
-from stucktrace.collectors import holders, peers, socket_options, socket_tables, unix_peers
+from stucktrace.collectors import holders, peers, shared_use, socket_options, socket_tables, unix_peers
 from stucktrace.collectors.addresses import parse_endpoint, port_of
 from stucktrace.collectors.kernel import Kernel
 from stucktrace.collectors.peers import OtherEnd, Tuple4
@@ -116,7 +116,8 @@ def _join(
             if inode in unix:
                 draft["peer"] = _peer(unix[inode], held)
         shared = tuple(holder for holder in held.get(inode, ()) if holder != pid)
-        facts.append(SocketFact(fds=tuple(fds), inode=inode, shared_with=shared, **draft))
+        using = shared_use.users(inode, shared) if shared and inode in detailed else ()
+        facts.append(SocketFact(fds=tuple(fds), inode=inode, shared_with=shared, used_by=using, **draft))
     return tuple(sorted(facts, key=lambda fact: fact.fds))
 
 

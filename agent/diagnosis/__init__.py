@@ -7,13 +7,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from stucktrace.diagnosis import file_locks, graph, judge, locks, loops, pipes, states
+from stucktrace.diagnosis import (
+    file_locks,
+    graph,
+    judge,
+    locks,
+    loops,
+    network_connect,
+    network_inbound,
+    network_outage,
+    network_sharing,
+    network_silence,
+    pipes,
+    states,
+)
 from stucktrace.diagnosis.model import INFO, POSSIBLE, Budgets, Diagnosis, Finding
 from stucktrace.facts import Snapshot
 
 Rule = Callable[[Snapshot, Budgets], Iterator[Finding]]
 
 RULES: tuple[Rule, ...] = (
+    network_outage.half_open,
+    network_silence.peer_silent,
+    network_connect.connect_failing,
+    network_connect.dns_unanswered,
+    network_inbound.slow_client,
+    network_inbound.peer_not_reading,
+    network_sharing.self_call,
+    network_sharing.shared_connection,
     locks.deadlock,
     locks.orphaned_lock,
     locks.lock_held,

@@ -26,7 +26,10 @@ class Client:
     """What is lost, or done twice, when the connection is ended under it."""
 
 
-_AMQP_LOSES = "a message whose confirm is missing may have been stored or not: publish it again; consumed messages without an ack are delivered again"
+_AMQP_LOSES = (
+    "a message whose confirm is missing may be stored or not: publish it again; consumed messages without an ack "
+    "are delivered again"
+)
 _SQL_LOSES = "the open transaction is rolled back by the server; a COMMIT under way may have happened or not"
 _COMMAND_LOSES = "the command under way may have been done or not"
 
@@ -36,15 +39,15 @@ CLIENTS: dict[str, Client] = {
         "broker_transport_options = {'socket_settings': {socket.TCP_USER_TIMEOUT: 30000}}",
         "broker_transport_options = {'socket_settings': {socket.SO_KEEPALIVE: 1, socket.TCP_KEEPIDLE: 30, "
         "socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}}",
-        "broker_transport_options = {'confirm_timeout': 10, 'heartbeat': 30} (the heartbeat has to be sent: Celery's "
-        "worker does, a bare publisher has to call heartbeat_check)",
+        "confirm_timeout=10 in apply_async or publish; and broker_transport_options = {'heartbeat': 30} for publishers "
+        "(somebody has to send it: Celery's worker does, a bare publisher has to call heartbeat_check)",
         _AMQP_LOSES,
     ),
     "amqp": Client(
         "py-amqp",
         "amqp.Connection(..., socket_settings={socket.TCP_USER_TIMEOUT: 30000})",
         "amqp.Connection(..., socket_settings={socket.SO_KEEPALIVE: 1, socket.TCP_KEEPIDLE: 30, ...})",
-        "amqp.Connection(..., read_timeout=30, heartbeat=30, confirm_publish=True) and basic_publish(..., timeout=10)",
+        "amqp.Connection(..., read_timeout=30, heartbeat=30) and basic_publish(..., confirm_timeout=10)",
         _AMQP_LOSES,
     ),
     "pika": Client(
@@ -64,7 +67,8 @@ CLIENTS: dict[str, Client] = {
     ),
     "kombu-redis": Client(
         "kombu over Redis",
-        "broker_transport_options = {'socket_keepalive': True, 'socket_keepalive_options': {socket.TCP_USER_TIMEOUT: 30000}}",
+        "broker_transport_options = {'socket_keepalive': True, "
+        "'socket_keepalive_options': {socket.TCP_USER_TIMEOUT: 30000}}",
         "broker_transport_options = {'socket_keepalive': True, 'health_check_interval': 25}",
         "broker_transport_options = {'socket_timeout': 30, 'socket_connect_timeout': 5}",
         "messages that were taken and not acknowledged come back after the visibility timeout",
@@ -155,7 +159,9 @@ def client_of(snapshot: Snapshot, wait: Wait | None) -> Client:
     if "kombu-redis" in found and family == "redis":
         return CLIENTS["kombu-redis"]
     if found and family in ("amqp", "redis", "sql", "mongo", "grpc", "loop", "retry"):
-        wanted = {"amqp": ("kombu", "amqp", "pika"), "redis": ("redis",), "sql": ("postgresql", "mysql")}.get(family, ())
+        wanted = {"amqp": ("kombu", "amqp", "pika"), "redis": ("redis",), "sql": ("postgresql", "mysql")}.get(
+            family, ()
+        )
         # The outermost library of the family is the one whose settings the program can reach.
         matching = [key for key in found if not wanted or key in wanted]
         if matching:

@@ -175,7 +175,9 @@ def peer_lines(snapshot: Snapshot, socket: SocketFact) -> Iterator[Evidence]:
             text = "the other end has read all that was sent"
         yield Evidence(source, "peer.unread_bytes", peer.unread_bytes, text, "bytes")
     if peer.holder_state in ("T", "t"):
-        yield Evidence("/proc/PID/stat", "state", peer.holder_state, f"{process(*_holder(socket))} is stopped (state T)")
+        yield Evidence(
+            "/proc/PID/stat", "state", peer.holder_state, f"{process(*_holder(socket))} is stopped (state T)"
+        )
 
 
 def _holder(socket: SocketFact) -> tuple[int, str]:
@@ -186,7 +188,10 @@ def _holder(socket: SocketFact) -> tuple[int, str]:
 def chain(snapshot: Snapshot, wait: Wait, *ends: str) -> tuple[str, ...]:
     """Thread -> call -> connection -> `ends`."""
     call = wait.call or "a call"
-    steps = [f"{thread_name(snapshot, wait.tid)} (tid {wait.tid})", call if wait.fd is None else f"{call}(fd {wait.fd})"]
+    steps = [
+        f"{thread_name(snapshot, wait.tid)} (tid {wait.tid})",
+        call if wait.fd is None else f"{call}(fd {wait.fd})",
+    ]
     socket = wait.socket
     if socket is not None:
         steps.append(f"{socket.protocol} {socket.local or '?'} -> {peer_name(socket)}")

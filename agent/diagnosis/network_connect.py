@@ -28,7 +28,8 @@ FAILURES = {
 _CONNECTING = frozenset(
     {
         "ensure_connection", "_ensure_connection", "ensure_connected", "connect", "_connect", "establish_connection",
-        "_establish_connection", "reconnect", "_reconnect", "connection_for_read", "connection_for_write", "default_channel",
+        "_establish_connection", "reconnect", "_reconnect", "connection_for_read", "connection_for_write",
+        "default_channel",
     }
 )  # fmt: skip
 
@@ -48,7 +49,9 @@ def connect_failing(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
 
 
 def _unanswered(snapshot: Snapshot, wait: Wait, socket: SocketFact, budgets: Budgets) -> Finding | None:
-    known = [value for value in (tcp_timers.connecting_s(socket), None if wait.polls else wait.age_s) if value is not None]
+    known = [
+        value for value in (tcp_timers.connecting_s(socket), None if wait.polls else wait.age_s) if value is not None
+    ]
     age_s = max(known, default=None)
     if age_s is None or age_s < budgets.owed_s or socket.retransmits == 0:
         return None
@@ -56,7 +59,9 @@ def _unanswered(snapshot: Snapshot, wait: Wait, socket: SocketFact, budgets: Bud
     ends = f"; the kernel gives up in about {age(left_s)}" if left_s is not None else ""
     source = network.socket_source(snapshot)
     lines = [network.call_line(snapshot, wait, age_s), *network.frame_lines(wait)]
-    lines.append(Evidence(source, "state", "SYN_SENT", "the connection is in SYN_SENT: the peer has not answered at all"))
+    lines.append(
+        Evidence(source, "state", "SYN_SENT", "the connection is in SYN_SENT: the peer has not answered at all")
+    )
     if socket.retransmits is not None:
         text = f"the SYN was sent again {count(socket.retransmits, 'time')} without an answer"
         lines.append(Evidence(source, "retransmits", socket.retransmits, text))
@@ -64,12 +69,14 @@ def _unanswered(snapshot: Snapshot, wait: Wait, socket: SocketFact, budgets: Bud
         text = f"the network answers with errno {socket.soft_error} ({_error_name(socket.soft_error)})"
         lines.append(Evidence(source, "soft_error", socket.soft_error, text))
     if left_s is not None:
-        lines.append(Evidence("tcp timers", "gives_up_s", round(left_s, 1), f"the kernel gives up in {age(left_s)}", "s"))
+        lines.append(
+            Evidence("tcp timers", "gives_up_s", round(left_s, 1), f"the kernel gives up in {age(left_s)}", "s")
+        )
     finding = Finding(
         "connect-failing",
         PROVEN if age_s >= PROVEN_S or socket.soft_error else LIKELY,
-        f"{network.thread_name(snapshot, wait.tid)} has been connecting to {network.peer_name(socket)} for {age(age_s)} "
-        f"and not one SYN was answered{ends}",
+        f"{network.thread_name(snapshot, wait.tid)} has been connecting to {network.peer_name(socket)} for {age(age_s)}"
+        f" and not one SYN was answered{ends}",
         evidence=tuple(lines),
         now=network_remedies.check_path(snapshot, socket),
         later=network_remedies.bound_the_connect(snapshot, wait),
@@ -166,8 +173,8 @@ def _between_attempts(snapshot: Snapshot, wait: Wait, connecting: int) -> Findin
     return Finding(
         "connect-failing",
         "possible" if bounded else LIKELY,
-        f"{name} sleeps between attempts to connect: {network.where(retry)} under {network.where(frame)} sleeps only after "
-        "an attempt has failed",
+        f"{name} sleeps between attempts to connect: {network.where(retry)} under {network.where(frame)} sleeps only "
+        "after an attempt has failed",
         evidence=(network.call_line(snapshot, wait), *network.frame_lines(wait)),
         now=network_remedies.check_listener("", 0),
         later=network_remedies.bound_the_connect(snapshot, wait),
@@ -207,7 +214,9 @@ def _overdue(snapshot: Snapshot, wait: Wait, socket: SocketFact, budgets: Budget
         return ""
     if age_s >= RESOLVER_POLL_S:
         return "a resolver's poll lasts 5 s at most before it asks anew"
-    timeouts = sum(entry.empty for entry in snapshot.activity_of(wait.tid) if entry.fd in wait.fds and not entry.moved_bytes)
+    timeouts = sum(
+        entry.empty for entry in snapshot.activity_of(wait.tid) if entry.fd in wait.fds and not entry.moved_bytes
+    )
     if timeouts:
         return f"the query ran into its timeout {count(timeouts, 'time')} within {age(snapshot.window_s)}"
     others = {
@@ -225,7 +234,7 @@ def _dns(snapshot: Snapshot, wait: Wait, socket: SocketFact, reason: str) -> Fin
     text = f"the query went to {resolver} over {socket.protocol} and has no answer: {reason}"
     lines = [network.call_line(snapshot, wait), *network.frame_lines(wait)]
     lines.append(Evidence(network.socket_source(snapshot), "remote", resolver, text))
-    caller = f" for {network.where(wait.frames[wait.reading.frame + 1])}" if _has_caller(wait) else ""
+    caller = _caller(wait)
     finding = Finding(
         "dns-unanswered",
         PROVEN if (wait.age_s or 0.0) >= PROVEN_S else LIKELY,
@@ -237,12 +246,19 @@ def _dns(snapshot: Snapshot, wait: Wait, socket: SocketFact, reason: str) -> Fin
                 "options timeout:1 attempts:2 in /etc/resolv.conf (Kubernetes: dnsConfig.options)",
                 "glibc waits 5 s for each resolver, twice, and nothing in Python can shorten it",
             ),
-            Later("a resolver on the node (node-local DNS cache, systemd-resolved)", "a lost UDP packet then costs nothing"),
+            Later(
+                "a resolver on the node (node-local DNS cache, systemd-resolved)",
+                "a lost UDP packet then costs nothing",
+            ),
         ),
         chain=network.chain(snapshot, wait, "no answer"),
     )
     return network.about(snapshot, wait, finding)
 
 
-def _has_caller(wait: Wait) -> bool:
-    return wait.purpose is Purpose.RESOLVE and wait.reading.frame is not None and wait.reading.frame + 1 < len(wait.frames)
+def _caller(wait: Wait) -> str:
+    """Who asked for the name: the frame above the resolver's own."""
+    index = wait.reading.frame
+    if wait.purpose is not Purpose.RESOLVE or index is None or index + 1 >= len(wait.frames):
+        return ""
+    return f" for {network.where(wait.frames[index + 1])}"

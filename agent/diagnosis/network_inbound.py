@@ -57,12 +57,14 @@ def _slow(snapshot: Snapshot, wait: Wait, socket: SocketFact, silent_s: float) -
     text = f"{size(socket.bytes_received)} came in over this connection"
     lines.append(Evidence(source, "bytes_received", socket.bytes_received, text, "bytes"))
     lines.append(Evidence(source, "direction", "in", f"the client connected to the own listen port {socket.local}"))
-    lines.extend(line for line in network.queue_lines(snapshot, socket) if line.what == "last_receive_s" and not nothing)
+    lines.extend(
+        line for line in network.queue_lines(snapshot, socket) if line.what == "last_receive_s" and not nothing
+    )
     finding = Finding(
         "slow-client",
         confidence,
-        f"{name} has been reading a request from the client {network.peer_name(socket)} for {age(silent_s)}; the client "
-        f"{sent}, and {holds}",
+        f"{name} has been reading a request from the client {network.peer_name(socket)} for {age(silent_s)}; the "
+        f"client {sent}, and {holds}",
         evidence=tuple(lines),
         severity=WARNING if confidence == POSSIBLE else "critical",
         now=network_remedies.drop_client(snapshot, wait, socket),
@@ -80,7 +82,9 @@ def one_at_a_time(snapshot: Snapshot, wait: Wait) -> bool:
         return False
     if any(f"/{frame.file}".endswith(f"/{tail}") for frame in wait.frames for tail in _ONE_AT_A_TIME):
         return True
-    return any(f"/{frame.file}".endswith("/socketserver.py") and "serve_forever" in frame.function for frame in wait.frames)
+    return any(
+        f"/{frame.file}".endswith("/socketserver.py") and "serve_forever" in frame.function for frame in wait.frames
+    )
 
 
 def peer_not_reading(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
@@ -112,7 +116,7 @@ def _blocked(socket: SocketFact) -> str:
 
 
 def _stalled_s(wait: Wait, socket: SocketFact) -> float | None:
-    """For how long nothing was taken. A window probe counts as a send for the kernel, so only the wait's age is sure."""
+    """For how long nothing was taken. A window probe is a send for the kernel, so only the wait's age is sure."""
     if not wait.polls:
         return wait.age_s
     known = [value for value in (wait.age_s, None if socket.timer == "persist" else quiet(socket)) if value is not None]
@@ -135,7 +139,9 @@ def _not_reading(snapshot: Snapshot, wait: Wait, socket: SocketFact, blocked: st
         lines.append(Evidence(source, "send_window_bytes", socket.send_window_bytes, text, "bytes"))
     lines.extend(network.peer_lines(snapshot, socket))
     peer = socket.peer
-    stopped = f"; {process(peer.pids[0], peer.command)} is stopped" if peer and peer.pids and peer.holder_state == "T" else ""
+    stopped = (
+        f"; {process(peer.pids[0], peer.command)} is stopped" if peer and peer.pids and peer.holder_state == "T" else ""
+    )
     role = "the client" if socket.direction == "in" else "the peer"
     finding = Finding(
         "peer-not-reading",

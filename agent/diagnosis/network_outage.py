@@ -34,8 +34,8 @@ class Outage:
 def half_open(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
     """A connection on which nothing is heard any more, and a thread that hangs on it.
 
-    Not it: an idle connection, however old its last ACK (nothing is on its way); a slow peer (it acknowledges); a closed
-    window (the persist timer). A dead connection that no thread waits on is told as `possible`: a pool drops it unused.
+    Not it: an idle connection, however old its last ACK (nothing is on its way); a slow peer (it acknowledges); a
+    closed window (the persist timer). A dead connection that no thread waits on is `possible`: a pool drops it unused.
     """
     hanging = {socket.inode: wait for wait, socket in reversed(list(network.socket_waits(snapshot)))}
     for socket in snapshot.sockets:
@@ -129,9 +129,7 @@ def _stuck(snapshot: Snapshot, wait: Wait, socket: SocketFact, outage: Outage) -
     if outage.confidence != PROVEN:
         verdict = "the connection looks half-open; it may heal"
     ends = f"; the kernel gives up in about {age(left_s)}" if left_s is not None else ""
-    summary = (
-        f"{name} {network.waiting(wait, age_s, network.peer_name(socket))}; {outage.what}: {verdict}{ends}"
-    )
+    summary = f"{name} {network.waiting(wait, age_s, network.peer_name(socket))}; {outage.what}: {verdict}{ends}"
     finding = Finding(
         "half-open",
         outage.confidence,
@@ -163,7 +161,11 @@ def _evicted(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
     Nothing is unacknowledged here, so one assumption is left: that the entry was needed for the way back.
     """
     for wait, socket in network.connected_waits(snapshot):
-        if socket.conntrack != "absent" or find_outage(snapshot, socket, budgets) is not None or socket.peer is not None:
+        if (
+            socket.conntrack != "absent"
+            or find_outage(snapshot, socket, budgets) is not None
+            or socket.peer is not None
+        ):
             continue
         if wait.purpose not in (Purpose.OWED, Purpose.REQUEST) or (wait.age_s or 0.0) < budgets.owed_s:
             continue

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from stucktrace.diagnosis import tcp_timers
 from stucktrace.diagnosis.clients import client_of
 from stucktrace.diagnosis.model import Later, Now
-from stucktrace.diagnosis.remedies import restart as restart
+from stucktrace.diagnosis.remedies import restart
 from stucktrace.diagnosis.waits import Wait
 from stucktrace.diagnosis.words import age
 from stucktrace.facts import Snapshot, SocketFact
@@ -73,7 +73,11 @@ def ask_resolver(snapshot: Snapshot, socket: SocketFact) -> tuple[Now, ...]:
     host = _split(socket.remote)[0].strip("[]")
     at = f" @{host}" if host else ""
     return (
-        Now(f"nsenter -t {snapshot.process.pid} -n dig +time=2 +tries=1{at} example.org", "none: it asks once", "nothing"),
+        Now(
+            f"nsenter -t {snapshot.process.pid} -n dig +time=2 +tries=1{at} example.org",
+            "none: it asks once",
+            "nothing",
+        ),
     )
 
 
@@ -163,7 +167,10 @@ def shield_from_clients(snapshot: Snapshot) -> tuple[Later, ...]:
     ]
     if kind == "gunicorn-worker":
         later.append(
-            Later("gunicorn --worker-class gthread --threads 8", "a silent client then holds no worker, only a file descriptor")
+            Later(
+                "gunicorn --worker-class gthread --threads 8",
+                "a silent client then holds no worker, only a file descriptor",
+            )
         )
     else:
         later.append(Later("a timeout on accepted connections (settimeout)", "a client that does not go on is dropped"))
@@ -172,7 +179,7 @@ def shield_from_clients(snapshot: Snapshot) -> tuple[Later, ...]:
 
 def own_connection(wait: Wait) -> tuple[Later, ...]:
     steps = {
-        "sql": "after the fork: engine.dispose(close=False) (SQLAlchemy), connections.close_all() (Django), or connect anew",
+        "sql": "after the fork: engine.dispose(close=False) (SQLAlchemy), connections.close_all() (Django)",
         "amqp": "after the fork: app.pool.force_close_all() (Celery), or open the connection in the child",
         "redis": "create the client in the child, or connection_pool.disconnect() after the fork",
     }

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from stucktrace.diagnosis import network, network_remedies
 from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Evidence, Finding, Later
 from stucktrace.diagnosis.purposes import Purpose
+from stucktrace.diagnosis.remedies import restart
 from stucktrace.diagnosis.waits import RECEIVE_CALLS, Wait
-from stucktrace.diagnosis.words import age, listing, size
+from stucktrace.diagnosis.words import listing, size
 from stucktrace.facts import Snapshot, SocketFact
 
 SURE_S = 1.0
@@ -84,18 +85,20 @@ def _self(snapshot: Snapshot, wait: Wait, socket: SocketFact, only_self: bool, a
                 f"the port is served by {listing(f'pid {pid}' for pid in peer.listener_pids) or 'this process'}",
             ),
         ),
-        now=network_remedies.restart(snapshot),
+        now=restart(snapshot),
         later=(
             Later(
                 "call the function directly instead of over HTTP, or serve that URL from another pool",
                 "a pool that calls itself hangs as soon as all its workers do so at once",
             ),
             Later(
-                "a timeout on the inner call (requests: timeout=(3.05, 10)) and more workers or threads than nested calls",
+                "a timeout on the inner call (requests: timeout=(3.05, 10)), and more workers than nested calls",
                 "a bounded call fails instead of holding its worker",
             ),
         ),
-        chain=network.chain(snapshot, wait, "own accept queue" if peer.in_accept_queue else "own process", *map(str, others)),
+        chain=network.chain(
+            snapshot, wait, "own accept queue" if peer.in_accept_queue else "own process", *map(str, others)
+        ),
     )
     return network.about(snapshot, wait, finding)
 
@@ -163,7 +166,7 @@ def _shared(snapshot: Snapshot, wait: Wait, socket: SocketFact) -> Finding:
         f"{name} {network.waiting(wait, wait.age_s, network.peer_name(socket))} on a connection shared since a fork: "
         f"{doing}, so each takes bytes meant for the other{wrong}",
         evidence=tuple(lines),
-        now=network_remedies.restart(snapshot),
+        now=restart(snapshot),
         later=network_remedies.own_connection(wait),
         chain=network.chain(snapshot, wait, *(f"pid {pid}" for pid in users)),
     )

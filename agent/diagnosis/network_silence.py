@@ -84,16 +84,17 @@ def _reason(snapshot: Snapshot, wait: Wait, socket: SocketFact, budgets: Budgets
 
 
 def _from_the_peer(wait: Wait, socket: SocketFact, age_s: float, budgets: Budgets) -> Reason | None:
-    """What the other end on this node tells: it is stopped, nobody accepted the connection, or the request is unread."""
+    """What the other end on this node tells: it is stopped, nobody accepted it, or the request is unread."""
     peer = socket.peer
     if peer is None:
         return None
     purpose, unread = wait.purpose, bool(peer.unread_bytes)
     expects = purpose in ASKING or (purpose is Purpose.UNKNOWN and _asked(socket))
     subscribed = purpose is Purpose.SUBSCRIPTION and not wait.reading.by_name
-    if peer.holder_state in ("T", "t") and peer.pids and (expects or subscribed):
-        sure = len(peer.pids) == 1 and (unread or expects)
-        return Reason(PROVEN if sure else LIKELY, f"{process(peer.pids[0], peer.command)} is stopped (state T)")
+    holders = peer.pids or peer.listener_pids
+    if peer.holder_state in ("T", "t") and holders and (expects or subscribed):
+        sure = len(holders) == 1 and (unread or expects)
+        return Reason(PROVEN if sure else LIKELY, f"{process(holders[0], peer.command)} is stopped (state T)")
     spent = age_s > budgets.stuck_after_s
     if peer.in_accept_queue and (expects or subscribed):
         return Reason(PROVEN if spent else LIKELY, "nobody has accepted the connection at the other end")
