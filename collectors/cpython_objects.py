@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from stucktrace.collectors import memory
@@ -72,6 +72,11 @@ class Reader:
         if type_address not in self._names:
             self._names[type_address] = self._read_type_name(type_address)
         return self._names[type_address]
+
+    def class_name(self, address: int) -> str:
+        """The type of the object at an address; "" when there is none."""
+        word = self._word(address + self.layout.head - 8) if address % 8 == 0 else None
+        return self.type_name(word) if word else ""
 
     def _read_type_name(self, type_address: int) -> str:
         if type_address % 8 or self.regions.find(type_address) is None:
@@ -156,11 +161,20 @@ class Reader:
 
     def _in_heap(self, locks: set[int]) -> Mapping[int, LockObject]:
         found: dict[int, LockObject] = {}
-        ends, left = time.monotonic() + SCAN_S, SCAN_BYTES
-        needles = {lock: struct.pack("<Q", lock) for lock in locks}
+        for lock in locks:
+            for address in self.pointers_to(lock):
+                candidate = self.pointing(address - self.layout.head, lock)
+                if candidate is not None:
+                    found[lock] = candidate
+                    break
+        return found
+
+    def pointers_to(self, address: int) -> Iterator[int]:
+        """Where in the program's memory this address is stored, as far as the search may go."""
+        needle, ends, left = struct.pack("<Q", address), time.monotonic() + SCAN_S, SCAN_BYTES
         for start, length in self._scanned():
-            if left <= 0 or time.monotonic() > ends or not needles:
-                break
+            if left <= 0 or time.monotonic() > ends:
+                return
             left -= length
             try:
                 data = memory.read_some(self.pid, start, length)
@@ -168,16 +182,8 @@ class Reader:
                 raise
             except OSError:
                 continue
-            for lock in list(needles):
-                for position in _aligned(data, needles[lock]):
-                    candidate = self.pointing(start + position - self.layout.head, lock)
-                    if candidate is not None:
-                        found[lock] = candidate
-                        del needles[lock]
-                        break
-                if time.monotonic() > ends:
-                    break
-        return found
+            for position in _aligned(data, needle):
+                yield start + position
 
     def _scanned(self) -> Iterable[tuple[int, int]]:
         """Chunks of the memory that holds objects: CPython's arenas (anonymous, small ones first), then the heap."""

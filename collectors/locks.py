@@ -12,7 +12,7 @@ import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from stucktrace.collectors import cpython_objects, futexes, interpreter, memory, regions
+from stucktrace.collectors import cpython_objects, futexes, import_locks, interpreter, memory, regions
 from stucktrace.collectors.block_owners import BlockOwners
 from stucktrace.collectors.cpython_objects import LOCK_TYPES, RLOCK_TYPE, Layout, LockObject, Reader
 from stucktrace.collectors.futexes import Wait, Word
@@ -20,7 +20,7 @@ from stucktrace.collectors.interpreter import Interpreter
 from stucktrace.collectors.lock_owners import Owners
 from stucktrace.collectors.regions import Regions
 from stucktrace.errors import CollectorError
-from stucktrace.facts import LockFact, ProcessFact, PythonFact, Relative, ThreadFact
+from stucktrace.facts import Frame, LockFact, ProcessFact, PythonFact, Relative, ThreadFact
 
 WHAT = "locks"
 _PERMISSION = "run as root, or with CAP_SYS_PTRACE in the target's user namespace"
@@ -37,6 +37,8 @@ class _Target:
     runtime: tuple[tuple[int, int], ...]
     """Where CPython keeps its own conditions."""
     blocks: BlockOwners
+    frames: Mapping[int, tuple[Frame, ...]]
+    minor: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,9 @@ def collect(
         owners = Owners(process, threads, python, relatives, mapped)
         reader = Reader(process.pid, mapped, Layout.of(found.free_threaded if found else False))
         blocks = BlockOwners(reader, found, owners, python)
-        target = _Target(process.pid, mapped, owners, reader, _runtime(found, mapped), blocks)
+        frames = {thread.tid: thread.frames for thread in python.threads} if python is not None else {}
+        minor = found.minor if found is not None else None
+        target = _Target(process.pid, mapped, owners, reader, _runtime(found, mapped), blocks, frames, minor)
         return _collect(target, calls)
     except (ProcessLookupError, FileNotFoundError):
         raise CollectorError(WHAT, "the process ended", "") from None
@@ -213,10 +217,24 @@ def _parked_lock(target: _Target, fact: LockFact, waiter: _Waiter) -> LockFact:
     return replace(fact, kind="join", owner=target.owners.by_ns_tid(joined, waiter.thread, shared=False))
 
 
+def _import_lock(target: _Target, fact: LockFact, waiter: _Waiter, held: LockObject) -> LockFact:
+    note = "a module is being imported"
+    if target.minor is None:
+        return replace(fact, note=note)
+    ident = import_locks.owner(target.reader, held, target.minor)
+    owner = target.owners.by_ident(ident, waiter.thread, lambda *_: True) if ident else None
+    return replace(fact, owner=owner, note=note)
+
+
 def _python_lock(target: _Target, fact: LockFact, waiter: _Waiter, held: LockObject) -> LockFact:
     if held.type_name in LOCK_TYPES:
-        owner = target.blocks.owner(held, waiter.thread) if waiter.locked else None
-        return replace(fact, kind="lock", owner=owner, note="its owner is inside a with block of it" if owner else "")
+        fact = replace(fact, kind="lock")
+        if not waiter.locked:
+            return fact
+        if import_locks.waits_for_a_module(target.frames.get(fact.waiter_tid, ())):
+            return _import_lock(target, fact, waiter, held)
+        owner = target.blocks.owner(held, waiter.thread)
+        return replace(fact, owner=owner, note="its owner is inside a with block of it" if owner else "")
     if held.type_name != RLOCK_TYPE:
         return replace(fact, note=f"of a {held.type_name.removeprefix('_')}")
     fact = replace(fact, kind="rlock", count=held.count)

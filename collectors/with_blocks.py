@@ -15,6 +15,7 @@ import struct
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from stucktrace.collectors import memory
 from stucktrace.collectors.cpython_objects import LOCK_TYPES, RLOCK_TYPE, Reader
@@ -59,8 +60,16 @@ class Held:
     complete: bool
     """Every thread with a Python state was read to the end."""
 
+    @cached_property
+    def _holders(self) -> Mapping[int, tuple[int, ...]]:
+        holders: dict[int, tuple[int, ...]] = {}
+        for ns_tid, locks in self.locks.items():
+            for lock in set(locks):
+                holders[lock] = (*holders.get(lock, ()), ns_tid)
+        return holders
+
     def holders(self, lock: int) -> tuple[int, ...]:
-        return tuple(ns_tid for ns_tid, held in self.locks.items() if lock in held)
+        return self._holders.get(lock, ())
 
 
 NOTHING = Held({}, False)

@@ -199,6 +199,28 @@ print("ready", len(functions) - 1)
 time.sleep(600)
 """
 
+IMPORTS = """
+import os, sys, threading, time
+sys.path.insert(0, sys.argv[1])
+sys.begun = threading.Event()
+def imports():
+    import slow_module
+def imports_too():
+    import slow_module
+def start(function):
+    thread = threading.Thread(target=function)
+    thread.daemon = True
+    thread.start()
+start(imports)
+sys.begun.wait()
+child = os.fork()
+if child == 0:
+    import slow_module
+start(imports_too)
+print("ready", child)
+time.sleep(600)
+"""
+
 INHERITS = """
 import os, sys, threading, time
 lock, recursive, held = threading.Lock(), threading.RLock(), threading.Event()
@@ -437,6 +459,22 @@ def test_without_permission_the_remedy_is_named():
         assert b"CAP_SYS_PTRACE" in os.read(reader, 1000)
         os.close(reader)
         os.waitpid(helper, 0)
+
+
+@pytest.mark.parametrize("interpreter", pythons.interpreters(), ids=pythons.name_of)
+def test_who_imports_the_module(interpreter, tmp_path):
+    (tmp_path / "slow_module.py").write_text("import sys, time\nsys.begun.set()\ntime.sleep(600)\n")
+    with pythons.run(IMPORTS, str(tmp_path), python=interpreter, before=("env", "PYTHONWARNINGS=ignore")) as target:
+        child = int(target.words[0])
+        pythons.until(lambda: pythons.settled(child, "futex"), "the child waits")
+        pythons.until(lambda: pythons.settled(target.pid, "futex"), "the parent's thread waits")
+        (here,) = collect(target.pid)[0]
+        (inherited,) = collect(child, parent_of(child))[0]
+        frames = collect(target.pid)[1].threads
+    (importer,) = (t.tid for t in frames if any(frame.function == "imports" for frame in t.frames))
+    assert (here.owner.state, here.owner.tid) == ("alive", importer)
+    assert (inherited.owner.state, inherited.owner.ns_tid) == ("absent", importer)
+    assert inherited.owner.parent_thread and "import" in inherited.note
 
 
 def with_blocks_known(interpreter):
