@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -35,6 +36,8 @@ Exit status, the worst of all processes looked at (worst first):
   5  advice only: it works, but will hurt
   0  healthy: idle, working, or waiting inside its budget
 """
+DEADLINE_S = 60.0
+"""Longer than any collector's own deadline: past it the kernel itself does not answer a read of /proc."""
 WORST_FIRST = (2, 1, 3, 4, 5, 0)
 
 
@@ -124,6 +127,9 @@ def look(pids: tuple[int, ...], options: Options, as_json: bool, verbose: bool) 
     """Looks at these processes, prints each answer, and yields each one's exit status."""
     from stucktrace.inspection import Opening, follow, inspect_all
 
+    watchdog = threading.Timer(DEADLINE_S + 2 * options.sample_s, give_up)
+    watchdog.daemon = True
+    watchdog.start()
     opening = Opening(options.engine)
     wanted = dict.fromkeys(found for pid in pids for found in follow(pid))
     for number, answer in enumerate(inspect_all(wanted, options, opening.opened).values()):
@@ -133,6 +139,12 @@ def look(pids: tuple[int, ...], options: Options, as_json: bool, verbose: bool) 
         else:
             show(answer, as_json, verbose, number > 0)
             yield status_of(answer)
+
+
+def give_up() -> None:
+    """Ends the process: a read of /proc can hang for ever, for example behind the lock of the target's memory map."""
+    complain("no answer from the kernel in time", "it may be stuck in the kernel itself; see its wchan and dmesg")
+    os._exit(3)
 
 
 def status_of(inspection: Inspection) -> int:

@@ -308,7 +308,8 @@ def _sockets(
 ) -> Mapping[int, tuple[SocketFact, ...]]:
     from stucktrace.collectors import sockets
 
-    seen = run.collect("sockets", sockets.Sockets({}, (), ""), partial(sockets.collect, pids, files, run.kernel, details))
+    nothing = sockets.Sockets({}, (), "")
+    seen = run.collect("sockets", nothing, partial(sockets.collect, pids, files, run.kernel, details))
     run.hooks["sockets"] = seen.source
     for missing in seen.missing:
         run.miss(missing, None)
