@@ -12,7 +12,7 @@ import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from stucktrace.collectors import cpython_objects, futexes, import_locks, interpreter, memory, regions
+from stucktrace.collectors import cpython_objects, futexes, import_locks, interpreter, memory, regions, source_lines
 from stucktrace.collectors.block_owners import BlockOwners
 from stucktrace.collectors.cpython_objects import LOCK_TYPES, RLOCK_TYPE, Layout, LockObject, Reader
 from stucktrace.collectors.futexes import Wait, Word
@@ -96,13 +96,18 @@ def _collect(target: _Target, calls: Sequence[tuple[ThreadFact, Wait]]) -> tuple
     waiters = [waiter for thread, wait in calls if (waiter := _look(target, thread, wait)) is not None]
     objects = _objects(target.reader, waiters)
     facts = []
+    sources: dict[str, Mapping[int, str]] = {}
     for waiter in waiters:
         held = objects.get(waiter.lock)
         if _look(target, waiter.thread, waiter.wait) != waiter or not _in_call(target.pid, waiter):
             continue
         if held is not None and target.reader.again(held, inside=waiter.parked is not None) != held:
             continue
-        facts.append(_fact(target, waiter, held))
+        fact = _fact(target, waiter, held)
+        frames = target.frames.get(fact.waiter_tid, ())
+        if held is not None and frames:
+            fact = replace(fact, path=source_lines.lock_name(target.pid, frames[0], sources))
+        facts.append(fact)
     return tuple(facts)
 
 

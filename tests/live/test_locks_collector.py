@@ -5,9 +5,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from stucktrace.collectors import locks, python, threads
+from stucktrace.collectors import locks, python, source_lines, threads
 from stucktrace.errors import CollectorError
-from stucktrace.facts import Relative
+from stucktrace.facts import Frame, Relative
 
 from tests.harness import pythons
 
@@ -513,3 +513,54 @@ def test_a_block_of_the_parents_thread(kind, how):
         assert fact.owner.state == "alive" and fact.owner.tid not in (child, None)
     else:
         assert fact.owner.state == "absent" and fact.owner.parent_thread and fact.owner.ns_tid == holder
+
+
+NAMED = """import threading
+class Cache:
+    def __init__(self):
+        self.guard = threading.Lock()
+    def read(self):
+        with self.guard:
+            pass
+cache = Cache()
+cache.guard.acquire()
+print("ready")
+cache.read()
+"""
+
+
+def test_the_lock_has_the_name_that_the_code_gives_it(tmp_path):
+    (tmp_path / "app.py").write_text(NAMED)
+    code = "import sys; exec(compile(open(sys.argv[1]).read(), sys.argv[1], 'exec'))"
+    with pythons.run(code, str(tmp_path / "app.py")) as target:
+        waiting(target, 1)
+        (fact,) = collect(target.pid)[0]
+    assert fact.path in ("Cache.guard", "self.guard")
+
+
+def test_source_is_read_inside_the_targets_root_only(tmp_path):
+    """A link that points out of the target's root is resolved inside it; a FIFO in its place does not hang us."""
+    inside = tmp_path / "root"
+    (inside / "app").mkdir(parents=True)
+    (inside / "app" / "app.py").symlink_to(tmp_path / "secret.py")
+    (tmp_path / "secret.py").write_text(NAMED)
+    os.mkfifo(inside / "app" / "fifo.py")
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.chroot(inside)
+        os.write(writer, b"ready")
+        signal.pause()
+        os._exit(0)
+    try:
+        assert os.read(reader, 5) == b"ready"
+        for path in ("/app/app.py", "/app/fifo.py", "/app/none.py", "/proc/self/environ"):
+            assert source_lines.lock_name(child, Frame("read", path, 6), {}) == ""
+        (inside / "app" / "app.py").unlink()
+        (inside / "app" / "app.py").write_text(NAMED)
+        assert source_lines.lock_name(child, Frame("Cache.read", "/app/app.py", 6), {}) == "Cache.guard"
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(reader)
+        os.close(writer)
