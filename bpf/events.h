@@ -19,8 +19,9 @@
 enum record_kind {
 	RECORD_THREAD = 1,
 	RECORD_STACK = 2,
-	/* 16-31: sockets and their peers. */
-	/* 32-47: tcp events. */
+	RECORD_SOCKET = 16,
+	RECORD_UNIX_SOCKET = 17,
+	RECORD_END = 18,
 };
 
 struct record {
@@ -77,6 +78,147 @@ struct call_count {
 	__u64 empty; /* returns that achieved nothing: EAGAIN, ETIMEDOUT, EINTR, 0 events */
 	__u32 last_error; /* errno of the last failed return, 0: none failed */
 	__u32 pad;
+};
+
+/*
+ * One fd that is a socket, from sockets.bpf.c. Ages and times `_jiffies` count the kernel's own ticks; `now_jiffies` and
+ * `now_ns` are of the same moment. An IPv4 address stands in the first four bytes.
+ */
+struct socket_record {
+	struct record header;
+	__u32 pid;
+	__u32 fd;
+	__u64 inode;
+	__u64 now_ns;
+	__u64 now_jiffies;
+	__u64 bytes_sent;
+	__u64 bytes_acked;
+	__u64 bytes_received;
+	__u32 netns;
+	__u16 family;
+	__u16 type;
+	__u16 protocol;
+	__u16 local_port;
+	__u16 remote_port;
+	__u8 state;
+	__u8 keepalive; /* SO_KEEPALIVE is on */
+	__u8 local[16];
+	__u8 remote[16];
+	__u32 send_bytes;
+	__u32 receive_bytes; /* of a listener: connections that wait for accept */
+	__u32 backlog;
+	__s32 soft_error;
+	/* TCP but not listening: the rest. */
+	__u32 packets_out;
+	__u32 send_window_bytes;
+	__u32 rto_jiffies;
+	__u32 sent_jiffies; /* ages */
+	__u32 received_jiffies;
+	__u32 acked_jiffies;
+	__s32 expires_jiffies; /* of the timer, from now on */
+	__u32 user_timeout_ms;
+	__u32 keepalive_idle_jiffies; /* 0: the namespace's */
+	__u32 keepalive_interval_jiffies;
+	__u8 keepalive_count;
+	__u8 timer; /* enum socket_timer */
+	__u8 retransmits;
+	__u8 backoff;
+	__u8 probes_out;
+	__u8 syn_retries; /* TCP_SYNCNT, 0: the namespace's */
+	__u8 ack_pending;
+	__u8 netns_keepalive_count;
+	__u32 netns_keepalive_idle_jiffies;
+	__u32 netns_keepalive_interval_jiffies;
+	__u8 netns_syn_retries;
+	__u8 netns_retries2;
+	__u8 pad[6];
+};
+
+/* As sock_diag numbers them. */
+enum socket_timer {
+	TIMER_NONE = 0,
+	TIMER_RETRANSMIT = 1,
+	TIMER_KEEPALIVE = 2,
+	TIMER_PERSIST = 4,
+};
+
+#define UNIX_NAME_BYTES 112
+
+/* One fd that is a UNIX socket, from sockets.bpf.c. */
+struct unix_socket_record {
+	struct record header;
+	__u32 pid;
+	__u32 fd;
+	__u64 inode;
+	__u64 peer_inode; /* 0: nobody accepted it, or the other end is closed */
+	__u32 netns;
+	__u16 type;
+	__u8 state;
+	__u8 has_peer;
+	__u32 send_bytes;
+	__u32 receive_bytes; /* of a listener: connections that wait for accept */
+	__u32 backlog;
+	__u32 peer_receive_bytes;
+	__u16 name_bytes;
+	__u16 peer_name_bytes;
+	__u32 pad;
+	char name[UNIX_NAME_BYTES];
+	char peer_name[UNIX_NAME_BYTES];
+};
+
+enum end_kind {
+	END_HELD = 1, /* somebody holds this inode */
+	END_PEER = 2, /* somebody holds the other end of the socket `of` */
+	END_QUEUED = 3, /* the other end waits in the accept queue of this listener, which somebody holds */
+};
+
+/* What peers.bpf.c found out about one process. */
+struct end_record {
+	struct record header;
+	__u32 pid;
+	__u32 kind; /* enum end_kind */
+	__u64 inode;
+	__u64 of; /* inode of the socket whose other end it is */
+	__u32 state;
+	__u32 receive_bytes;
+};
+
+/* Key and value of the map `ends` in peers.bpf.c: connections, seen from their other end. */
+struct end_key {
+	__u8 local[16];
+	__u8 remote[16];
+	__u16 local_port;
+	__u16 remote_port;
+};
+
+struct end_wanted {
+	__u64 inode;
+	__u32 netns; /* 0: in any */
+	__u32 pad;
+};
+
+/* Key and value of the map `tcp_events` in tcp.bpf.c. */
+struct tcp_key {
+	__u64 inode;
+	__u32 kind; /* enum tcp_kind */
+	__u32 detail; /* errno, or the new state */
+};
+
+enum tcp_kind {
+	TCP_RETRANSMIT = 1,
+	TCP_STATE = 2,
+	TCP_ERROR = 3,
+	TCP_RESET_RECEIVED = 4,
+};
+
+struct tcp_count {
+	__u64 count;
+	__u8 local[16];
+	__u8 remote[16];
+	__u16 local_port;
+	__u16 remote_port;
+	__u16 family;
+	__u16 pad;
 };
 
 #endif

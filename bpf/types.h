@@ -43,6 +43,9 @@ enum {
 	BPF_MAP_TYPE_RINGBUF = 27,
 };
 enum { BPF_ANY = 0, BPF_NOEXIST = 1 };
+enum { BPF_F_NO_PREALLOC = 1 };
+/* Asked for by name: does this kernel have the helper? */
+enum bpf_func_id { BPF_FUNC_loop = 181 };
 
 #define CORE __attribute__((preserve_access_index))
 

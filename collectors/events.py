@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from ctypes import c_char, c_int32, c_int64, c_uint32, c_uint64
+from ctypes import c_char, c_int32, c_int64, c_uint8, c_uint16, c_uint32, c_uint64
 from typing import ClassVar
 
 STACK_DEPTH = 12
 SYMBOL_BYTES = 40
+UNIX_NAME_BYTES = 112
 
 
 class Record(ctypes.Structure):
@@ -105,6 +106,221 @@ class CallCount(ctypes.Structure):
     moved_bytes: int
     empty: int
     last_error: int
+
+
+class SocketRecord(ctypes.Structure):
+    KIND: ClassVar = 16
+    _fields_ = (
+        ("header", Record),
+        ("pid", c_uint32),
+        ("fd", c_uint32),
+        ("inode", c_uint64),
+        ("now_ns", c_uint64),
+        ("now_jiffies", c_uint64),
+        ("bytes_sent", c_uint64),
+        ("bytes_acked", c_uint64),
+        ("bytes_received", c_uint64),
+        ("netns", c_uint32),
+        ("family", c_uint16),
+        ("type", c_uint16),
+        ("protocol", c_uint16),
+        ("local_port", c_uint16),
+        ("remote_port", c_uint16),
+        ("state", c_uint8),
+        ("keepalive", c_uint8),
+        ("local", c_uint8 * 16),
+        ("remote", c_uint8 * 16),
+        ("send_bytes", c_uint32),
+        ("receive_bytes", c_uint32),
+        ("backlog", c_uint32),
+        ("soft_error", c_int32),
+        ("packets_out", c_uint32),
+        ("send_window_bytes", c_uint32),
+        ("rto_jiffies", c_uint32),
+        ("sent_jiffies", c_uint32),
+        ("received_jiffies", c_uint32),
+        ("acked_jiffies", c_uint32),
+        ("expires_jiffies", c_int32),
+        ("user_timeout_ms", c_uint32),
+        ("keepalive_idle_jiffies", c_uint32),
+        ("keepalive_interval_jiffies", c_uint32),
+        ("keepalive_count", c_uint8),
+        ("timer", c_uint8),
+        ("retransmits", c_uint8),
+        ("backoff", c_uint8),
+        ("probes_out", c_uint8),
+        ("syn_retries", c_uint8),
+        ("ack_pending", c_uint8),
+        ("netns_keepalive_count", c_uint8),
+        ("netns_keepalive_idle_jiffies", c_uint32),
+        ("netns_keepalive_interval_jiffies", c_uint32),
+        ("netns_syn_retries", c_uint8),
+        ("netns_retries2", c_uint8),
+        ("pad", c_uint8 * 6),
+    )
+    pid: int
+    fd: int
+    inode: int
+    now_ns: int
+    now_jiffies: int
+    bytes_sent: int
+    bytes_acked: int
+    bytes_received: int
+    netns: int
+    family: int
+    type: int
+    protocol: int
+    local_port: int
+    remote_port: int
+    state: int
+    keepalive: int
+    local: ctypes.Array[c_uint8]
+    remote: ctypes.Array[c_uint8]
+    send_bytes: int
+    receive_bytes: int
+    backlog: int
+    soft_error: int
+    packets_out: int
+    send_window_bytes: int
+    rto_jiffies: int
+    sent_jiffies: int
+    received_jiffies: int
+    acked_jiffies: int
+    expires_jiffies: int
+    user_timeout_ms: int
+    keepalive_idle_jiffies: int
+    keepalive_interval_jiffies: int
+    keepalive_count: int
+    timer: int
+    retransmits: int
+    backoff: int
+    probes_out: int
+    syn_retries: int
+    ack_pending: int
+    netns_keepalive_count: int
+    netns_keepalive_idle_jiffies: int
+    netns_keepalive_interval_jiffies: int
+    netns_syn_retries: int
+    netns_retries2: int
+
+
+class UnixSocketRecord(ctypes.Structure):
+    KIND: ClassVar = 17
+    _fields_ = (
+        ("header", Record),
+        ("pid", c_uint32),
+        ("fd", c_uint32),
+        ("inode", c_uint64),
+        ("peer_inode", c_uint64),
+        ("netns", c_uint32),
+        ("type", c_uint16),
+        ("state", c_uint8),
+        ("has_peer", c_uint8),
+        ("send_bytes", c_uint32),
+        ("receive_bytes", c_uint32),
+        ("backlog", c_uint32),
+        ("peer_receive_bytes", c_uint32),
+        ("name_bytes", c_uint16),
+        ("peer_name_bytes", c_uint16),
+        ("pad", c_uint32),
+        ("name", c_char * UNIX_NAME_BYTES),
+        ("peer_name", c_char * UNIX_NAME_BYTES),
+    )
+    pid: int
+    fd: int
+    inode: int
+    peer_inode: int
+    netns: int
+    type: int
+    state: int
+    has_peer: int
+    send_bytes: int
+    receive_bytes: int
+    backlog: int
+    peer_receive_bytes: int
+    name_bytes: int
+    peer_name_bytes: int
+    name: bytes
+    peer_name: bytes
+
+
+class EndRecord(ctypes.Structure):
+    KIND: ClassVar = 18
+    _fields_ = (
+        ("header", Record),
+        ("pid", c_uint32),
+        ("kind", c_uint32),
+        ("inode", c_uint64),
+        ("of", c_uint64),
+        ("state", c_uint32),
+        ("receive_bytes", c_uint32),
+    )
+    pid: int
+    kind: int
+    inode: int
+    of: int
+    state: int
+    receive_bytes: int
+
+
+class EndKey(ctypes.Structure):
+    """Key of the map `ends` in peers.bpf.c."""
+
+    _fields_ = (
+        ("local", c_uint8 * 16),
+        ("remote", c_uint8 * 16),
+        ("local_port", c_uint16),
+        ("remote_port", c_uint16),
+    )
+    local: ctypes.Array[c_uint8]
+    remote: ctypes.Array[c_uint8]
+    local_port: int
+    remote_port: int
+
+
+class EndWanted(ctypes.Structure):
+    """Value of the map `ends` in peers.bpf.c."""
+
+    _fields_ = (
+        ("inode", c_uint64),
+        ("netns", c_uint32),
+        ("pad", c_uint32),
+    )
+    inode: int
+    netns: int
+
+
+class TcpKey(ctypes.Structure):
+    """Key of the map `tcp_events` in tcp.bpf.c."""
+
+    _fields_ = (
+        ("inode", c_uint64),
+        ("kind", c_uint32),
+        ("detail", c_uint32),
+    )
+    inode: int
+    kind: int
+    detail: int
+
+
+class TcpCount(ctypes.Structure):
+    """Value of the map `tcp_events` in tcp.bpf.c."""
+
+    _fields_ = (
+        ("count", c_uint64),
+        ("local", c_uint8 * 16),
+        ("remote", c_uint8 * 16),
+        ("local_port", c_uint16),
+        ("remote_port", c_uint16),
+        ("family", c_uint16),
+        ("pad", c_uint16),
+    )
+    count: int
+    local: ctypes.Array[c_uint8]
+    remote: ctypes.Array[c_uint8]
+    local_port: int
+    remote_port: int
+    family: int
 
 
 def split(data: bytes) -> Iterator[tuple[int, int]]:
