@@ -219,6 +219,8 @@ struct tcp_count {
 	__u16 remote_port;
 	__u16 family;
 	__u16 pad;
+	__u32 process; /* whose connection it is, by its pid in the initial namespace; 0: watched from the start */
+	__u32 pad2;
 };
 
 #endif

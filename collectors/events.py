@@ -314,6 +314,8 @@ class TcpCount(ctypes.Structure):
         ("remote_port", c_uint16),
         ("family", c_uint16),
         ("pad", c_uint16),
+        ("process", c_uint32),
+        ("pad2", c_uint32),
     )
     count: int
     local: ctypes.Array[c_uint8]
@@ -321,6 +323,7 @@ class TcpCount(ctypes.Structure):
     local_port: int
     remote_port: int
     family: int
+    process: int
 
 
 def split(data: bytes) -> Iterator[tuple[int, int]]:

@@ -1,7 +1,8 @@
 """The sockets of one process out of its network namespace's tables, without BPF and without touching the sockets.
 
 sock_diag in the process's namespace (entered where that is allowed), else /proc/PID/net. What no table lists (a socket
-that is neither bound nor connected, netlink, packet) is told by the name that sockfs gives it, an xattr of /proc/PID/fd/N.
+that is neither bound nor connected, netlink, packet) is told by the name that sockfs gives it, an xattr of
+/proc/PID/fd/N.
 """
 
 from __future__ import annotations

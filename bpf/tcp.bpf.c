@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * Which sockets of the watched processes retransmit, change state, get an error or a reset during the window?
+ *
+ * Retransmissions, errors and resets come in interrupt context, where the current process is a stranger: the socket's
+ * inode says whose it is. A storm on one socket is one entry with a count. A hook that a kernel does not have is left out.
+ * Only the first argument is used, the socket: tcp_retransmit_skb got another last one in 6.18.
+ */
+#include "net_types.h"
+#include "events.h"
+#include "lost.h"
+
+ANCHOR(tcp_key);
+ANCHOR(tcp_count);
+
+/* Sockets to report, by inode: those held when the window began (0), and those that connect within it (by whom). */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, __u32);
+} watched_sockets SEC(".maps");
+
+/* Processes whose new connections are watched too, by their pid in the initial namespace. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, __u8);
+} watched_processes SEC(".maps");
+
+/* A few kinds of events on the sockets that have any; what does not fit is counted as lost. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct tcp_key);
+	__type(value, struct tcp_count);
+} tcp_events SEC(".maps");
+
+static __always_inline void count(struct sock *sk, __u32 kind, __u32 detail)
+{
+	struct tcp_key key = {.kind = kind, .detail = detail};
+	struct tcp_count *known, fresh = {};
+	__u32 *process;
+
+	key.inode = inode_of(sk);
+	process = key.inode ? bpf_map_lookup_elem(&watched_sockets, &key.inode) : NULL;
+	if (!process)
+		return;
+	known = bpf_map_lookup_elem(&tcp_events, &key);
+	if (known) {
+		__sync_fetch_and_add(&known->count, 1);
+		return;
+	}
+	fresh.count = 1;
+	fresh.process = *process;
+	fresh.family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	fresh.local_port = BPF_CORE_READ(sk, __sk_common.skc_num);
+	fresh.remote_port = remote_port_of(sk);
+	read_addresses(sk, fresh.local, fresh.remote);
+	if (bpf_map_update_elem(&tcp_events, &key, &fresh, BPF_NOEXIST)) {
+		/* Another CPU was first, or the map is full. */
+		known = bpf_map_lookup_elem(&tcp_events, &key);
+		if (known)
+			__sync_fetch_and_add(&known->count, 1);
+		else
+			count_lost();
+	}
+}
+
+SEC("tp_btf/tcp_retransmit_skb")
+int on_retransmit(__u64 *ctx)
+{
+	count((struct sock *)ctx[0], TCP_RETRANSMIT, 0);
+	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int on_state(__u64 *ctx)
+{
+	struct sock *sk = (struct sock *)ctx[0];
+	__u32 state = (__u32)ctx[2], process;
+	__u64 inode;
+
+	if (BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
+		return 0;
+	/* This one change is made by the process itself. */
+	if (state == TCP_SYN_SENT) {
+		process = bpf_get_current_pid_tgid() >> 32;
+		if (bpf_map_lookup_elem(&watched_processes, &process)) {
+			inode = inode_of(sk);
+			bpf_map_update_elem(&watched_sockets, &inode, &process, BPF_NOEXIST);
+		}
+	}
+	count(sk, TCP_STATE, state);
+	return 0;
+}
+
+SEC("tp_btf/inet_sk_error_report")
+int on_error(__u64 *ctx)
+{
+	struct sock *sk = (struct sock *)ctx[0];
+
+	if (BPF_CORE_READ(sk, sk_protocol) == IPPROTO_TCP)
+		count(sk, TCP_ERROR, BPF_CORE_READ(sk, sk_err));
+	return 0;
+}
+
+SEC("tp_btf/tcp_receive_reset")
+int on_reset(__u64 *ctx)
+{
+	count((struct sock *)ctx[0], TCP_RESET_RECEIVED, 0);
+	return 0;
+}
