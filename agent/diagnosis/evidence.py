@@ -15,6 +15,8 @@ def who(snapshot: Snapshot, tid: int | None) -> str:
         return "a thread"
     python, thread = snapshot.python_thread(tid), snapshot.thread(tid)
     name = (python.name if python else "") or (thread.name if thread else "")
+    if python and not python.name and tid == snapshot.process.pid:
+        name = "the main thread"
     return f"{name} (tid {tid})" if name else f"thread {tid}"
 
 

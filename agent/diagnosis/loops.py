@@ -37,16 +37,20 @@ class Loop:
 
 
 LOOPS = (
-    Loop("asyncio", "_run_once", "asyncio/base_events.py", ("select", "_process_events", "_write_to_self")),
-    Loop("kombu's", "create_loop", "kombu/asynchronous/hub.py", ("poll",)),
-    Loop("kombu's", "create_loop", "kombu/async/hub.py", ("poll",)),
-    Loop("Celery's", "asynloop", "celery/worker/loops.py", ("create_loop",)),
-    Loop("gevent's", "run", "gevent/hub.py", ()),
-    Loop("eventlet's", "run", "eventlet/hubs/hub.py", ("wait", "presleep", "default_sleep")),
-    Loop("Twisted's", "mainLoop", "twisted/internet/base.py", ("doPoll", "doIteration", "doSelect", "doEvents")),
-    Loop("trio's", "unrolled_run", "trio/_core/_run.py", ("get_events",)),
-    Loop("uvloop's", "run", "asyncio/runners.py", ("run_until_complete", "close", "_lazy_init"), "uvloop"),
-    Loop("uvloop's", "run", "uvloop/__init__.py", ("run_until_complete", "run", "wrapper"), "uvloop"),
+    Loop(
+        "the asyncio event loop", "_run_once", "asyncio/base_events.py", ("select", "_process_events", "_write_to_self")
+    ),
+    Loop("kombu's event loop", "create_loop", "kombu/asynchronous/hub.py", ("poll",)),
+    Loop("kombu's event loop", "create_loop", "kombu/async/hub.py", ("poll",)),
+    Loop("Celery's event loop", "asynloop", "celery/worker/loops.py", ("create_loop",)),
+    Loop("gevent's hub", "run", "gevent/hub.py", ()),
+    Loop("eventlet's hub", "run", "eventlet/hubs/hub.py", ("wait", "presleep", "default_sleep")),
+    Loop(
+        "Twisted's reactor", "mainLoop", "twisted/internet/base.py", ("doPoll", "doIteration", "doSelect", "doEvents")
+    ),
+    Loop("trio's event loop", "unrolled_run", "trio/_core/_run.py", ("get_events",)),
+    Loop("uvloop's event loop", "run", "asyncio/runners.py", ("run_until_complete", "close", "_lazy_init"), "uvloop"),
+    Loop("uvloop's event loop", "run", "uvloop/__init__.py", ("run_until_complete", "run", "wrapper"), "uvloop"),
 )
 
 _DISPATCHERS = frozenset({"_doReadOrWrite", "_process_events"})
@@ -117,7 +121,7 @@ def callback_of(snapshot: Snapshot, wait: Wait) -> Callback | None:
         inner = [frame for frame in frames[:index] if not frame.native]
         if not inner or (bare(inner[-1]) in loop.rest and not any(bare(frame) in _DISPATCHERS for frame in inner)):
             return None
-        return Callback(f"{loop.name} event loop", index)
+        return Callback(loop.name, index)
     return _green(snapshot, wait, frames)
 
 
@@ -160,7 +164,7 @@ def _green(snapshot: Snapshot, wait: Wait, frames: tuple[Frame, ...]) -> Callbac
         and outermost.function not in _THREAD_ENTRIES
         and len(frames) == len(wait.frames)
     ):
-        return Callback("greenlet hub", len(frames))
+        return Callback("the greenlets' hub", len(frames))
     return None
 
 
@@ -181,7 +185,7 @@ def _blocked(snapshot: Snapshot, budgets: Budgets, wait: Wait, callback: Callbac
     name, call = evidence.who(snapshot, wait.thread.tid), evidence.call_text(wait.thread)
     frame = wait.frames[index]
     summary = (
-        f"the {callback.loop} stands still: its thread {name} has been in {call} under {evidence.where(frame)} for "
+        f"{callback.loop} stands still: its thread {name} has been in {call} under {evidence.where(frame)} for "
         f"{age(age_s)}, and nothing else of the loop can run meanwhile"
     )
     lines = (
@@ -200,7 +204,7 @@ def _blocked(snapshot: Snapshot, budgets: Budgets, wait: Wait, callback: Callbac
         later=(_later(purpose),),
         tid=wait.thread.tid,
         fd=wait.thread.syscall.fd if wait.thread.syscall else None,
-        chain=(f"tasks of the {callback.loop}", name, call, *_peer(wait)),
+        chain=(f"tasks of {callback.loop}", name, call, *_peer(wait)),
         frame=index,
     )
 

@@ -15,7 +15,8 @@ from stucktrace.diagnosis.waits import Wait, waits
 from stucktrace.diagnosis.words import age, count, listing
 from stucktrace.facts import CallActivity, Snapshot, ThreadFact
 
-STORM_PER_S = 2_000.0
+STORM_PER_CPU_S = 10_000.0
+"""Calls in a second of CPU time. Below, 100 microseconds of Python lie between two of them: it computes something."""
 EMPTY_SHARE = 0.99
 NEVER_MOVES = frozenset({"sched_yield"})
 """Calls that achieve nothing by themselves, whatever they return."""
@@ -182,7 +183,7 @@ def _gil_holder(snapshot: Snapshot, budgets: Budgets, wait: Wait, waiting: list[
         "gil-held",
         PROVEN if certain else LIKELY,
         f"{name} holds the GIL and has slept in {call}{under} for {age(slept_s)}: no other Python thread can run "
-        f"({count(len(waiting), 'thread')} wait for it)",
+        f"({count(len(waiting), 'thread waits', 'threads wait')} for it)",
         evidence=(
             Evidence("py-spy", "owns_gil", wait.thread.tid, f"{name} holds the GIL"),
             evidence.call_line(snapshot, wait.thread, slept_s),
@@ -237,13 +238,13 @@ def spinning(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
         calls = list(snapshot.activity_of(thread.tid))
         total = sum(entry.returns for entry in calls)
         empty = sum(entry.returns if entry.call in NEVER_MOVES else min(entry.empty, entry.returns) for entry in calls)
+        used_s = snapshot.window_s if thread.cpu_s_in_window is None else thread.cpu_s_in_window
         if (
-            total / snapshot.window_s < STORM_PER_S
+            used_s < snapshot.window_s / 4
+            or total < STORM_PER_CPU_S * used_s
             or empty < EMPTY_SHARE * total
             or any(entry.moved_bytes for entry in calls)
         ):
-            continue
-        if thread.cpu_s_in_window is not None and thread.cpu_s_in_window < snapshot.window_s / 4:
             continue
         if in_futex(thread) and all(entry.call.startswith("futex") for entry in calls):
             # Contended locks and the GIL look like this in a process that works.

@@ -78,6 +78,8 @@ def _by_purpose(snapshot: Snapshot, budgets: Budgets, wait: Wait) -> Status:
         return Status(thread, IDLE, reason or "sleeps", wait)
     if purpose is Purpose.RETRY:
         return Status(thread, WAITING, reason or "sleeps before it tries again", wait)
+    if purpose is Purpose.LOCK and in_futex(thread) and not acquires(wait):
+        return Status(thread, IDLE, "waits for a semaphore", wait)
     if purpose is Purpose.CONDITION:
         return Status(thread, IDLE, reason or "waits to be notified", wait)
     if purpose is Purpose.JOIN:
@@ -105,7 +107,8 @@ def _joining(snapshot: Snapshot, wait: Wait, reason: str) -> Status:
     child = waited_child(wait.thread)
     relative = next((relative for relative in snapshot.children if relative.pid == child), None)
     if relative is not None:
-        reason += f" ({process(relative.pid, relative.command)})"
+        stopped = ", which is stopped" if relative.state in "Tt" else ""
+        reason += f" ({process(relative.pid, relative.command)}{stopped})"
     owner = wait.lock.owner if wait.lock and wait.lock.kind == "join" else None
     behind = (evidence.who(snapshot, owner.tid),) if owner and owner.tid is not None else _behind(wait)
     return Status(wait.thread, JOINING, reason, wait, behind)

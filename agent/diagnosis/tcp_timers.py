@@ -69,7 +69,7 @@ def model_timeout_s(retries: int) -> float:
     """For how long the kernel retransmits when it may do so `retries` times (15: 924.6 s)."""
     doublings = int(math.log2(RTO_MAX_S / RTO_MIN_S))
     if retries <= doublings:
-        return ((2 << retries) - 1) * RTO_MIN_S
+        return ((2 << max(retries, 0)) - 1) * RTO_MIN_S
     return ((2 << doublings) - 1) * RTO_MIN_S + (retries - doublings) * RTO_MAX_S
 
 

@@ -15,6 +15,7 @@ _TRANSPORT = (
     transport("", "gevent/_socket3.py gevent/_socketcommon.py gevent/ssl.py",
          "recv recv_into _wait wait read send sendall"),
     transport("", "gevent/select.py", "select poll"),
+    transport("", "gevent/_threading.py", "acquire_with_timeout wait"),
     transport("", "eventlet/greenio/base.py", "recv recv_into _recv_loop _trampoline send sendall"),
     transport("", "eventlet/hubs/__init__.py", "trampoline"),
     transport("", "OpenSSL/SSL.py", "recv recv_into read _raise_ssl_error send sendall"),
