@@ -18,15 +18,25 @@ from typing import TYPE_CHECKING, TypeVar
 
 from stucktrace import join
 from stucktrace.diagnosis import diagnose
-from stucktrace.diagnosis.model import Budgets, Diagnosis
+from stucktrace.diagnosis.model import STUCK, Budgets, Diagnosis
 from stucktrace.errors import CannotInspect, CollectorError, NoSuchProcess, StucktraceError
-from stucktrace.facts import Missing, ProcessFact, PythonFact, Seen, Snapshot, SocketFact, ThreadFact
+from stucktrace.facts import (
+    CallActivity,
+    Missing,
+    ProcessFact,
+    PythonFact,
+    Seen,
+    Snapshot,
+    SocketFact,
+    TcpEvent,
+    ThreadFact,
+)
 from stucktrace.join import Look, Window
-from stucktrace.siblings import Siblings
 
 if TYPE_CHECKING:
     from stucktrace.collectors.kernel import Kernel, Opened
     from stucktrace.collectors.openfiles import OpenFiles
+    from stucktrace.siblings import Siblings
 
 T = TypeVar("T")
 
@@ -53,7 +63,7 @@ class Inspection:
     snapshot: Snapshot
     children: tuple[Inspection, ...] = ()
     siblings: Siblings | None = None
-    timings_ms: Mapping[str, float] = field(default_factory=dict)
+    timings_ms: dict[str, float] = field(default_factory=dict)
 
 
 class _Run:
@@ -197,10 +207,19 @@ def inspect_all(
                 for child in families.get(pid, ())
                 if child in snapshots and child not in run.gone
             ),
+            siblings=_siblings(run, snapshots[pid], diagnoses[pid]),
             timings_ms=run.timings_ms,
         )
         answers[pid] = inspected
     return {pid: answers[pid] for pid in pids}
+
+
+def _siblings(run: _Run, snapshot: Snapshot, diagnosis: Diagnosis) -> Siblings | None:
+    if diagnosis.verdict.verdict_class != STUCK:
+        return None
+    from stucktrace.siblings import count
+
+    return run.collect("siblings", None, partial(count, snapshot, diagnosis.verdict, run.kernel))
 
 
 def _gone(pid: int) -> NoSuchProcess:
@@ -376,8 +395,10 @@ def _sample(
                 first[pid] = replace(first[pid], threads=again[pid])
         time.sleep(run.options.sample_s)
         second = _look(run, processes, first)
-        activity = run.collect("waits", {}, calls.activity)
-        events = run.collect("tcp", {}, segments.events)
+        no_calls: Mapping[int, tuple[CallActivity, ...]] = {}
+        activity = run.collect("waits", no_calls, calls.activity)
+        no_events: Mapping[int, tuple[TcpEvent, ...]] = {}
+        events = run.collect("tcp", no_events, segments.events)
         complete = calls.complete
     for missing in (*calls.missing, *segments.missing):
         run.miss(missing, None)

@@ -63,7 +63,8 @@ def is_in(
             continue
         if wait.frame is not None and wait.frame not in map(_place, stacks.get(thread.tid, ())):
             continue
-        if not wait.remote or wait.remote in {remotes.get(fd) for fd in (thread.syscall.fd, *thread.syscall.fds)}:
+        fds = {thread.syscall.fd, *thread.syscall.fds}
+        if not wait.remote or any(fd in fds and remote == wait.remote for fd, remote in remotes.items()):
             return True
     return False
 
