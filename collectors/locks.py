@@ -105,8 +105,10 @@ def _collect(target: _Target, calls: Sequence[tuple[ThreadFact, Wait]]) -> tuple
             continue
         fact = _fact(target, waiter, held)
         frames = target.frames.get(fact.waiter_tid, ())
-        if held is not None and frames:
-            fact = replace(fact, path=source_lines.lock_name(target.pid, frames[0], sources))
+        # `with condition:` enters its lock in a frame of its own.
+        naming = next((frame for frame in frames if not frame.function.endswith("__enter__")), None)
+        if held is not None and naming is not None:
+            fact = replace(fact, path=source_lines.lock_name(target.pid, naming, sources))
         facts.append(fact)
     return tuple(facts)
 

@@ -12,7 +12,6 @@ import ctypes
 import json
 import os
 import selectors
-import shutil
 import signal
 import subprocess
 import sys
@@ -74,7 +73,7 @@ def program() -> str:
     beside = Path(sys.executable).parent / "py-spy"
     if os.access(beside, os.X_OK):
         return str(beside)
-    return _from_package() or shutil.which("py-spy") or _no_program()
+    return _from_package() or _on_path() or _no_program()
 
 
 def _from_package() -> str | None:
@@ -86,6 +85,12 @@ def _from_package() -> str | None:
         return None
     paths = (str(file.locate()) for file in files if file.name == "py-spy")
     return next((path for path in paths if os.access(path, os.X_OK)), None)
+
+
+def _on_path() -> str | None:
+    import shutil
+
+    return shutil.which("py-spy")
 
 
 def _no_program() -> str:

@@ -1,12 +1,12 @@
 """Which thread holds a `threading.Lock`, which itself remembers nobody: read from the open `with` blocks of each
 thread.
 
-A `with lock:` keeps the bound `__exit__` of its lock on the frame's value stack until it ends (CPython 3.11 to 3.13).
-How much of the value stack is alive at the frame's instruction, the code's exception table tells: inside the block its
-entry covers the instruction, and its depth counts the `__exit__`; while the lock is still being acquired, it does not.
-So a lock found there is held, with two exceptions that the caller has to know: inside `Condition.wait` it was given
-back for the time of the wait, and code can release it by hand inside the block. `lock.acquire()` without `with` leaves
-no trace.
+A `with lock:` keeps the bound `__exit__` of its lock, or of the Condition around it, on the frame's value stack until
+it ends (CPython 3.11 to 3.13). How much of the value stack is alive at the frame's instruction, the code's exception
+table tells: inside the block its entry covers the instruction, and its depth counts the `__exit__`; while the lock is
+still being acquired, it does not. So a lock found there is held, with two exceptions that the caller has to know:
+inside `Condition.wait` it was given back for the time of the wait, and code can release it by hand inside the block.
+`lock.acquire()` without `with` leaves no trace.
 """
 
 from __future__ import annotations
@@ -179,16 +179,39 @@ class _Walk:
         return variables, memory.read(self.pid, table + 32, length) if length else b""
 
     def _lock_of(self, value: int) -> int | None:
-        """The lock whose bound `__exit__` this value of the stack is."""
+        """The lock whose bound `__exit__`, or that of the Condition around it, this value of the stack is."""
         if not value or value % 8 or self.reader.regions.find(value) is None:
             return None
         type_address, method, bound = struct.unpack("<3Q", memory.read(self.pid, value + 8, 24))
-        if self.reader.type_name(type_address) != "builtin_function_or_method" or not bound:
+        kind = self.reader.type_name(type_address)
+        if kind == "method" and bound and self.reader.class_name(bound) == "Condition":
+            return self._lock_in(bound) if self._is_exit(method) else None
+        if kind != "builtin_function_or_method" or not bound:
             return None
         name = memory.read_some(self.pid, self._word(method), 9)
-        if name != b"__exit__\0":
-            return None
-        return bound if self.reader.type_name(self._word(bound + 8)) in (*LOCK_TYPES, RLOCK_TYPE) else None
+        return bound if name == b"__exit__\0" and self._is_lock(bound) else None
+
+    def _is_exit(self, function: int) -> bool:
+        """A Python function named `__exit__`: its name is a string whose text begins at 48 (3.11) or 40 (3.12 on)."""
+        text = memory.read_some(self.pid, self._word(function + 32) + 40, 17)
+        return text[:9] == b"__exit__\0" or text[8:] == b"__exit__\0"
+
+    def _lock_in(self, condition: int) -> int | None:
+        """The lock of a `threading.Condition`: the first attribute that its `__init__` sets.
+
+        The values of the attributes lie where the word four words before the object points to (3.11), three words
+        before less one (3.12), or behind the object's head and a word (3.13).
+        """
+        before = struct.unpack("<2Q", memory.read(self.pid, condition - 32, 16))
+        for values in (before[0], before[1] + 1, condition + 24):
+            if values > 0 and values % 8 == 0 and self.reader.regions.find(values) is not None:
+                first = self._word(values)
+                if self._is_lock(first):
+                    return first
+        return None
+
+    def _is_lock(self, address: int) -> bool:
+        return self.reader.class_name(address) in (*LOCK_TYPES, RLOCK_TYPE)
 
     def _word(self, address: int) -> int:
         word: int = struct.unpack("<Q", memory.read(self.pid, address, 8))[0]

@@ -154,7 +154,8 @@ time.sleep(600)
 
 
 WITH_BLOCKS = """
-import threading, time
+import queue, threading, time
+waiting_line = queue.Queue()
 a, b, again, sometimes, guarded, bare = (threading.Lock() for _ in range(6))
 condition = threading.Condition(guarded)
 meet = threading.Barrier(2)
@@ -191,11 +192,17 @@ def wants_what_both_entered():
 bare.acquire()
 def wants_what_nobody_entered():
     with bare: pass
-functions = [takes_a_then_b, takes_b_then_a, takes_it_twice, waits_on_the_condition, holds_after_it,
+def holds_the_queue():
+    with waiting_line.not_empty:
+        time.sleep(600)
+def puts():
+    while not waiting_line.mutex.locked(): time.sleep(0.01)
+    waiting_line.put(1)
+functions = [holds_the_queue, puts, takes_a_then_b, takes_b_then_a, takes_it_twice, waits_on_the_condition, holds_after_it,
              wants_what_both_entered, wants_what_nobody_entered]
 for function in functions:
     threading.Thread(target=function, name=function.__name__, daemon=True).start()
-print("ready", len(functions) - 1)
+print("ready", len(functions) - 2)
 time.sleep(600)
 """
 
@@ -496,6 +503,8 @@ def test_who_is_inside_a_with_block_of_the_lock(interpreter):
     # It gave the lock back for the time of its wait, and waits on a lock of its own.
     assert owners["wants_what_both_entered"] == ("alive", names["holds_after_it"])
     assert owners["waits_on_the_condition"] is None
+    assert owners["puts"] == ("alive", names["holds_the_queue"])
+    assert found["puts"].path == "Queue.not_full"
     assert owners["wants_what_nobody_entered"] is None
     assert {fact.kind for fact in found.values()} == {"lock"}
 
