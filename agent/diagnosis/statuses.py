@@ -79,7 +79,7 @@ def _by_purpose(snapshot: Snapshot, budgets: Budgets, wait: Wait) -> Status:
     if purpose is Purpose.RETRY:
         return Status(thread, WAITING, reason or "sleeps before it tries again", wait)
     if purpose is Purpose.LOCK and in_futex(thread) and not acquires(wait):
-        return Status(thread, IDLE, "waits for a semaphore", wait)
+        return _semaphore(snapshot, budgets, wait)
     if purpose is Purpose.CONDITION:
         return Status(thread, IDLE, reason or "waits to be notified", wait)
     if purpose is Purpose.JOIN:
@@ -168,6 +168,22 @@ def _futex(snapshot: Snapshot, budgets: Budgets, wait: Wait) -> Status:
     if wait.reading.purpose is Purpose.UNKNOWN and not wait.frames and snapshot.process.is_python:
         return Status(thread, IDLE, "a native thread, parked", wait)
     return Status(thread, IDLE, wait.reading.reason or "parked in a futex; nothing here can prove more", wait)
+
+
+def _semaphore(snapshot: Snapshot, budgets: Budgets, wait: Wait) -> Status:
+    """A semaphore has no owner, and waiting for one is a role as often as an acquire. A `with` block on a lock of
+    multiprocessing is an acquire; its queues and pools take turns at one while they are idle."""
+    shared = wait.lock is not None and wait.lock.kind == "shared-semaphore"
+    outside = wait.frames[(wait.reading.frame or 0) + 1 :][:1]
+    if not shared or not outside:
+        return Status(wait.thread, IDLE, "waits for a semaphore", wait)
+    if any(name in outside[0].file for name in ("multiprocessing/", "billiard/")):
+        return Status(wait.thread, IDLE, "waits for its turn at its queue", wait)
+    reason, limit_s = "acquires a lock shared between processes", budgets.request_s(snapshot.process.worker.timeout_s)
+    if wait.age_s is None or wait.age_s < limit_s:
+        return Status(wait.thread, WAITING, reason, wait)
+    why = f"{reason} past the budget of {age(limit_s)}, and such a lock keeps no owner: its holder may have died"
+    return Status(wait.thread, INCONCLUSIVE, why, wait)
 
 
 def _file_lock(snapshot: Snapshot, budgets: Budgets, wait: Wait) -> Status:

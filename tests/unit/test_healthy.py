@@ -236,3 +236,10 @@ def test_two_thousand_idle_threads_make_one_short_sentence():
     threads = [thread(tid) for tid in range(100, 2_100)]
     found = verdict(snapshot(*threads, stacks=dict.fromkeys(range(100, 2100), POOL)))
     assert found.code == "idle" and len(found.summary) < 200 and len(found.evidence) < 20
+
+
+def test_a_lock_shared_between_processes():
+    enter = f"SemLock.__enter__ {LIB}multiprocessing/synchronize.py:95"
+    shared = [lock(kind="shared-semaphore", shared=True)]
+    assert verdict(one("futex", [enter, MAIN], blocked_s=12.0, locks=shared)).code == "waiting"
+    assert verdict(one("futex", [enter, MAIN], blocked_s=60.0, locks=shared)).code == "inconclusive"
