@@ -97,6 +97,15 @@ def settled(pid: int, call: str, at_least: int = 1) -> bool:
     return sleepers() == first
 
 
+def quiet(pid: int, threads: int) -> bool:
+    """It has so many threads, and all of them sleep inside a call and did not wake for a while."""
+    first = {(t.tid, t.switches) for t in threads_of(pid) if t.state == "S" and t.syscall}
+    if len(first) != threads or len(threads_of(pid)) != threads:
+        return False
+    time.sleep(0.2)
+    return {(t.tid, t.switches) for t in threads_of(pid) if t.state == "S"} == first
+
+
 def states(pid: int) -> str:
     """The state letters of all threads."""
     return "".join(thread.state for thread in threads_of(pid))

@@ -63,7 +63,7 @@ def bare(function):
 @pytest.mark.parametrize("interpreter", pythons.interpreters(), ids=pythons.name_of)
 def test_each_thread_has_its_own_frames(interpreter):
     with pythons.run(THREADS, python=interpreter) as target:
-        pythons.until(lambda: pythons.settled(target.pid, "futex"), "a thread waits for the lock")
+        pythons.until(lambda: pythons.quiet(target.pid, 3), "all three threads wait")
         fact = collect(target.pid)
         kernel = {thread.tid: thread for thread in pythons.threads_of(target.pid)}
     by_function = {bare(thread.frames[0].function): thread for thread in fact.threads}
@@ -91,7 +91,7 @@ def test_the_gils_holder_is_named(interpreter):
 def test_a_target_in_another_pid_namespace(interpreter):
     with pythons.run(THREADS, python=interpreter, before=("unshare", "--pid", "--fork", "--kill-child")) as outer:
         pid = int(Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()[0])
-        pythons.until(lambda: pythons.settled(pid, "futex"), "a thread waits for the lock")
+        pythons.until(lambda: pythons.quiet(pid, 3), "all three threads wait")
         fact = collect(pid)
         kernel = {thread.tid: thread for thread in pythons.threads_of(pid)}
     by_function = {bare(thread.frames[0].function): thread for thread in fact.threads}
@@ -102,6 +102,7 @@ def test_a_target_in_another_pid_namespace(interpreter):
 
 def test_locals_only_when_asked_for_and_without_secrets():
     with pythons.run(LOCALS) as target:
+        pythons.until(lambda: pythons.quiet(target.pid, 1), "it sleeps")
         assert collect(target.pid).threads[0].frames[0].locals == ()
         shown = dict(collect(target.pid, show_locals=True).threads[0].frames[0].locals)
     assert shown["user"] == '"ann"' and shown["password"] == "(hidden)"
@@ -111,7 +112,7 @@ def test_locals_only_when_asked_for_and_without_secrets():
 
 def test_native_frames_tell_how_long_the_target_stood():
     with pythons.run(THREADS) as target:
-        pythons.until(lambda: pythons.settled(target.pid, "futex"), "a thread waits for the lock")
+        pythons.until(lambda: pythons.quiet(target.pid, 3), "all three threads wait")
         fact = collect(target.pid, native=True)
         assert fact.paused_at_most_s is not None and 0 < fact.paused_at_most_s < pyspy.NATIVE_DEADLINE_S + 2
         assert any(frame.native for thread in fact.threads for frame in thread.frames)
@@ -143,7 +144,7 @@ while True:
 def test_a_killed_inspection_leaves_nothing_behind(mode):
     """Killed at moments that shift through a whole dump; the target has to go on each time, and py-spy to end."""
     with pythons.run(THREADS) as target:
-        pythons.until(lambda: pythons.settled(target.pid, "futex"), "a thread waits for the lock")
+        pythons.until(lambda: pythons.quiet(target.pid, 3), "all three threads wait")
         for attempt in range(8):
             with pythons.run(INSPECTS, str(target.pid), mode) as inspector:
                 started = os.times().elapsed
