@@ -1,0 +1,127 @@
+"""Which processes are worth a look: down from an init, shell or supervisor to Python; and all there are on the node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stucktrace.collectors import cgroups, containers, interpreter, procfs, workers
+from stucktrace.errors import CannotInspect, KernelThread
+from stucktrace.facts import ProcessFact
+
+# Python programs whose own work is to keep other programs running: their children are what a user means.
+_SUPERVISORS = ("supervisord", "circusd", "honcho")
+_CHILD_KIND = {"gunicorn-master": "gunicorn-worker", "celery-main": "celery-child"}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One Python process that could be looked at."""
+
+    pid: int
+    kind: str
+    state: str
+    age_s: float
+    children: int
+    container: str
+    """Id, or ""."""
+    command: str
+
+    def __str__(self) -> str:
+        from stucktrace.diagnosis.words import age
+
+        where = f" in container {self.container[:12]}" if self.container else ""
+        family = f" with {self.children} children" if self.children else ""
+        return f"{self.pid:>8}  {self.kind:<16} up {age(self.age_s):<8} {self.command[:120]}{family}{where}"
+
+
+def find_python(pid: int) -> tuple[int, ...]:
+    """The Python processes that `pid` stands for: itself when it is one, else the nearest ones below it.
+
+    A supervisor written in Python stands for the Python processes below it. (pid,) when there is no Python at all.
+    Raises NoSuchProcess, NotPermitted.
+    """
+    stat = procfs.read_stat(pid)
+    if stat.kernel_thread:
+        raise KernelThread(f"process {pid} ({stat.command}) is a kernel thread", "look at a process instead")
+    if is_python(pid) and not _supervises(pid):
+        return (pid,)
+    return _below(pid, depth=0) or (pid,)
+
+
+def _below(pid: int, depth: int) -> tuple[int, ...]:
+    if depth > 16:
+        return ()
+    found: list[int] = []
+    for child in procfs.children(pid):
+        if is_python(child) and not _supervises(child):
+            found.append(child)
+        else:
+            found += _below(child, depth + 1)
+    return tuple(found)
+
+
+def _supervises(pid: int) -> bool:
+    try:
+        argv = procfs.read_argv(pid)
+    except CannotInspect:
+        return False
+    return any(argument.rpartition("/")[2] in _SUPERVISORS for argument in argv[:3])
+
+
+def is_python(pid: int) -> bool:
+    try:
+        return interpreter.find(pid) is not None
+    except OSError:
+        return False
+
+
+def children_of(process: ProcessFact) -> tuple[int, ...]:
+    """The workers of a gunicorn master, or the pool of a Celery main process."""
+    wanted = _CHILD_KIND.get(process.worker.kind)
+    found = []
+    for pid in procfs.children(process.pid):
+        try:
+            argv = procfs.read_argv(pid)
+        except CannotInspect:
+            continue
+        if workers.kind_of(workers.Start(pid, process.pid, argv), is_python=True) == wanted and not _ending(pid):
+            found.append(pid)
+    return tuple(found)
+
+
+def _ending(pid: int) -> bool:
+    try:
+        return procfs.read_stat(pid).ending
+    except CannotInspect:
+        return True
+
+
+def list_candidates() -> tuple[Candidate, ...]:
+    """Every Python process that can be seen, masters first, then by pid; ours is left out."""
+    import os
+
+    found = []
+    for pid in procfs.all_pids():
+        if pid == os.getpid() or not is_python(pid):
+            continue
+        try:
+            stat = procfs.read_stat(pid)
+            argv = procfs.read_argv(pid)
+        except CannotInspect:
+            continue
+        if stat.ending:
+            continue
+        kind = workers.kind_of(workers.Start(pid, stat.ppid, argv), is_python=True)
+        container = containers.from_paths(cgroups.read_paths(pid))
+        found.append(
+            Candidate(
+                pid=pid,
+                kind=kind,
+                state=stat.state,
+                age_s=stat.age_s,
+                children=len(procfs.children(pid)) if kind in _CHILD_KIND else 0,
+                container=container.id if container else "",
+                command=" ".join(argv) or stat.command,
+            )
+        )
+    return tuple(sorted(found, key=lambda candidate: (candidate.kind not in _CHILD_KIND, candidate.pid)))

@@ -1,0 +1,126 @@
+"""What a command line says the process is: gunicorn, Celery (worker or beat), and the options that it was given.
+
+Pure: argv in, words out. Titles set by setproctitle are read too; they hide the options.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+GUNICORN, CELERY_WORKER, CELERY_BEAT, OTHER = "gunicorn", "celery-worker", "celery-beat", "other"
+
+_PYTHON = re.compile(r"^(python|pypy)[\d.]*[a-z]*$")
+_PYTHON_OPTIONS_WITH_VALUE = {"-W", "-X", "--check-hash-based-pycs"}
+_GUNICORN_PROGRAMS = {"gunicorn", "gunicorn3", "gunicorn.app.wsgiapp", "gunicorn_paster"}
+_CELERY_PROGRAMS = {"celery", "celery.bin.celery", "celery.__main__", "celeryd", "celerybeat"}
+
+_GUNICORN_TITLE = re.compile(r"^gunicorn: (master|worker|arbiter)\b")
+_CELERY_TITLE = re.compile(r"^\[(celeryd|celery beat|celery worker|celery)(?:: ([^\]]*))?\]")
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What was started."""
+
+    program: str
+    """GUNICORN, CELERY_WORKER, CELERY_BEAT or OTHER."""
+    arguments: tuple[str, ...] = ()
+    """What follows the program's name; () behind a title."""
+    title: str = ""
+    """The title set with setproctitle, "" when argv is the real one."""
+    role: str = ""
+    """"master", "worker" or "" as the title says it (Celery: "master" for MainProcess)."""
+    options: dict[str, str] = field(default_factory=dict)
+
+
+def read(argv: Sequence[str]) -> CommandLine:
+    """Classifies one command line."""
+    if not argv:
+        return CommandLine(OTHER)
+    titled = _title(argv[0])
+    if titled:
+        return titled
+    name, arguments = _program(argv)
+    if name in _GUNICORN_PROGRAMS:
+        return CommandLine(GUNICORN, arguments)
+    if name in _CELERY_PROGRAMS or (name == "manage.py" and arguments[:1] == ("celery",)):
+        if name == "celerybeat" or "beat" in _words(arguments):
+            return CommandLine(CELERY_BEAT, arguments)
+        if name == "celeryd" or "worker" in _words(arguments):
+            return CommandLine(CELERY_WORKER, arguments)
+    return CommandLine(OTHER, arguments)
+
+
+def _title(first: str) -> CommandLine | None:
+    if match := _GUNICORN_TITLE.match(first):
+        return CommandLine(GUNICORN, title=first, role="worker" if match.group(1) == "worker" else "master")
+    if match := _CELERY_TITLE.match(first):
+        if match.group(1) == "celery beat":
+            return CommandLine(CELERY_BEAT, title=first)
+        process = (match.group(2) or "").rpartition(":")[2]
+        # The rest of Celery's title repeats the arguments: "-active- (worker -A proj --concurrency=4)".
+        inside = first[match.end() :].partition("(")[2].rpartition(")")[0]
+        role = "worker" if "PoolWorker" in process else "master"
+        return CommandLine(CELERY_WORKER, tuple(inside.split()), first, role)
+    return None
+
+
+def _program(argv: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """(name of the script or module, what follows)."""
+    rest = list(argv)
+    if _PYTHON.match(_base(rest[0])):
+        rest.pop(0)
+        while rest and rest[0].startswith("-") and rest[0] != "-":
+            option = rest.pop(0)
+            short = not option.startswith(("--", "-X", "-W"))
+            if short and option.endswith("m"):
+                return (rest[0], tuple(rest[1:])) if rest else ("", ())
+            if short and option.endswith("c"):
+                return "", ()
+            if option in _PYTHON_OPTIONS_WITH_VALUE and rest:
+                rest.pop(0)
+        if not rest:
+            return "", ()
+    return _base(rest[0]), tuple(rest[1:])
+
+
+def _base(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _words(arguments: Iterable[str]) -> set[str]:
+    return {argument for argument in arguments if not argument.startswith("-")}
+
+
+def option(arguments: Sequence[str], *names: str) -> str | None:
+    """The last value of an option: "--name value", "--name=value", "-nvalue" or "-n value"; None when absent."""
+    found = None
+    for index, argument in enumerate(arguments):
+        for name in names:
+            if argument == name:
+                if index + 1 < len(arguments):
+                    found = arguments[index + 1]
+            elif name.startswith("--"):
+                if argument.startswith(name + "="):
+                    found = argument[len(name) + 1 :]
+            elif argument.startswith(name) and not argument.startswith("--"):
+                found = argument[len(name) :].removeprefix("=")
+    return found
+
+
+def split(text: str) -> list[str]:
+    """A shell-like string of options (GUNICORN_CMD_ARGS); [] when it cannot be split."""
+    try:
+        return shlex.split(text)
+    except ValueError:
+        return []
+
+
+def number(text: str | None) -> float | None:
+    try:
+        return float(text) if text is not None else None
+    except ValueError:
+        return None

@@ -1,0 +1,67 @@
+"""What each epoll set watches, and registrations whose fd is gone. Source: /proc/PID/fdinfo/EPFD against the fd table.
+
+A registration outlives its fd when another process (a forked child, say) still holds the open file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from stucktrace.collectors import file_holders, procfs
+from stucktrace.collectors.openfiles import OpenFiles
+from stucktrace.errors import CannotInspect
+from stucktrace.facts import EpollFact, EpollWatch, ProcessFact
+
+_LINE = re.compile(r"^tfd:\s*(\d+)\s+events:\s*([0-9a-f]+)\s+data:\s*[0-9a-f]+(?:.*\bino:([0-9a-f]+))?", re.MULTILINE)
+
+
+def parse(text: str) -> list[tuple[int, int, int]]:
+    """(fd, events, inode) of each registration; the inode is 0 before Linux 4.13."""
+    return [(int(fd), int(events, 16), int(inode or "0", 16)) for fd, events, inode in _LINE.findall(text)]
+
+
+def collect(process: ProcessFact, files: OpenFiles) -> tuple[EpollFact, ...]:
+    facts = []
+    for epoll in files.epolls():
+        try:
+            text = procfs.read(process.pid, f"fdinfo/{epoll}").decode(errors="replace")
+        except CannotInspect:
+            continue
+        watches = tuple(_watch(process.pid, files, *registration) for registration in parse(text))
+        facts.append(EpollFact(epoll, _with_holders(watches)))
+    return tuple(facts)
+
+
+def _watch(pid: int, files: OpenFiles, fd: int, events: int, inode: int) -> EpollWatch:
+    link = files.links.get(fd)
+    return EpollWatch(fd, events, inode, present=link is not None and _same(pid, fd, link, inode))
+
+
+def _same(pid: int, fd: int, link: str, inode: int) -> bool:
+    """The fd is open on the registered file; anonymous inodes are all one, and 0 is not known."""
+    if not inode or link.startswith("anon_inode:"):
+        return True
+    if link.startswith(("socket:[", "pipe:[")):
+        return int(link.partition("[")[2][:-1]) == inode
+    try:
+        return os.stat(f"/proc/{pid}/fd/{fd}").st_ino == inode
+    except OSError:
+        # Closed since the table was read: a look that races is no evidence.
+        return True
+
+
+def _with_holders(watches: tuple[EpollWatch, ...]) -> tuple[EpollWatch, ...]:
+    stale = {watch.inode for watch in watches if not watch.present and watch.inode}
+    if not stale:
+        return watches
+    held, _ = file_holders.find([f"{kind}:[{inode}]" for inode in stale for kind in ("socket", "pipe")])
+    holders: dict[int, dict[int, None]] = {}
+    for holder in held:
+        holders.setdefault(int(holder.link.partition("[")[2][:-1]), {})[holder.pid] = None
+    return tuple(
+        watch
+        if watch.present
+        else EpollWatch(watch.fd, watch.events, watch.inode, False, tuple(holders.get(watch.inode, ())))
+        for watch in watches
+    )

@@ -1,0 +1,60 @@
+"""Who else holds a file: the fd tables of the whole node, read once. Source: /proc/*/fd."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from stucktrace.collectors import procfs
+from stucktrace.errors import CannotInspect
+
+
+@dataclass(frozen=True)
+class Held:
+    pid: int
+    fd: int
+    link: str
+
+
+def find(links: Collection[str]) -> tuple[tuple[Held, ...], bool]:
+    """Every fd on the node that links to one of these, and whether every process's table could be read."""
+    wanted = frozenset(links)
+    found: list[Held] = []
+    complete = True
+    for pid in procfs.all_pids():
+        try:
+            found += [held for held in _table(pid) if held.link in wanted]
+        except PermissionError:
+            complete = complete and _no_user_space(pid)
+        except OSError:
+            continue
+    return tuple(found), complete
+
+
+def _table(pid: int) -> Iterator[Held]:
+    directory = f"/proc/{pid}/fd"
+    for name in os.listdir(directory):
+        try:
+            yield Held(pid, int(name), os.readlink(f"{directory}/{name}"))
+        except FileNotFoundError:
+            continue
+
+
+def _no_user_space(pid: int) -> bool:
+    try:
+        stat = procfs.read_stat(pid)
+    except CannotInspect:
+        return True
+    return stat.kernel_thread or stat.ending
+
+
+def access_mode(pid: int, fd: int) -> int | None:
+    """O_RDONLY, O_WRONLY or O_RDWR of an open file, from /proc/PID/fdinfo; None when it cannot be read."""
+    try:
+        for line in procfs.read(pid, f"fdinfo/{fd}").splitlines():
+            if line.startswith(b"flags:"):
+                return int(line.split()[1], 8) & os.O_ACCMODE
+    except CannotInspect:
+        return None
+    return None

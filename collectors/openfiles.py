@@ -1,0 +1,66 @@
+"""The fd table of a process, read once a look. Source: the links of /proc/PID/fd."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from stucktrace.errors import CollectorError
+
+_SOCKET, _PIPE, _EPOLL = "socket:[", "pipe:[", "anon_inode:[eventpoll]"
+
+
+@dataclass(frozen=True)
+class OpenFiles:
+    """fd -> what it is open on: "socket:[inode]", "pipe:[inode]", "anon_inode:[eventpoll]", or a path."""
+
+    links: Mapping[int, str]
+    complete: bool = True
+
+    def sockets(self) -> dict[int, tuple[int, ...]]:
+        """Socket inode -> its fds."""
+        return self._by_inode[_SOCKET]
+
+    def pipes(self) -> dict[int, tuple[int, ...]]:
+        """Inode of an unnamed pipe -> its fds."""
+        return self._by_inode[_PIPE]
+
+    def epolls(self) -> tuple[int, ...]:
+        return tuple(fd for fd, link in self.links.items() if link == _EPOLL)
+
+    @cached_property
+    def _by_inode(self) -> dict[str, dict[int, tuple[int, ...]]]:
+        found: dict[str, dict[int, tuple[int, ...]]] = {_SOCKET: {}, _PIPE: {}}
+        for fd, link in self.links.items():
+            for kind, inodes in found.items():
+                if link.startswith(kind) and link[len(kind) : -1].isdecimal():
+                    inode = int(link[len(kind) : -1])
+                    inodes[inode] = (*inodes.get(inode, ()), fd)
+        return found
+
+
+def read_fds(pid: int) -> OpenFiles:
+    """The whole table. Raises CollectorError when it may not be read or the process is gone."""
+    directory = f"/proc/{pid}/fd"
+    links: dict[int, str] = {}
+    try:
+        names = os.listdir(directory)
+    except PermissionError:
+        raise CollectorError(
+            "open files",
+            f"the fd table of process {pid} may not be read",
+            "run as root or the target's user, or grant CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH",
+        ) from None
+    except OSError as error:
+        raise CollectorError("open files", f"process {pid}: {error.strerror}", "look again") from None
+    complete = True
+    for name in sorted(map(int, names)):
+        try:
+            links[name] = os.readlink(f"{directory}/{name}")
+        except PermissionError:
+            complete = False
+        except OSError:
+            continue
+    return OpenFiles(links, complete)

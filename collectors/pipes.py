@@ -1,0 +1,74 @@
+"""Who holds which end of the target's pipes. Source: pipe inodes over /proc/*/fd, access modes from fdinfo."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from stucktrace.collectors import file_holders
+from stucktrace.collectors.openfiles import OpenFiles
+from stucktrace.facts import PipeFact, ProcessFact
+
+
+def collect(process: ProcessFact, files: OpenFiles) -> tuple[PipeFact, ...]:
+    """One fact a pipe or FIFO. The whole node is searched only when the target has one."""
+    links = {f"pipe:[{inode}]": fds for inode, fds in files.pipes().items()}
+    links |= _fifos(process.pid, files)
+    if not links:
+        return ()
+    held, complete = file_holders.find(links)
+    facts = []
+    for link, fds in links.items():
+        readers: dict[int, None] = {}
+        writers: dict[int, None] = {}
+        mine: set[int] = set()
+        for holder in held:
+            if holder.link != link:
+                continue
+            mode = file_holders.access_mode(holder.pid, holder.fd)
+            if mode in (os.O_RDONLY, os.O_RDWR, None):
+                readers[holder.pid] = None
+            if mode in (os.O_WRONLY, os.O_RDWR, None):
+                writers[holder.pid] = None
+            if holder.pid == process.pid and mode is not None:
+                mine.add(mode)
+        facts.append(
+            PipeFact(
+                fds=fds,
+                inode=_inode(process.pid, fds[0], link),
+                end=_end(mine),
+                readers=tuple(sorted(readers)),
+                writers=tuple(sorted(writers)),
+                complete=complete,
+                path="" if link.startswith("pipe:") else link,
+            )
+        )
+    return tuple(facts)
+
+
+def _end(modes: set[int]) -> str:
+    if modes == {os.O_RDONLY}:
+        return "read"
+    return "write" if modes == {os.O_WRONLY} else "both"
+
+
+def _fifos(pid: int, files: OpenFiles) -> dict[str, tuple[int, ...]]:
+    """Path of each named FIFO -> its fds."""
+    found: dict[str, tuple[int, ...]] = {}
+    for fd, link in files.links.items():
+        if link.startswith("/") and not link.startswith(("/dev/", "/proc/", "/sys/")):
+            try:
+                if stat.S_ISFIFO(os.stat(f"/proc/{pid}/fd/{fd}").st_mode):
+                    found[link] = (*found.get(link, ()), fd)
+            except OSError:
+                continue
+    return found
+
+
+def _inode(pid: int, fd: int, link: str) -> int:
+    if link.startswith("pipe:["):
+        return int(link[6:-1])
+    try:
+        return os.stat(f"/proc/{pid}/fd/{fd}").st_ino
+    except OSError:
+        return 0

@@ -1,0 +1,97 @@
+"""The process as a whole: who it is, what it runs, which role it has.
+
+Source: /proc/PID/{stat,status,cmdline,exe,maps,cgroup}.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from stucktrace.collectors import cgroups, containers, interpreter, packages, procfs, regions, workers
+from stucktrace.errors import CannotInspect, KernelThread, NoSuchProcess
+from stucktrace.facts import ProcessFact
+
+_C_CLIENTS = re.compile(
+    r"^(libpq|librdkafka|libmemcached|librabbitmq|libmysqlclient|libmariadb|libzmq|libcurl|libhiredis)\b"
+)
+_SIGKILL_BIT = 1 << 8
+
+
+def read_process(pid: int) -> ProcessFact:
+    """One process. Raises NoSuchProcess, KernelThread or NotPermitted; a zombie is a fact with state Z."""
+    stat = procfs.read_stat(pid)
+    if stat.kernel_thread:
+        raise KernelThread(f"process {pid} ({stat.command}) is a kernel thread", "look at a process instead")
+    status = procfs.read_status(pid)
+    tgid = int(status.get("Tgid", pid))
+    if tgid != pid:
+        raise NoSuchProcess(f"{pid} is a thread of process {tgid}, not a process", f"stucktrace pid {tgid}")
+    argv = procfs.read_argv(pid)
+    mapped, found = _interpreter(pid)
+    environ = procfs.read_environ(pid) if found else {}
+    paths = cgroups.read_paths(pid)
+    libraries = sorted({path.rpartition("/")[2] for path in _paths(mapped) if ".so" in path})
+    start = workers.Start(pid, stat.ppid, argv)
+    return ProcessFact(
+        pid=pid,
+        ns_pid=int(status.get("NSpid", str(pid)).split()[-1]),
+        ppid=stat.ppid,
+        start_time=stat.start_time,
+        command=stat.command,
+        argv=argv,
+        state=stat.state,
+        uid=int(status.get("Uid", "0").split()[0]),
+        age_s=stat.age_s,
+        rss_bytes=stat.rss_bytes,
+        fd_count=_fd_count(pid),
+        executable=found.executable if found else procfs.read_link(pid, "exe"),
+        is_python=found is not None,
+        python_version=found.version if found else "",
+        packages=packages.read_packages(pid, mapped, found.executable, found.version, environ)
+        if found and mapped
+        else {},
+        worker=workers.read_worker(start, is_python=found is not None, environ=environ),
+        container=containers.from_paths(paths),
+        frozen=cgroups.frozen(paths),
+        tracer_pid=int(status.get("TracerPid", "0")),
+        hooked_c_clients=tuple(
+            dict.fromkeys(match.group(1) for name in libraries if (match := _C_CLIENTS.match(name)))
+        ),
+        libraries=tuple(libraries),
+    )
+
+
+def _interpreter(pid: int) -> tuple[regions.Regions | None, interpreter.Interpreter | None]:
+    try:
+        mapped: regions.Regions | None = regions.read(pid)
+    except OSError:
+        mapped = None
+    try:
+        return mapped, interpreter.find(pid, mapped)
+    except OSError:
+        return mapped, None
+
+
+def _paths(mapped: regions.Regions | None) -> list[str]:
+    return list(dict.fromkeys(region.path for region in mapped.regions)) if mapped else []
+
+
+def _fd_count(pid: int) -> int | None:
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return None
+
+
+def still_same(process: ProcessFact) -> bool:
+    """The very same process is still there, and not on its way out: not dead, not ending, no SIGKILL on its way."""
+    try:
+        stat = procfs.read_stat(process.pid)
+        if stat.start_time != process.start_time or (stat.ending and process.state not in "ZX"):
+            return False
+        status = procfs.read_status(process.pid)
+    except CannotInspect:
+        return False
+    pending = int(status.get("ShdPnd", "0"), 16) | int(status.get("SigPnd", "0"), 16)
+    return not pending & _SIGKILL_BIT

@@ -1,0 +1,184 @@
+"""Small parsers of /proc/PID files. Source: proc(5). Nothing here is cached; every read is of this instant.
+
+Errors: `NoSuchProcess` when the process is gone, `NotPermitted` with the capability that would help.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from stucktrace.errors import CannotInspect, NoSuchProcess, NotPermitted
+
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+LONGEST_ARGV_BYTES = 64 << 10
+
+PF_EXITING = 0x4
+PF_KTHREAD = 0x00200000
+
+_PERMISSION = (
+    "run as root, or as the target's user; in a container grant CAP_SYS_PTRACE, and CAP_DAC_READ_SEARCH for other users"
+)
+
+
+@dataclass(frozen=True)
+class Stat:
+    """/proc/PID/stat."""
+
+    pid: int
+    command: str
+    state: str
+    ppid: int
+    flags: int
+    start_time: int
+    """Clock ticks after boot."""
+    rss_bytes: int
+
+    @property
+    def kernel_thread(self) -> bool:
+        return bool(self.flags & PF_KTHREAD)
+
+    @property
+    def ending(self) -> bool:
+        return self.state in "ZX" or bool(self.flags & PF_EXITING)
+
+    @property
+    def age_s(self) -> float:
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - self.start_time / TICKS_PER_SECOND)
+
+
+def read(pid: int, name: str, limit: int = 1 << 20) -> bytes:
+    """A file of /proc/PID, at most `limit` bytes."""
+    try:
+        with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:
+            chunks = []
+            while limit > 0 and (chunk := file.read(min(limit, 1 << 16))):
+                chunks.append(chunk)
+                limit -= len(chunk)
+            return b"".join(chunks)
+    except OSError as error:
+        raise explained(pid, error) from None
+
+
+def explained(pid: int, error: OSError) -> CannotInspect:
+    """What a failure to read /proc/PID means to the user."""
+    if isinstance(error, PermissionError):
+        return NotPermitted(f"process {pid}: not permitted to look at it", _PERMISSION)
+    if isinstance(error, FileNotFoundError | ProcessLookupError):
+        if hides_processes():
+            return NoSuchProcess(
+                f"no process {pid} can be seen: /proc is mounted with hidepid",
+                "run as root, or in hidepid's gid= group",
+            )
+        return NoSuchProcess(f"no process {pid}", "`stucktrace pid` without a pid lists what could be looked at")
+    return CannotInspect(f"process {pid}: {error.strerror or error}", "look again")
+
+
+def hides_processes() -> bool:
+    """/proc is mounted so that other users' processes are invisible, and we are not exempt."""
+    if os.geteuid() == 0:
+        return False
+    try:
+        mounts = Path("/proc/self/mounts").read_text()
+    except OSError:
+        return False
+    for line in mounts.splitlines():
+        words = line.split()
+        if len(words) > 3 and words[1] == "/proc":
+            return any(option in words[3].split(",") for option in ("hidepid=2", "hidepid=invisible", "hidepid=4"))
+    return False
+
+
+def parse_stat(text: str) -> Stat:
+    """The name may hold spaces and parentheses: it ends at the last ")"."""
+    head, _, tail = text.rpartition(")")
+    pid, _, command = head.partition("(")
+    fields = tail.split()
+    return Stat(
+        pid=int(pid),
+        command=command,
+        state=fields[0],
+        ppid=int(fields[1]),
+        flags=int(fields[6]),
+        start_time=int(fields[19]),
+        rss_bytes=int(fields[21]) * PAGE_BYTES,
+    )
+
+
+def read_stat(pid: int) -> Stat:
+    return parse_stat(read(pid, "stat").decode(errors="surrogateescape"))
+
+
+def parse_status(text: str) -> dict[str, str]:
+    """Field name -> value of /proc/PID/status."""
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())}
+
+
+def read_status(pid: int) -> dict[str, str]:
+    return parse_status(read(pid, "status").decode(errors="surrogateescape"))
+
+
+def read_argv(pid: int) -> tuple[str, ...]:
+    """The command line as the process shows it now (setproctitle changes it); () for kernel threads and zombies."""
+    text = read(pid, "cmdline", LONGEST_ARGV_BYTES).decode(errors="surrogateescape")
+    return split_argv(text)
+
+
+def split_argv(text: str) -> tuple[str, ...]:
+    """Trailing NULs are what is left of a longer title."""
+    text = text.rstrip("\0")
+    return tuple(text.split("\0")) if text else ()
+
+
+def read_environ(pid: int) -> dict[str, str]:
+    """For finding things only: no value of it may leave this process. {} when it cannot be read."""
+    try:
+        entries = read(pid, "environ").decode(errors="surrogateescape").split("\0")
+    except CannotInspect:
+        return {}
+    return dict(entry.split("=", 1) for entry in entries if "=" in entry)
+
+
+def read_link(pid: int, name: str) -> str:
+    """What a link of /proc/PID points to; "" when it cannot be read."""
+    try:
+        return os.readlink(f"/proc/{pid}/{name}")
+    except OSError:
+        return ""
+
+
+def all_pids() -> list[int]:
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdecimal()]
+
+
+def thread_ids(pid: int) -> list[int]:
+    try:
+        return [int(entry) for entry in os.listdir(f"/proc/{pid}/task")]
+    except OSError as error:
+        raise explained(pid, error) from None
+
+
+def children(pid: int) -> list[int]:
+    """The children of all its threads; [] when it is gone or the kernel does not list them."""
+    found: list[int] = []
+    try:
+        for tid in thread_ids(pid):
+            found += map(int, read(pid, f"task/{tid}/children").split())
+    except CannotInspect:
+        return sorted(found)
+    return sorted(found)
+
+
+def descendants(pid: int, most: int = 4096) -> Iterator[int]:
+    """Children first, breadth first."""
+    queue, seen = [pid], {pid}
+    while queue and len(seen) < most:
+        for child in children(queue.pop(0)):
+            if child not in seen:
+                seen.add(child)
+                queue.append(child)
+                yield child

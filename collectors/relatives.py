@@ -1,0 +1,70 @@
+"""Parent, children and siblings of a process. Source: /proc/PID/stat and the children lists of threads."""
+
+from __future__ import annotations
+
+from stucktrace.collectors import command_line, procfs, workers
+from stucktrace.errors import CannotInspect
+from stucktrace.facts import ProcessFact, Relative
+
+MOST = 512
+
+
+def collect(process: ProcessFact) -> tuple[Relative, ...]:
+    """The parent (with its threads), children, and siblings where the parent runs the same program."""
+    found: list[Relative] = []
+    if process.ppid:
+        parent = _relative(process.ppid, "parent", with_threads=True)
+        if parent:
+            found.append(parent)
+    found += [relative for pid in procfs.children(process.pid)[:MOST] if (relative := _relative(pid, "child"))]
+    if process.ppid and _same_family(process):
+        siblings = [pid for pid in procfs.children(process.ppid) if pid != process.pid][:MOST]
+        found += [relative for pid in siblings if (relative := _relative(pid, "sibling"))]
+    return tuple(found)
+
+
+def _same_family(process: ProcessFact) -> bool:
+    """The parent runs the same program, so its other children do the same work."""
+    try:
+        argv = procfs.read_argv(process.ppid)
+    except CannotInspect:
+        return False
+    mine, theirs = command_line.read(process.argv), command_line.read(argv)
+    return argv == process.argv or (mine.program == theirs.program != command_line.OTHER)
+
+
+def _relative(pid: int, relation: str, *, with_threads: bool = False) -> Relative | None:
+    try:
+        stat = procfs.read_stat(pid)
+        if stat.kernel_thread:
+            return None
+        argv = procfs.read_argv(pid)
+    except CannotInspect:
+        return None
+    kind = workers.kind_of(workers.Start(pid, stat.ppid, argv), is_python=_looks_like_python(stat.command, argv))
+    return Relative(
+        pid=pid,
+        relation=relation,
+        command=stat.command,
+        state=stat.state,
+        kind=kind,
+        start_time=stat.start_time,
+        alive=not stat.ending,
+        threads=_threads(pid) if with_threads else (),
+    )
+
+
+def _looks_like_python(command: str, argv: tuple[str, ...]) -> bool:
+    return "python" in command.lower() or (bool(argv) and "python" in argv[0].rpartition("/")[2].lower())
+
+
+def _threads(pid: int) -> tuple[tuple[int, str], ...]:
+    """(id in its own namespace, name) of each thread."""
+    found = []
+    try:
+        for tid in procfs.thread_ids(pid):
+            status = procfs.parse_status(procfs.read(pid, f"task/{tid}/status").decode(errors="replace"))
+            found.append((int(status.get("NSpid", str(tid)).split()[-1]), status.get("Name", "")))
+    except CannotInspect:
+        return tuple(found)
+    return tuple(found)
