@@ -2,11 +2,11 @@
 thread.
 
 A `with lock:` keeps the bound `__exit__` of its lock, or of the Condition around it, on the frame's value stack until
-it ends (CPython 3.11 to 3.13). How much of the value stack is alive at the frame's instruction, the code's exception
-table tells: inside the block its entry covers the instruction, and its depth counts the `__exit__`; while the lock is
-still being acquired, it does not. So a lock found there is held, with two exceptions that the caller has to know:
-inside `Condition.wait` it was given back for the time of the wait, and code can release it by hand inside the block.
-`lock.acquire()` without `with` leaves no trace.
+it ends (CPython 3.8 to 3.13). How much of the value stack is alive, the code's exception table tells: inside the block
+its entry covers the frame's instruction, and its depth counts the `__exit__`; while the lock is still being acquired,
+it does not. Up to 3.10 the frame's own stack of blocks tells the same: the block is pushed when the lock was had. So a
+lock found there is held, with two exceptions that the caller has to know: inside `Condition.wait` it was given back for
+the time of the wait, and code can release it by hand inside the block. `lock.acquire()` without `with` leaves no trace.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from stucktrace.collectors import memory
@@ -24,12 +24,14 @@ from stucktrace.collectors.interpreter import Interpreter
 DEADLINE_S = 0.25
 _MAX_THREADS = 10_000
 _MAX_FRAMES = 2_000
+_MAX_DEPTH = 1 << 10
 _STATE_BYTES = 256
 
 
 @dataclass(frozen=True)
 class _Offsets:
-    """Where CPython keeps what is walked here, in bytes. From the headers of 3.11.7, 3.12.1 and 3.13.0."""
+    """Where CPython keeps what is walked here, in bytes. From the headers of 3.8.18, 3.9.18, 3.10.13, 3.11.7, 3.12.1
+    and 3.13.0; the same within a minor version."""
 
     interpreters: int
     threads: int
@@ -37,18 +39,27 @@ class _Offsets:
     """From the thread's state to its current frame: offsets to follow."""
     code: int
     previous: int
-    instruction: int
-    values: int
-    local_count: int
+    instruction: int = 0
+    values: int = 72
+    local_count: int = 72
     """In the code object: how many slots of the frame are variables; the value stack begins behind them."""
-    first_instruction: int
+    first_instruction: int = 0
+    function_name: int = 32
+    blocks: int = 0
+    """Up to 3.10: the number of open blocks, and behind it the blocks."""
 
 
 _EXCEPTION_TABLE = 40
+_MAX_BLOCKS = 20
+_BLOCK_BYTES = 12
+_VALUE_STACK = 64
 _KNOWN = {
-    (3, 11): _Offsets(40, 16, (56, 8), 32, 48, 56, 72, 76, 184),
-    (3, 12): _Offsets(40, 72, (56, 0), 0, 8, 56, 72, 72, 192),
-    (3, 13): _Offsets(632, 7344, (72,), 0, 8, 56, 72, 72, 200),
+    (3, 8): _Offsets(32, 8, (24,), 32, 24, function_name=64, blocks=112),
+    (3, 9): _Offsets(32, 8, (24,), 32, 24, function_name=64, blocks=112),
+    (3, 10): _Offsets(32, 8, (24,), 32, 24, blocks=104),
+    (3, 11): _Offsets(40, 16, (56, 8), 32, 48, 56, local_count=76, first_instruction=184),
+    (3, 12): _Offsets(40, 72, (56, 0), 0, 8, 56, first_instruction=192),
+    (3, 13): _Offsets(632, 7344, (72,), 0, 8, 56, first_instruction=200),
 }
 
 
@@ -105,17 +116,7 @@ def _offsets(pid: int, found: Interpreter) -> _Offsets:
     if table[:8] != b"xdebugpy":
         return known
     interpreters, threads, frame = (struct.unpack_from("<Q", table, position)[0] for position in (40, 72, 184))
-    return _Offsets(
-        interpreters,
-        threads,
-        (frame,),
-        known.code,
-        known.previous,
-        known.instruction,
-        known.values,
-        known.local_count,
-        known.first_instruction,
-    )
+    return replace(known, interpreters=interpreters, threads=threads, frame=(frame,))
 
 
 class _Walk:
@@ -153,14 +154,27 @@ class _Walk:
             if not frame or time.monotonic() > self.ends:
                 return
             head = memory.read(self.pid, frame, 72)
-            (code,) = struct.unpack_from("<Q", head, self.offsets.code)
-            (instruction,) = struct.unpack_from("<Q", head, self.offsets.instruction)
-            variables, table = self._code(code)
-            depth = alive(table, (instruction - code - self.offsets.first_instruction) // 2) if table else 0
-            if depth:
-                data = memory.read(self.pid, frame + self.offsets.values + 8 * variables, 8 * depth)
-                yield from filter(None, map(self._lock_of, struct.unpack(f"<{depth}Q", data)))
+            values = self._in_blocks(frame, head) if self.offsets.blocks else self._in_ranges(frame, head)
+            yield from filter(None, map(self._lock_of, values))
             (frame,) = struct.unpack_from("<Q", head, self.offsets.previous)
+
+    def _in_ranges(self, frame: int, head: bytes) -> tuple[int, ...]:
+        """The values that are alive as the exception table says."""
+        (code,) = struct.unpack_from("<Q", head, self.offsets.code)
+        (instruction,) = struct.unpack_from("<Q", head, self.offsets.instruction)
+        variables, table = self._code(code)
+        depth = alive(table, (instruction - code - self.offsets.first_instruction) // 2) if table else 0
+        return self._words(frame + self.offsets.values + 8 * variables, depth)
+
+    def _in_blocks(self, frame: int, head: bytes) -> tuple[int, ...]:
+        """The values below the innermost open block: its type, its handler and its level are three ints."""
+        (count,) = struct.unpack("<i", memory.read(self.pid, frame + self.offsets.blocks, 4))
+        if not 0 < count <= _MAX_BLOCKS:
+            return ()
+        innermost = frame + self.offsets.blocks + 8 + _BLOCK_BYTES * (count - 1)
+        (level,) = struct.unpack("<i", memory.read(self.pid, innermost + 8, 4))
+        (stack,) = struct.unpack_from("<Q", head, _VALUE_STACK)
+        return self._words(stack, level) if 0 < level < _MAX_DEPTH else ()
 
     def _code(self, address: int) -> tuple[int, bytes]:
         """(number of variables, exception table) of a code object; (0, b"") for the interpreter's own shims."""
@@ -192,16 +206,19 @@ class _Walk:
         return bound if name == b"__exit__\0" and self._is_lock(bound) else None
 
     def _is_exit(self, function: int) -> bool:
-        """A Python function named `__exit__`: its name is a string whose text begins at 48 (3.11) or 40 (3.12 on)."""
-        text = memory.read_some(self.pid, self._word(function + 32) + 40, 17)
+        """A Python function named `__exit__`: its name is a string whose text begins at 48, from 3.12 on at 40."""
+        text = memory.read_some(self.pid, self._word(function + self.offsets.function_name) + 40, 17)
         return text[:9] == b"__exit__\0" or text[8:] == b"__exit__\0"
 
     def _lock_in(self, condition: int) -> int | None:
         """The lock of a `threading.Condition`: the first attribute that its `__init__` sets.
 
         The values of the attributes lie where the word four words before the object points to (3.11), three words
-        before less one (3.12), or behind the object's head and a word (3.13).
+        before less one (3.12), or behind the object's head and a word (3.13). Up to 3.10 they are those of its dict.
         """
+        if self.offsets.blocks:
+            first = self._word(self._word(self._word(condition + 16) + 40))
+            return first if self._is_lock(first) else None
         before = struct.unpack("<2Q", memory.read(self.pid, condition - 32, 16))
         for values in (before[0], before[1] + 1, condition + 24):
             if values > 0 and values % 8 == 0 and self.reader.regions.find(values) is not None:
@@ -212,6 +229,9 @@ class _Walk:
 
     def _is_lock(self, address: int) -> bool:
         return self.reader.class_name(address) in (*LOCK_TYPES, RLOCK_TYPE)
+
+    def _words(self, address: int, count: int) -> tuple[int, ...]:
+        return struct.unpack(f"<{count}Q", memory.read(self.pid, address, 8 * count)) if count else ()
 
     def _word(self, address: int) -> int:
         word: int = struct.unpack("<Q", memory.read(self.pid, address, 8))[0]
@@ -239,7 +259,7 @@ def alive(table: bytes, instruction: int) -> int:
         while position < len(table):
             start, length, _, depth = number(), number(), number(), number()
             if start <= instruction < start + length:
-                return min(depth >> 1, 1 << 10)
+                return min(depth >> 1, _MAX_DEPTH)
     except IndexError:
         pass
     return 0
