@@ -30,6 +30,11 @@ enum icsk_timer {
 	ICSK_TIME_REO_TIMEOUT = 6,
 };
 
+enum inet_csk_ack_state_t {
+	ICSK_ACK_SCHED = 1,
+	ICSK_ACK_TIMER = 2,
+};
+
 struct inode {
 	unsigned long i_ino;
 } CORE;

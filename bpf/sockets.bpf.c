@@ -97,7 +97,7 @@ static __always_inline void read_tcp(struct socket_record *record, struct tcp_so
 	record->backoff = icsk->icsk_backoff;
 	record->probes_out = icsk->icsk_probes_out;
 	record->syn_retries = icsk->icsk_syn_retries;
-	record->ack_pending = icsk->icsk_ack.pending != 0;
+	record->ack_pending = (icsk->icsk_ack.pending & (ICSK_ACK_SCHED | ICSK_ACK_TIMER)) != 0;
 	if (net) {
 		record->netns_keepalive_idle_jiffies = net->ipv4.sysctl_tcp_keepalive_time;
 		record->netns_keepalive_interval_jiffies = net->ipv4.sysctl_tcp_keepalive_intvl;

@@ -240,8 +240,16 @@ class UnixSocketRecord(ctypes.Structure):
     peer_receive_bytes: int
     name_bytes: int
     peer_name_bytes: int
-    name: bytes
-    peer_name: bytes
+
+    def name_raw(self) -> bytes:
+        """sun_path, zeros of an abstract name included."""
+        return self._raw("name", self.name_bytes)
+
+    def peer_name_raw(self) -> bytes:
+        return self._raw("peer_name", self.peer_name_bytes)
+
+    def _raw(self, field: str, length: int) -> bytes:
+        return ctypes.string_at(ctypes.addressof(self) + getattr(type(self), field).offset, length)
 
 
 class EndRecord(ctypes.Structure):

@@ -11,16 +11,18 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 
 MAX_RELATIVES = 64
+MAX_ANCESTORS = 4
 
 
 def relatives(pid: int) -> tuple[int, ...]:
-    """Parent, children and siblings of a process: those who can have inherited a socket over fork."""
+    """Ancestors, siblings and children of a process: those who can share a socket since a fork."""
+    ancestors: list[int] = []
     parent = parent_of(pid)
-    found = [parent] if parent and parent > 1 else []
-    found += _children(pid)
-    if parent and parent > 1:
-        found += [sibling for sibling in _children(parent) if sibling != pid]
-    return tuple(found[:MAX_RELATIVES])
+    while parent and parent > 1 and len(ancestors) < MAX_ANCESTORS:
+        ancestors.append(parent)
+        parent = parent_of(parent)
+    siblings = [sibling for sibling in _children(ancestors[0]) if sibling != pid] if ancestors else []
+    return tuple(dict.fromkeys((*ancestors, *siblings, *_children(pid))))[:MAX_RELATIVES]
 
 
 def parent_of(pid: int) -> int | None:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from stucktrace.collectors import netns, sock_diag
 from stucktrace.collectors.addresses import bare, is_any, is_loopback
 
+CONNECTED = "CONNECTED"
+"""State of the other end of a UNIX socket."""
 NOT_ACCEPTED = {"ESTABLISHED", "CLOSE_WAIT", "SYN_RECV"}
 """A socket in these states that no process holds waits in an accept queue; in the others its holder closed it."""
 

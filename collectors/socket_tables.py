@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from stucktrace.collectors import netns, proc_net, sock_diag
-from stucktrace.collectors.sock_diag import Draft, UnixSocket
+from stucktrace.collectors import holders, netns, proc_net, sock_diag, unix_peers
+from stucktrace.collectors.addresses import port_of
+from stucktrace.collectors.peers import OtherEnd
+from stucktrace.collectors.sock_diag import Draft
 from stucktrace.errors import CollectorError
 from stucktrace.facts import Missing
 
@@ -40,33 +42,41 @@ INET_TABLES = (
 
 @dataclass(frozen=True)
 class Table:
+    """What one source tells of one process's sockets. Every mapping is by inode."""
+
     source: str
-    """ "sock_diag" or "/proc/net"."""
+    """ "iter/task_file", "sock_diag" or "/proc/net"."""
+    fds: Mapping[int, tuple[int, ...]]
     drafts: dict[int, Draft]
-    unix: Mapping[int, UnixSocket] = field(default_factory=dict)
-    """Every UNIX socket of the namespace, by inode."""
-    listeners: Mapping[int, tuple[bytes, int]] = field(default_factory=dict)
-    """Every listening TCP socket of the namespace: inode -> (address, port)."""
-    defaults: netns.Defaults = field(default_factory=netns.Defaults)
+    unix_ends: Mapping[int, OtherEnd] = field(default_factory=dict)
+    """The other ends of connected UNIX sockets, as far as they are known without a further look."""
+    served: Collection[int] = ()
+    """TCP ports on which the process or a relative of it listens."""
+    held: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    """Relatives that hold the same socket."""
+    options_known: bool = False
+    """The keepalive settings and timeouts of every socket are among the drafts."""
     missing: tuple[Missing, ...] = ()
 
 
-def read(pid: int, sockets: Mapping[int, Collection[int]]) -> Table:
+def read(pid: int, sockets: Mapping[int, tuple[int, ...]], relatives: Collection[int]) -> Table:
     """The sockets given as inode -> fds. CollectorError when neither source can be read."""
     if not sockets:
-        return Table("sock_diag", {})
+        return Table("sock_diag", {}, {})
+    kin = {relative: holders.sockets_of(relative) for relative in relatives}
+    candidates = set(sockets).union(*kin.values())
     try:
-        table = netns.inside(pid, lambda: _read_by_diag(sockets))
+        table = netns.inside(pid, lambda: _read_by_diag(sockets, candidates))
     except OSError as error:
-        table = _read_by_proc(pid, sockets, error)
+        table = _read_by_proc(pid, sockets, candidates, error)
     for inode, fds in sockets.items():
         if inode not in table.drafts:
             table.drafts[inode] = name_socket(pid, fds)
-    return table
+    return replace(table, held=holders.invert(kin, sockets))
 
 
-def _read_by_diag(sockets: Collection[int]) -> Table:
-    """Runs in the target's namespace."""
+def _read_by_diag(sockets: Mapping[int, tuple[int, ...]], candidates: Collection[int]) -> Table:
+    """Runs in the target's namespace. `candidates`: sockets that make a port the process's own when they listen."""
     with sock_diag.open_socket() as diag:
         unix = sock_diag.unix_sockets(diag)
         drafts = {inode: dict(unix[inode].draft) for inode in sockets if inode in unix}
@@ -75,27 +85,42 @@ def _read_by_diag(sockets: Collection[int]) -> Table:
             if len(drafts) == len(sockets):
                 break
             drafts.update(sock_diag.inet_sockets(diag, family, protocol, sockets))
-        return Table("sock_diag", drafts, unix, sock_diag.listeners(diag), netns.read_defaults())
+        listeners = sock_diag.listeners(diag)
+    _add_defaults(drafts, netns.read_defaults())
+    served = {port for inode, (_, port) in listeners.items() if inode in candidates}
+    return Table("sock_diag", sockets, drafts, unix_peers.find(sockets, unix), served)
 
 
-def _read_by_proc(pid: int, sockets: Collection[int], why: OSError) -> Table:
-    drafts: dict[int, Draft] = {}
+def _add_defaults(drafts: Mapping[int, Draft], defaults: netns.Defaults) -> None:
+    for draft in drafts.values():
+        if draft["protocol"] == "tcp" and draft["state"] not in {"LISTEN", "CLOSE"}:
+            draft["retries2"] = defaults.retries2
+            draft["syn_retries"] = defaults.syn_retries
+
+
+def _read_by_proc(pid: int, sockets: Mapping[int, tuple[int, ...]], candidates: Collection[int], why: OSError) -> Table:
+    found: dict[int, Draft] = {}
     try:
         for name in ("tcp", "tcp6", "udp", "udp6"):
             try:
-                drafts.update(proc_net.read_inet(pid, name, sockets))
+                found.update(proc_net.read_inet(pid, name, candidates))
             except FileNotFoundError:
                 # No IPv6 in this kernel, unless the process itself is gone.
                 if not Path(f"/proc/{pid}/net/dev").exists():
                     raise
-        drafts.update(proc_net.read_unix(pid, sockets))
+        found.update(proc_net.read_unix(pid, sockets))
     except OSError as error:
         raise CollectorError(
             "sockets", f"neither sock_diag nor /proc/{pid}/net can be read ({error.strerror or error})", "run as root"
         ) from None
     because = f"sock_diag in its network namespace: {(why.strerror or str(why)).lower()}"
     remedy = "CAP_SYS_ADMIN, or the BPF engine with CAP_BPF and CAP_PERFMON"
-    return Table("/proc/net", drafts, missing=(Missing("unacknowledged data and ages of sockets", because, remedy),))
+    served = {port_of(draft["local"]) for draft in found.values() if draft["state"] == "LISTEN"}
+    drafts = {inode: draft for inode, draft in found.items() if inode in sockets}
+    if netns.inode_of(pid) == netns.own():
+        _add_defaults(drafts, netns.read_defaults())
+    missing = (Missing("unacknowledged data and ages of sockets", because, remedy),)
+    return Table("/proc/net", sockets, drafts, served={port for port in served if port}, missing=missing)
 
 
 def name_socket(pid: int, fds: Iterable[int]) -> Draft:

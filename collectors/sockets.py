@@ -7,11 +7,23 @@ microseconds. This file joins what the other socket files read, and opens nothin
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from stucktrace.collectors import holders, peers, shared_use, socket_options, socket_tables, unix_peers
+from stucktrace.collectors import (
+    holders,
+    netns,
+    peers,
+    peers_bpf,
+    shared_use,
+    socket_options,
+    socket_tables,
+    sockets_bpf,
+    unix_peers,
+)
 from stucktrace.collectors.addresses import parse_endpoint, port_of
 from stucktrace.collectors.kernel import Kernel
+from stucktrace.collectors.libbpf import BpfError
 from stucktrace.collectors.peers import OtherEnd, Tuple4
 from stucktrace.collectors.sock_diag import Draft, parse_tcp_info
 from stucktrace.collectors.socket_tables import Table
@@ -48,18 +60,31 @@ def collect(
     missing: dict[Missing, None] = {}
     source = ""
     for pid in pids:
-        sockets = files[pid].sockets() if pid in files else {}
-        detail_set = set((detail_fds or {}).get(pid, ()))
-        detailed = {inode: min(fds) for inode, fds in sockets.items() if detail_set.intersection(fds)}
+        fds = set((detail_fds or {}).get(pid, ()))
         try:
-            table = socket_tables.read(pid, sockets)
-            source = table.source
-            missing.update(dict.fromkeys(table.missing))
-            _add_options(pid, table, detailed, missing)
-            facts[pid] = _join(pid, sockets, table, detailed)
+            table = _read(pid, files, kernel, missing)
+            detailed = {inode: min(numbers) for inode, numbers in table.fds.items() if fds.intersection(numbers)}
+            if not table.options_known:
+                _add_options(pid, table, detailed, missing)
+            facts[pid] = _join(pid, table, detailed, _find_ends(pid, table, detailed, kernel, missing))
         except CollectorError as error:
             missing[error.missing] = None
+            continue
+        source = table.source
+        missing.update(dict.fromkeys(table.missing))
+    if kernel is not None and source:
+        kernel.hooks["sockets"] = source
     return Sockets(facts, tuple(missing), source)
+
+
+def _read(pid: int, files: Mapping[int, Files], kernel: Kernel | None, missing: dict[Missing, None]) -> Table:
+    relatives = holders.relatives(pid)
+    if kernel is not None:
+        try:
+            return sockets_bpf.read(kernel, pid, relatives)
+        except BpfError as error:
+            missing[Missing("sockets through BPF", str(error), "none needed: sock_diag was asked instead")] = None
+    return socket_tables.read(pid, files[pid].sockets() if pid in files else {}, relatives)
 
 
 def _add_options(pid: int, table: Table, detailed: Mapping[int, int], missing: dict[Missing, None]) -> None:
@@ -85,64 +110,78 @@ def _add_options(pid: int, table: Table, detailed: Mapping[int, int], missing: d
         draft["syn_retries"] = options.syn_retries
 
 
-def _join(
-    pid: int, sockets: Mapping[int, tuple[int, ...]], table: Table, detailed: Mapping[int, int]
-) -> tuple[SocketFact, ...]:
-    family = holders.relatives(pid)
-    relatives_sockets = {relative: holders.sockets_of(relative) for relative in family}
-    served = _served_ports(sockets, relatives_sockets, table.listeners)
-    tcp_peers = peers.find(pid, _tuples(table.drafts, detailed))
-    unix = unix_peers.find(detailed, table.unix, elsewhere=True)
-    local_unix = unix_peers.find(sockets, table.unix, elsewhere=False)
-    wanted = {peer.inode for peer in (*tcp_peers.values(), *unix.values()) if peer.inode}
-    wanted.update(inode for peer in (*tcp_peers.values(), *unix.values()) for inode in peer.listeners)
-    if wanted:
-        held = holders.find(wanted | set(sockets), holders.everybody())
-    else:
-        held = holders.invert(relatives_sockets, sockets)
+@dataclass(frozen=True)
+class Ends:
+    """What is known beyond the target."""
+
+    ends: Mapping[int, OtherEnd]
+    """Inode of one of the target's sockets -> its other end."""
+    held: Mapping[int, tuple[int, ...]]
+    """Any inode -> pids that hold it."""
+
+
+def _find_ends(
+    pid: int, table: Table, detailed: Collection[int], kernel: Kernel | None, missing: dict[Missing, None]
+) -> Ends:
+    """The other ends of the sockets on which something waits, and who holds those and these."""
+    if not detailed:
+        return Ends({}, table.held)
+    tuples = _tuples(table.drafts, detailed)
+    unix = {inode: end for inode, end in table.unix_ends.items() if inode in detailed}
+    if kernel is not None:
+        try:
+            return _find_ends_in_kernel(pid, table, tuples, unix, kernel)
+        except BpfError as error:
+            missing[Missing("peers through BPF", str(error), "none needed: sock_diag was asked instead")] = None
+    ends = {**peers.find(pid, tuples), **unix, **unix_peers.find_elsewhere(unix)}
+    wanted = {end.inode for end in ends.values() if end.inode}
+    wanted.update(listener for end in ends.values() for listener in end.listeners)
+    if not wanted:
+        return Ends(ends, table.held)
+    return Ends(ends, holders.find(wanted.union(table.fds), holders.everybody()))
+
+
+def _find_ends_in_kernel(
+    pid: int, table: Table, tuples: Mapping[int, Tuple4], unix: Mapping[int, OtherEnd], kernel: Kernel
+) -> Ends:
+    asked = {end.inode for end in unix.values() if end.inode}.union(table.fds)
+    unaccepted = [inode for inode, end in unix.items() if not end.inode]
+    found = peers_bpf.find(kernel, asked, tuples, unaccepted, netns.inode_of(pid))
+    ends = dict(unix)
+    for inode in unaccepted:
+        listeners = found.listeners.get(inode, ())
+        ends[inode] = replace(unix[inode], in_accept_queue=bool(listeners), listeners=listeners)
+    # A connection whose listener has no room left is in no queue yet; its own namespace's table knows it.
+    left = {inode: end for inode, end in tuples.items() if inode not in found.ends}
+    ends.update(peers.find(pid, left, elsewhere=False))
+    ends.update((inode, end) for inode, end in found.ends.items() if inode in tuples)
+    return Ends(ends, found.held)
+
+
+def _join(pid: int, table: Table, detailed: Collection[int], other: Ends) -> tuple[SocketFact, ...]:
     facts = []
-    for inode, fds in sockets.items():
+    for inode, fds in table.fds.items():
         draft = table.drafts[inode]
         if draft["protocol"] == "tcp":
-            _complete_tcp(draft, table, served)
-            if inode in tcp_peers:
-                draft["peer"] = _peer(tcp_peers[inode], held)
-        elif draft["family"] == "unix":
-            other = unix.get(inode) or local_unix.get(inode)
-            if other is not None:
-                draft["remote"] = other.name
-                # An accepted UNIX socket bears its listener's name; of an unnamed pair neither end called the other.
-                draft["direction"] = "in" if draft.get("local") else "out" if other.name else ""
-            if inode in unix:
-                draft["peer"] = _peer(unix[inode], held)
-        shared = tuple(holder for holder in held.get(inode, ()) if holder != pid)
+            if draft["state"] == "SYN_SENT":
+                draft["direction"] = "out"
+            elif draft["state"] not in UNCONNECTED:
+                draft["direction"] = "in" if port_of(draft["local"]) in table.served else "out"
+        elif draft["family"] == "unix" and inode in table.unix_ends:
+            name = other.ends.get(inode, table.unix_ends[inode]).name
+            draft["remote"] = name
+            # An accepted UNIX socket bears its listener's name; of an unnamed pair neither end called the other.
+            draft["direction"] = "in" if draft.get("local") else "out" if name else ""
+        if inode in other.ends:
+            draft["peer"] = _peer(other.ends[inode], other.held)
+        shared = tuple(holder for holder in other.held.get(inode, ()) if holder != pid)
         using = shared_use.users(inode, shared) if shared and inode in detailed else ()
-        facts.append(SocketFact(fds=tuple(fds), inode=inode, shared_with=shared, used_by=using, **draft))
+        facts.append(SocketFact(fds=fds, inode=inode, shared_with=shared, used_by=using, **draft))
     return tuple(sorted(facts, key=lambda fact: fact.fds))
 
 
-def _served_ports(
-    own: Collection[int], relatives: Mapping[int, Collection[int]], listeners: Mapping[int, tuple[bytes, int]]
-) -> set[int]:
-    """Ports on which the target or a relative of it listens, in the target's namespace."""
-    inodes = set(own).union(*relatives.values())
-    return {port for inode, (_, port) in listeners.items() if inode in inodes}
-
-
-def _complete_tcp(draft: Draft, table: Table, served: Collection[int]) -> None:
-    defaults = table.defaults
-    if draft["state"] not in UNCONNECTED:
-        draft["direction"] = "in" if port_of(draft["local"]) in served else "out"
-    elif draft["state"] == "SYN_SENT":
-        draft["direction"] = "out"
-    if draft["state"] != "LISTEN":
-        draft["retries2"] = defaults.retries2
-        if draft.get("syn_retries") is None:
-            draft["syn_retries"] = defaults.syn_retries
-
-
 def _tuples(drafts: Mapping[int, Draft], detailed: Collection[int]) -> dict[int, Tuple4]:
-    """The detailed sockets that are connected."""
+    """The detailed TCP sockets that are connected."""
     found = {}
     for inode in detailed:
         draft = drafts[inode]

@@ -68,10 +68,11 @@ class Watch:
             count = TcpCount()
             if not events.lookup(key, count):
                 continue
-            owners = self._owners.get(key.inode) or {self._processes.get(count.process)}
+            owners = self._owners.get(key.inode, set())
+            if count.process in self._processes:
+                owners = {self._processes[count.process]}
             for pid in owners:
-                if pid is not None:
-                    found[pid].append(_fact(key, count))
+                found[pid].append(_fact(key, count))
         return {pid: tuple(sorted(facts, key=lambda fact: (fact.inode, fact.kind))) for pid, facts in found.items()}
 
     def _learn_holders(self) -> None:

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from stucktrace.collectors import netns, sock_diag
-from stucktrace.collectors.peers import OtherEnd
+from stucktrace.collectors.peers import CONNECTED, OtherEnd
 from stucktrace.collectors.sock_diag import UnixSocket
-
-CONNECTED = "CONNECTED"
 
 
 def _waiting(listener: UnixSocket) -> OtherEnd:
@@ -23,51 +21,46 @@ def _accepted(peer: UnixSocket) -> OtherEnd:
     return OtherEnd(peer.inode, CONNECTED, peer.draft.get("receive_bytes"), name=peer.draft["local"])
 
 
-def find(inodes: Collection[int], table: Mapping[int, UnixSocket], *, elsewhere: bool) -> dict[int, OtherEnd]:
-    """inode -> its peer. With `elsewhere`, a peer in another network namespace is looked up there."""
+def find(inodes: Collection[int], table: Mapping[int, UnixSocket]) -> dict[int, OtherEnd]:
+    """inode -> its other end, as far as this table of a whole namespace tells."""
     found: dict[int, OtherEnd] = {}
-    if not any(inode in table for inode in inodes):
-        return found
-    queued = {client: socket for socket in table.values() for client in socket.waiting if client}
-    abroad: list[int] = []
+    queued = _waiting_clients(table)
     for inode in inodes:
         socket = table.get(inode)
-        if socket is None or not (socket.peer or inode in queued):
-            if socket is not None and socket.draft["state"] == "ESTABLISHED":
-                abroad.append(inode)
+        if socket is None:
             continue
-        listener = queued.get(inode)
-        peer = table.get(socket.peer)
-        if listener is not None:
-            found[inode] = _waiting(listener)
-        elif peer is not None:
-            found[inode] = _accepted(peer)
-        else:
+        if inode in queued:
+            found[inode] = _waiting(queued[inode])
+        elif socket.peer in table:
+            found[inode] = _accepted(table[socket.peer])
+        elif socket.peer or socket.draft["state"] == "ESTABLISHED":
             found[inode] = OtherEnd(socket.peer, CONNECTED, None)
-            abroad.append(inode)
-    if elsewhere and abroad:
-        found.update(_find_abroad(abroad, table))
     return found
 
 
-def _find_abroad(inodes: Collection[int], table: Mapping[int, UnixSocket]) -> dict[int, OtherEnd]:
-    """A peer whose socket was made in another network namespace than the target's."""
+def find_elsewhere(ends: Mapping[int, OtherEnd]) -> dict[int, OtherEnd]:
+    """Those of these ends that were made in another network namespace than the target's: with name and queue."""
+    left = {inode: end for inode, end in ends.items() if end.unread_bytes is None and not end.in_accept_queue}
     found: dict[int, OtherEnd] = {}
-    for _, pid in netns.representatives():
+    for _, pid in netns.representatives() if left else ():
         try:
-            other = netns.inside(pid, _dump)
+            table = netns.inside(pid, _dump)
         except OSError:
             continue
-        queued = {client: socket for socket in other.values() for client in socket.waiting if client}
-        for inode in inodes:
-            peer, listener = other.get(table[inode].peer), queued.get(inode)
-            if peer is not None:
-                found[inode] = _accepted(peer)
-            elif listener is not None:
-                found[inode] = _waiting(listener)
-        if len(found) == len(inodes):
+        queued = _waiting_clients(table)
+        for inode, end in left.items():
+            if end.inode in table:
+                found[inode] = _accepted(table[end.inode])
+            elif inode in queued:
+                found[inode] = _waiting(queued[inode])
+        if len(found) == len(left):
             break
     return found
+
+
+def _waiting_clients(table: Mapping[int, UnixSocket]) -> dict[int, UnixSocket]:
+    """Inode of a client that waits to be accepted -> the listener."""
+    return {client: socket for socket in table.values() for client in socket.waiting if client}
 
 
 def _dump() -> dict[int, UnixSocket]:
