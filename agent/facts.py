@@ -500,8 +500,15 @@ class Snapshot:
         """The lock that this thread waits for."""
         return self._locks.get(tid)
 
+    @cached_property
+    def _activity(self) -> dict[int, list[CallActivity]]:
+        by_tid: dict[int, list[CallActivity]] = {}
+        for entry in self.activity:
+            by_tid.setdefault(entry.tid, []).append(entry)
+        return by_tid
+
     def activity_of(self, tid: int) -> Iterator[CallActivity]:
-        return (entry for entry in self.activity if entry.tid == tid)
+        return iter(self._activity.get(tid, ()))
 
     @property
     def main_thread(self) -> ThreadFact | None:

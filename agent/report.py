@@ -32,8 +32,8 @@ def build(inspection: Inspection) -> Json:
         "time": round(snapshot.time, 6),
         "tool": {"version": __version__},
         "host": host(),
-        "verdict": _finding(diagnosis.verdict),
-        "findings": [_finding(finding) for finding in diagnosis.findings],
+        "verdict": _finding(snapshot, diagnosis.verdict),
+        "findings": [_finding(snapshot, finding) for finding in diagnosis.findings],
         "process": _process(snapshot.process),
         "threads": [_thread(snapshot, diagnosis, thread) for thread in snapshot.threads],
         "sockets": [_socket(socket) for socket in snapshot.sockets],
@@ -82,7 +82,7 @@ def _child(child: Inspection) -> Json:
     }
 
 
-def _finding(finding: Finding) -> Json:
+def _finding(snapshot: Snapshot, finding: Finding) -> Json:
     return {
         "class": finding.verdict_class,
         "code": finding.code,
@@ -111,8 +111,16 @@ def _finding(finding: Finding) -> Json:
         "fd": finding.fd,
         "lock": _hex(finding.lock),
         "chain": list(finding.chain),
-        "frame": finding.frame,
+        "frame": _python_frame(snapshot, finding),
     }
+
+
+def _python_frame(snapshot: Snapshot, finding: Finding) -> int | None:
+    """The index among the thread's Python frames alone, as they stand in the report."""
+    frames = snapshot.frames(finding.tid) if finding.tid is not None else ()
+    if finding.frame is None or finding.frame >= len(frames) or frames[finding.frame].native:
+        return None if frames else finding.frame
+    return sum(not frame.native for frame in frames[: finding.frame])
 
 
 def _process(process: ProcessFact) -> Json:

@@ -60,12 +60,12 @@ def settled(thread: ThreadFact, at_least_s: float = 0.5) -> bool:
 
 
 def waits_for_gil(wait: Wait) -> bool:
-    """Waits on the GIL's own word, or wakes every few milliseconds in a futex that no frame explains."""
+    """Waits on the GIL's own word, or, where no word could be read, wakes every few milliseconds for no other reason."""
     thread = wait.thread
     if not in_futex(thread):
         return False
-    if wait.lock is not None and wait.lock.kind == "gil":
-        return True
+    if wait.lock is not None:
+        return wait.lock.kind == "gil"
     if is_notified(wait) or thread.syscall is None or thread.syscall.endless is not False:
         return False
     timeout_s = thread.syscall.timeout_s
@@ -75,7 +75,8 @@ def waits_for_gil(wait: Wait) -> bool:
 
 def alone(snapshot: Snapshot) -> bool:
     """The process has one living thread."""
-    return sum(thread.state not in "ZX" for thread in snapshot.threads) == 1
+    alive = (thread for thread in snapshot.threads if thread.state not in "ZX")
+    return next(alive, None) is not None and next(alive, None) is None
 
 
 def all_parked(snapshot: Snapshot) -> bool:

@@ -33,9 +33,10 @@ def order(snapshot: Snapshot, budgets: Budgets, findings: Iterable[Finding]) -> 
     if not stuck:
         verdict = healthy.verdict(snapshot, budgets, kept)
         return (verdict, *sorted((finding for finding in rest if finding != verdict), key=_rank))
-    roots = [finding for finding in stuck if not _explained(snapshot, finding, stuck)]
+    whole = [finding for finding in stuck if finding.code in WHOLE_PROCESS]
+    roots = whole or [finding for finding in stuck if not _explained(snapshot, finding, stuck)]
     roots = roots or stuck
-    first = min(roots, key=lambda finding: (finding.code not in WHOLE_PROCESS, *_rank(finding)))
+    first = min(roots, key=_rank)
     followers = sorted((finding for finding in stuck if finding is not first), key=_rank)
     return (first, *followers, *sorted(rest, key=_rank))
 
@@ -63,13 +64,9 @@ def _distinct(findings: Iterable[Finding]) -> list[Finding]:
 
 def _explained(snapshot: Snapshot, finding: Finding, stuck: list[Finding]) -> bool:
     """Another finding says why the wait that this one passes on does not end."""
-    if finding.code in WHOLE_PROCESS:
-        return False
-    if any(other.code in WHOLE_PROCESS for other in stuck):
-        return True
-    causes = [other for other in stuck if other.code not in CONSEQUENCES]
     if finding.code not in CONSEQUENCES:
         return False
+    causes = [other for other in stuck if other.code not in CONSEQUENCES]
     tids = {finding.tid, *_owners(snapshot, finding)} - {None}
     if any(other.tid in tids or tids & set(other.explains) for other in causes):
         return True

@@ -123,6 +123,7 @@ def orphaned_lock(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
     semaphores). In a forked child with one thread that is `orphaned-lock`, else `deadlock`.
     """
     seen: set[int] = set()
+    parked = all_parked(snapshot)
     left = bool(graph.cycles(snapshot)) or any(_waits_for_itself(lock) or _is_orphaned(lock) for lock in snapshot.locks)
     for wait in waits(snapshot):
         lock = wait.lock
@@ -131,7 +132,7 @@ def orphaned_lock(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
         if lock is not None and _is_orphaned(lock) and _for_ever(wait):
             seen.add(lock.address)
             yield _orphaned(snapshot, wait, lock)
-        elif not left and _nobody_can_release(snapshot, wait, budgets):
+        elif parked and not left and _nobody_can_release(wait, budgets):
             left = True
             yield _left_behind(snapshot, wait)
 
@@ -186,12 +187,12 @@ def _after_fork() -> Later:
     )
 
 
-def _nobody_can_release(snapshot: Snapshot, wait: Wait, budgets: Budgets) -> bool:
+def _nobody_can_release(wait: Wait, budgets: Budgets) -> bool:
     lock = wait.lock
     if lock is None or lock.shared or (lock.owner is not None and lock.owner.state != "unknown"):
         return False
     old_enough = wait.age_s is not None and wait.age_s >= budgets.owed_s
-    return old_enough and acquires(wait) and all_parked(snapshot)
+    return old_enough and acquires(wait)
 
 
 def _left_behind(snapshot: Snapshot, wait: Wait) -> Finding:
@@ -245,7 +246,8 @@ def lock_held(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
     known = by_tid(snapshot)
     limit_s = budgets.request_s(snapshot.process.worker.timeout_s)
     circles = {lock.waiter_tid for circle in graph.cycles(snapshot) for lock in circle}
-    for wait in waits(snapshot):
+    told: set[int] = set()
+    for wait in sorted(waits(snapshot), key=lambda wait: -(wait.age_s or 0.0)):
         lock = wait.lock
         if (
             lock is None
@@ -258,11 +260,12 @@ def lock_held(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
         owner = lock.owner
         if owner is None or owner.state != "alive" or owner.tid is None or owner.tid == lock.waiter_tid:
             continue
-        if wait.age_s is None or wait.age_s < budgets.owed_s:
+        if wait.age_s is None or wait.age_s < budgets.owed_s or lock.address in told:
             continue
         holder = known.get(owner.tid)
         story = _other_process(snapshot, owner) if holder is None else _why_not(snapshot, holder, limit_s)
         if story and (wait.age_s >= limit_s or owner.tid in circles):
+            told.add(lock.address)
             yield _held(snapshot, wait, lock, holder, story)
 
 

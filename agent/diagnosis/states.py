@@ -149,7 +149,8 @@ def gil_held(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
     waiting = [
         wait for tid, wait in known.items() if tid != holder and snapshot.python_thread(tid) and waits_for_gil(wait)
     ]
-    if not waiting:
+    if not any(_on_gil_word(wait) for wait in waiting):
+        # Short polls of a C library look like it, and py-spy may name the last holder of a GIL that is free.
         return
     if holder is not None:
         wait = known.get(holder)
@@ -160,7 +161,7 @@ def gil_held(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
         if slept_s is None or slept_s < 2 or thread.slept_through is False or waits_for_gil(wait):
             return
         yield _gil_holder(snapshot, budgets, wait, waiting, slept_s)
-    elif len(waiting) == len(python.threads) and _still(snapshot) and all(_on_gil_word(wait) for wait in waiting):
+    elif len(waiting) == len(python.threads) and _still(snapshot):
         yield _gil_lost(snapshot, waiting)
 
 
@@ -176,7 +177,7 @@ def _still(snapshot: Snapshot) -> bool:
 
 def _gil_holder(snapshot: Snapshot, budgets: Budgets, wait: Wait, waiting: list[Wait], slept_s: float) -> Finding:
     name, call = evidence.who(snapshot, wait.thread.tid), evidence.call_text(wait.thread)
-    certain = slept_s >= budgets.owed_s and any(_on_gil_word(other) for other in waiting)
+    certain = slept_s >= budgets.owed_s
     frame = wait.frames[0] if wait.frames else None
     under = f" under {evidence.where(frame)}" if frame else ""
     return Finding(

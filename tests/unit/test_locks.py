@@ -249,3 +249,15 @@ def test_a_shared_mutex_held_in_a_stopped_process():
     assert codes(facts)[0] == ("lock-held", "likely")
     unknown = snapshot(thread(), locks=[lock(owner=owned_by(300, pid=300), shared=True)])
     assert verdict(unknown).code == "inconclusive"
+
+
+def test_a_crowd_behind_one_lock_is_one_finding():
+    crowd = range(101, 2_100)
+    threads = [thread(tid, blocked_s=40.0 + tid) for tid in (100, *crowd)]
+    facts = snapshot(
+        *threads,
+        stacks={tid: APP for tid in (100, *crowd)},
+        locks=[lock(tid, "rlock", owner=owned_by(100)) for tid in crowd],
+    )
+    assert [code for code, _ in codes(facts)].count("lock-held") == 1
+    assert verdict(facts).tid == 2_099 and len(verdict(facts).explains) == len(crowd) - 1

@@ -65,7 +65,14 @@ def test_the_gil_holder_sleeps():
     facts = gil(thread(syscall=call("clock_nanosleep")), waiting, locks=[lock(101, "gil")])
     found = verdict(facts)
     assert (found.code, found.confidence, found.tid, found.explains) == ("gil-held", "proven", 100, (101,))
-    assert codes(gil(thread(syscall=call("clock_nanosleep")), waiting))[0] == ("gil-held", "likely")
+    young = thread(syscall=call("clock_nanosleep"), blocked_s=3.0)
+    assert codes(gil(young, waiting, locks=[lock(101, "gil")]))[0] == ("gil-held", "likely")
+
+
+@pytest.mark.parametrize("locks", [[], [lock(101, "condition")]])
+def test_short_polls_of_a_c_library_do_not_wait_for_the_gil(locks):
+    polling = thread(101, GIL_POLL, blocked_s=0.003)
+    assert verdict(gil(thread(syscall=call("clock_nanosleep")), polling, locks=locks)).verdict_class == "healthy"
 
 
 def test_a_gil_holder_that_harms_nobody():
