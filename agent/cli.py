@@ -8,7 +8,6 @@ used and the process ends without tearing itself down.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import time
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from stucktrace import __version__
 from stucktrace.errors import StucktraceError, UsageError
-from stucktrace.output import OutputFailed, colour_wanted, complain, hold_standard_streams, terminal_width, write
+from stucktrace.output import OutputFailed, colour_wanted, complain, prepare, terminal_width, write
 
 if TYPE_CHECKING:
     from stucktrace.inspection import Inspection, Options
@@ -227,16 +226,15 @@ def leave(status: int) -> NoReturn:
     """Ends the process at once: nothing is left to write, and the kernel closes what is open faster than we could."""
     try:
         sys.stdout.flush()
-        sys.stderr.flush()
-    except (OSError, ValueError):
-        status = status or 3
+    except OSError as error:
+        complain(f"could not write the answer: {os.strerror(error.errno or 0)}", "")
+        status = 3
     os._exit(status)
 
 
 def main() -> NoReturn:
     """The entry point: every way out of the command ends here."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    hold_standard_streams()
+    prepare()
     try:
         cli(prog_name="stucktrace", standalone_mode=False)
     except click.exceptions.Exit as done:
@@ -250,8 +248,12 @@ def main() -> NoReturn:
         leave(error.exit_status)
     except OutputFailed as error:
         complain(f"could not write the answer: {error}", "")
-        leave(3)
+        os._exit(3)
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is None:
+            # click's own words (--help, --version) go through sys.stdout.
+            complain(f"could not write the answer: {os.strerror(error.errno or 0)}", "")
+            os._exit(3)
         if os.environ.get("STUCKTRACE_DEBUG"):
             import traceback
 

@@ -15,18 +15,14 @@ class OutputFailed(Exception):
 
 
 def write(text: str) -> None:
-    """Writes all of `text` to stdout. A reader that left (`| head`) ends the process quietly, as SIGPIPE does.
+    """Writes all of `text` to stdout, straight to the file descriptor: errors show here and not at exit.
 
-    Straight to the file descriptor: errors show here and not at exit, and what the encoding of a bare `LANG=C` cannot
-    say is escaped.
+    What the encoding of a bare `LANG=C` cannot say is escaped.
     """
     data = text.encode(_encoding(sys.stdout), "backslashreplace")
     try:
         while data:
             data = data[os.write(1, data) :]
-    except BrokenPipeError:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGPIPE)
     except OSError as error:
         raise OutputFailed(os.strerror(error.errno or 0)) from error
 
@@ -41,17 +37,22 @@ def complain(message: str, remedy: str) -> None:
         os.write(2, data)
 
 
-def hold_standard_streams() -> None:
-    """Puts /dev/null where a standard stream is closed, so that no other file can get its number and our output.
+def prepare() -> None:
+    """Makes the standard streams and the signals those of a plain Unix command.
 
-    stdout gets it read-only: writing an answer there fails, as it should.
+    A reader that left (`| head`) and Ctrl-C end the process at once and without a word. A closed standard stream gets
+    /dev/null, so that no other file can get its number and our output; stdout gets it read-only: writing an answer
+    there fails, as it should.
     """
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     for fd, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(fd)
         except OSError:
-            if os.open("/dev/null", flags) != fd:
-                return
+            os.open("/dev/null", flags)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def colour_wanted() -> bool:
