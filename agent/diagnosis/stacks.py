@@ -29,13 +29,19 @@ def read(frames: tuple[Frame, ...]) -> Reading:
     for index, frame in enumerate(frames):
         if frame.native:
             continue
+        if _begins_here(frame):
+            break
         entry = vocabulary.find(frame)
+        if entry is not None and entry.leaf and (passed or (held is not None and held.family not in UNIVERSAL)):
+            entry = None
         if entry is None and vocabulary.passes_through(frame):
             continue
+        if held is not None and held.family not in UNIVERSAL and (entry is None or entry.family != held.family):
+            if vocabulary.in_family(frame, held.family) or (entry is not None and entry.purpose is None):
+                continue
+            return held
         if entry is None:
             if held is not None:
-                if vocabulary.in_family(frame, held.family) and held.family not in UNIVERSAL:
-                    continue
                 return held
             passed.append(frame)
             if len({vocabulary.place(other) for other in passed if not vocabulary.is_standard(other)}) > 1:
@@ -45,8 +51,6 @@ def read(frames: tuple[Frame, ...]) -> Reading:
             break
         if entry.purpose is None:
             continue
-        if held is not None and held.family not in (*UNIVERSAL, entry.family):
-            return held
         if held is not None and entry.purpose is Purpose.WORK and held.purpose in (Purpose.JOIN, Purpose.LOCK):
             return held
         held = _reading(entry, frame, index)
@@ -57,9 +61,16 @@ def read(frames: tuple[Frame, ...]) -> Reading:
     return _by_name(frames, passed)
 
 
+def _begins_here(frame: Frame) -> bool:
+    """The first frame of a thread or of a forked child: what lies above it in a fork is the parent's past."""
+    return vocabulary.bare(frame.function) in ("_bootstrap", "_bootstrap_inner") and frame.file.endswith(
+        ("threading.py", "multiprocessing/process.py", "billiard/process.py")
+    )
+
+
 def _reaches(entry: Entry, passed: list[Frame]) -> bool:
     """Whether the entry can speak for what the unknown frames inside it do."""
-    if entry.leaf or not entry.family:
+    if not entry.family:
         return False
     return all(vocabulary.in_family(frame, entry.family) for frame in passed)
 
@@ -74,7 +85,7 @@ def _by_name(frames: tuple[Frame, ...], passed: list[Frame]) -> Reading:
     """What the names of the innermost unknown code say, as long as it is one library or one file."""
     own = [frame for frame in passed if not vocabulary.is_standard(frame)]
     if not own:
-        return Reading(Purpose.UNKNOWN, "", frames.index(passed[0]) if passed else None)
+        return Reading(Purpose.UNKNOWN, "", _index(frames, passed[0]) if passed else None)
     place = vocabulary.place(own[0])
     found: dict[Purpose, Frame] = {}
     for frame in own:

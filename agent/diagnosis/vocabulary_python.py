@@ -47,7 +47,6 @@ _THREADS = (
          "shutdown", P.JOIN, "waits for its pool to end"),
     strong("python", "concurrent/futures/process.py",
          "wait_result_broken_or_wakeup", P.WORK, "the process pool's manager waits for results"),
-    leaf("python", "concurrent/futures/process.py", "_process_worker", P.WORK, "parked in its pool's queue"),
     strong("python", "logging/__init__.py", "acquire _acquireLock _acquire_lock", P.LOCK, "acquires a logging lock"),
     strong("python", "logging/handlers.py", "dequeue _monitor", P.WORK, "the log listener waits for records"),
     strong("python", "importlib/_bootstrap.py _bootstrap>",
@@ -75,7 +74,6 @@ _PROCESSES = (
          "_feed", P.WORK, "the queue's feeder waits for items"),
     strong("python", "multiprocessing/queues.py billiard/queues.py",
          "join _finalize_join", P.JOIN, "waits until its queue is flushed"),
-    leaf("python", "multiprocessing/pool.py", "worker", P.WORK, "parked in its pool's queue"),
     leaf("python", "multiprocessing/pool.py",
          "_handle_tasks _handle_results _handle_workers _wait_for_updates",
          P.WORK, "a helper thread of the pool waits"),
@@ -160,6 +158,7 @@ _LOOPS = (
     leaf("loop", "anyio/from_thread.py asgiref/sync.py asgiref/current_thread_executor.py",
          "run run_until_future", P.WORK, "waits for work of the event loop"),
     leaf("loop", "gevent/hub.py gevent/_hub_local.py", "run", P.WORK, "its hub is idle"),
+    transport("loop", "gevent/_threading.py", "acquire_with_timeout wait acquire"),
     leaf("loop", "gevent/threadpool.py gevent/_threading.py",
          "run _WorkerGreenlet__run _before_run_task get __run_task", P.WORK, "parked in its pool's queue"),
     leaf("loop", "eventlet/hubs/hub.py eventlet/hubs/poll.py eventlet/hubs/epolls.py eventlet/hubs/selects.py "
