@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from stucktrace.diagnosis import (
+    configuration,
     file_locks,
     graph,
     judge,
+    known_issues,
     locks,
     loops,
     network_connect,
@@ -46,6 +48,9 @@ RULES: tuple[Rule, ...] = (
     states.uninterruptible,
     states.gil_held,
     states.spinning,
+    configuration.keepalive_too_slow,
+    configuration.no_timeout,
+    configuration.no_heartbeat,
 )
 """Every rule. The order does not matter: the judge decides what is the root cause."""
 
@@ -54,7 +59,7 @@ def diagnose(snapshot: Snapshot, budgets: Budgets) -> Diagnosis:
     """The verdict on one snapshot. Never raises: a rule that fails on odd data becomes a finding that says so."""
     findings = [finding for rule in RULES for finding in _apply(rule, snapshot, budgets)]
     try:
-        ordered = judge.order(snapshot, budgets, findings)
+        ordered = judge.order(snapshot, budgets, known_issues.attach(snapshot, findings))
     except Exception as error:
         ordered = (failed("judge", error), *findings)
     return Diagnosis(ordered[0], ordered, graph.edges(snapshot), graph.waits_for(snapshot))
