@@ -103,7 +103,7 @@ def _native(pid: int, command: Sequence[str], deadline_s: float) -> Dump:
     guarded = pyspy_guard.command(pid, [*command, "--native"], deadline_s)
     started = time.monotonic()
     # The guard gets a second more than what it guards, and is not tied to our life: it has to finish its work.
-    threads = parse(run(guarded, started + deadline_s + 1.0, None, stop=signal.SIGTERM))
+    threads = parse(run(guarded, started + deadline_s + 1.0, None, ends_itself=True))
     return Dump(threads, time.monotonic() - started)
 
 
@@ -119,8 +119,11 @@ def tied_to_us() -> Callable[[], None]:
     return tie
 
 
-def run(command: Sequence[str], ends: float, before: Callable[[], None] | None, stop: int = signal.SIGKILL) -> bytes:
-    """Output of a command that ran well; `ends` is CLOCK_MONOTONIC. Raises CollectorError; leaves no process behind."""
+def run(command: Sequence[str], ends: float, before: Callable[[], None] | None, *, ends_itself: bool = False) -> bytes:
+    """Output of a command that ran well; `ends` is CLOCK_MONOTONIC. Raises CollectorError; leaves no process behind.
+
+    `ends_itself`: a command that has a deadline of its own and is waited for, never killed.
+    """
     try:
         child = subprocess.Popen(
             command,
@@ -144,7 +147,7 @@ def run(command: Sequence[str], ends: float, before: Callable[[], None] | None, 
     except subprocess.TimeoutExpired:
         raise CollectorError(WHAT, "py-spy gave no answer in time", _HANGS) from None
     finally:
-        _end(child, stop)
+        _end(child, ends_itself)
     if status != 0:
         raise explain(errors.decode(errors="replace"), status)
     return output
@@ -174,11 +177,12 @@ def _read(child: subprocess.Popen[bytes], ends: float) -> tuple[bytes, bytes, bo
     return bytes(output), bytes(errors), True
 
 
-def _end(child: subprocess.Popen[bytes], stop: int) -> None:
+def _end(child: subprocess.Popen[bytes], ends_itself: bool) -> None:
     if child.poll() is None:
-        child.send_signal(stop)
+        if not ends_itself:
+            child.kill()
         try:
-            child.wait(timeout=2.0)
+            child.wait(timeout=NATIVE_DEADLINE_S + 3.0)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()

@@ -184,6 +184,20 @@ def test_a_hanging_py_spy_is_killed_at_the_deadline(tmp_path, monkeypatch):
     assert not Path(f"/proc/{spy}").exists()
 
 
+def test_a_hanging_native_py_spy_is_killed_and_the_target_goes_on(tmp_path, monkeypatch):
+    """It stopped the target as an attach does, and never came to resume it."""
+    hanging = script(tmp_path / "py-spy", f"#!/bin/sh\necho $$ > {tmp_path}/pid\nkill -STOP $4\nexec sleep 600\n")
+    monkeypatch.setattr(pyspy, "program", lambda: hanging)
+    with pythons.run(THREADS) as target:
+        pythons.until(lambda: pythons.quiet(target.pid, 3), "all three threads wait")
+        with pytest.raises(CollectorError) as failure:
+            pyspy.dump(target.pid, native=True, deadline_s=2)
+        assert "in time" in failure.value.missing.because
+        spy = int((tmp_path / "pid").read_text())
+        assert not Path(f"/proc/{spy}").exists()
+        pythons.until(lambda: set(pythons.states(target.pid)) == {"S"}, "the target goes on")
+
+
 def test_an_endless_answer_is_cut(tmp_path, monkeypatch):
     endless = script(tmp_path / "py-spy", "#!/bin/sh\nexec yes\n")
     monkeypatch.setattr(pyspy, "program", lambda: endless)
