@@ -13,7 +13,7 @@ T ?=
 BUILD_PACKAGES := clang llvm libbpf-dev linux-libc-dev make python3 python3-venv
 TEST_PACKAGES := bpftool conntrack gcc iproute2 libc6-dev netcat-openbsd nftables postgresql procps python3-dev \
 	rabbitmq-server redis-server strace supervisor tini util-linux
-DEMO_PACKAGES := iproute2 nftables redis-server
+DEMO_PACKAGES := iproute2 nftables procps redis-server
 
 # $(call install,PACKAGES): Debian packages that are not there yet; apt is not even asked when all are.
 define install
@@ -82,7 +82,11 @@ test: tests-ready  ## all tests but the virtual machines; T=words chooses by nam
 bench: tests-ready  ## measure what the design promises, as ratios within one run
 	@$(BIN)/python -m tests.bench $(T)
 
-demo: demo-packages dev  ## stage a real hang, explain it, clean up
+$(VENV)/demo-installed: tests/demo-requirements.txt $(VENV)/installed
+	@$(BIN)/pip install -q --disable-pip-version-check -r $<
+	@touch $@
+
+demo: demo-packages dev $(VENV)/demo-installed  ## stage a real hang, explain it, clean up
 	@$(BIN)/python tests/demo.py
 
 wheel: build-packages $(BIN)/python  ## build the wheel into dist/
