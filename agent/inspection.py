@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from stucktrace.siblings import Siblings
 
 T = TypeVar("T")
+D = TypeVar("D")
 
 STACK_READERS = 4
 """py-spy processes at a time: each is short and mostly system time."""
@@ -78,7 +79,7 @@ class _Run:
         self.gone: dict[int, CannotInspect] = {}
         self.timings_ms: dict[str, float] = {}
 
-    def collect(self, name: str, default: T, function: Callable[[], T], pid: int | None = None) -> T:
+    def collect(self, name: str, default: D, function: Callable[[], T], pid: int | None = None) -> T | D:
         """`function()`, or `default` when it fails; the failure is kept for `pid`'s report (None: for all)."""
         began = time.perf_counter()
         try:
@@ -395,10 +396,8 @@ def _sample(
                 first[pid] = replace(first[pid], threads=again[pid])
         time.sleep(run.options.sample_s)
         second = _look(run, processes, first)
-        no_calls: Mapping[int, tuple[CallActivity, ...]] = {}
-        activity = run.collect("waits", no_calls, calls.activity)
-        no_events: Mapping[int, tuple[TcpEvent, ...]] = {}
-        events = run.collect("tcp", no_events, segments.events)
+        activity: Mapping[int, tuple[CallActivity, ...]] = run.collect("waits", {}, calls.activity)
+        events: Mapping[int, tuple[TcpEvent, ...]] = run.collect("tcp", {}, segments.events)
         complete = calls.complete
     for missing in (*calls.missing, *segments.missing):
         run.miss(missing, None)
