@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -246,10 +246,12 @@ def _processes(
     with run.timed("process"):
         for pid in pids:
             try:
-                processes[pid] = read_process(pid)
+                process = read_process(pid)
+                _not_a_zombie(process)
             except StucktraceError as error:
                 answers[pid] = error
                 continue
+            processes[pid] = process
             if processes[pid].worker.kind not in MASTERS:
                 continue
             children = run.collect("children", (), partial(candidates.children_of, processes[pid]), pid)
@@ -263,6 +265,20 @@ def _processes(
                     except StucktraceError as error:
                         run.miss(Missing(f"child {child}", error.message, error.remedy), pid)
     return processes, families
+
+
+def _not_a_zombie(process: ProcessFact) -> None:
+    """A zombie has nothing left to look at; only its parent can. A process whose main thread alone ended is none."""
+    if process.state not in "ZX":
+        return
+    with suppress(OSError):
+        if len(os.listdir(f"/proc/{process.pid}/task")) > 1:
+            return
+    raise CannotInspect(
+        f"process {process.pid} ({process.command}) is a zombie: it has ended, and its parent {process.ppid} has not "
+        "taken note of that",
+        f"see what the parent does: stucktrace pid {process.ppid}",
+    )
 
 
 def _look(run: _Run, processes: Mapping[int, ProcessFact], before: Mapping[int, Look] | None = None) -> dict[int, Look]:

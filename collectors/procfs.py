@@ -86,11 +86,13 @@ def hides_processes() -> bool:
         mounts = Path("/proc/self/mounts").read_text()
     except OSError:
         return False
+    hides = False
     for line in mounts.splitlines():
         words = line.split()
+        # Of several mounts on /proc the last lies on top.
         if len(words) > 3 and words[1] == "/proc":
-            return any(option in words[3].split(",") for option in ("hidepid=2", "hidepid=invisible", "hidepid=4"))
-    return False
+            hides = any(option in words[3].split(",") for option in ("hidepid=2", "hidepid=invisible", "hidepid=4"))
+    return hides
 
 
 def parse_stat(text: str) -> Stat:
