@@ -60,7 +60,7 @@ def settled(thread: ThreadFact, at_least_s: float = 0.5) -> bool:
 
 
 def waits_for_gil(wait: Wait) -> bool:
-    """Waits on the GIL's own word, or, where no word could be read, wakes every few milliseconds for no other reason."""
+    """Waits on the GIL's own word; where no word could be read, wakes every few milliseconds for no other reason."""
     thread = wait.thread
     if not in_futex(thread):
         return False

@@ -256,7 +256,7 @@ def test_a_crowd_behind_one_lock_is_one_finding():
     threads = [thread(tid, blocked_s=40.0 + tid) for tid in (100, *crowd)]
     facts = snapshot(
         *threads,
-        stacks={tid: APP for tid in (100, *crowd)},
+        stacks=dict.fromkeys((100, *crowd), APP),
         locks=[lock(tid, "rlock", owner=owned_by(100)) for tid in crowd],
     )
     assert [code for code, _ in codes(facts)].count("lock-held") == 1
