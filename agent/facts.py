@@ -266,6 +266,10 @@ class PipeFact:
     unread_bytes: int | None = None
     path: str = ""
     """The path of a named FIFO."""
+    blocked_writers: tuple[int, ...] = ()
+    """Other pids with a thread inside a write to this pipe; looked for where the target alone can read it."""
+    waiting_readers: tuple[int, ...] = ()
+    """Other pids that read this pipe and now only wait for a child to end; looked for where the target writes."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-from stucktrace.collectors import file_holders
+from stucktrace.collectors import file_holders, pipe_ends
 from stucktrace.collectors.openfiles import OpenFiles
 from stucktrace.facts import PipeFact, ProcessFact
 
@@ -22,6 +22,7 @@ def collect(process: ProcessFact, files: OpenFiles) -> tuple[PipeFact, ...]:
         readers: dict[int, None] = {}
         writers: dict[int, None] = {}
         mine: set[int] = set()
+        others: set[tuple[int, int]] = set()
         for holder in held:
             if holder.link != link:
                 continue
@@ -30,17 +31,22 @@ def collect(process: ProcessFact, files: OpenFiles) -> tuple[PipeFact, ...]:
                 readers[holder.pid] = None
             if mode in (os.O_WRONLY, os.O_RDWR, None):
                 writers[holder.pid] = None
+                others.add((holder.pid, holder.fd))
             if holder.pid == process.pid and mode is not None:
                 mine.add(mode)
+        others = {(pid, fd) for pid, fd in others if pid != process.pid}
+        end = _end(mine)
         facts.append(
             PipeFact(
                 fds=fds,
                 inode=_inode(process.pid, fds[0], link),
-                end=_end(mine),
+                end=end,
                 readers=tuple(sorted(readers)),
                 writers=tuple(sorted(writers)),
                 complete=complete,
                 path="" if link.startswith("pipe:") else link,
+                blocked_writers=pipe_ends.blocked_writers(others) if set(readers) == {process.pid} else (),
+                waiting_readers=pipe_ends.waiting_for_children(readers) if end == "write" else (),
             )
         )
     return tuple(facts)

@@ -10,7 +10,10 @@ MOST = 512
 
 
 def collect(process: ProcessFact) -> tuple[Relative, ...]:
-    """The parent (with its threads), children, and siblings where the parent runs the same program."""
+    """The parent (with its threads), children, and siblings where the parent runs the same program.
+
+    An orphan's parent is whoever reaps it; its siblings are then the other children there with its very arguments.
+    """
     found: list[Relative] = []
     if process.ppid:
         parent = _relative(process.ppid, "parent", with_threads=True)
@@ -20,7 +23,20 @@ def collect(process: ProcessFact) -> tuple[Relative, ...]:
     if process.ppid and _same_family(process):
         siblings = [pid for pid in procfs.children(process.ppid) if pid != process.pid][:MOST]
         found += [relative for pid in siblings if (relative := _relative(pid, "sibling"))]
+    elif process.ppid and process.argv:
+        found += [relative for pid in _same_argv(process) if (relative := _relative(pid, "sibling"))]
     return tuple(found)
+
+
+def _same_argv(process: ProcessFact) -> list[int]:
+    found = []
+    for pid in procfs.children(process.ppid)[:MOST]:
+        try:
+            if pid != process.pid and procfs.read_argv(pid) == process.argv:
+                found.append(pid)
+        except CannotInspect:
+            continue
+    return found
 
 
 def _same_family(process: ProcessFact) -> bool:

@@ -93,6 +93,9 @@ def _nobody_reads(snapshot: Snapshot, budgets: Budgets, wait: Wait, pipe: PipeFa
     if stopped and len(stopped) == len(others) and own not in pipe.readers:
         why = f"{_named(stopped)}, which would have to read, {'is' if len(stopped) == 1 else 'are'} stopped"
         return _Reason(PROVEN, does, why, "reader")
+    if others and others <= set(pipe.waiting_readers):
+        why = f"{_pids(others)} could read it, and does nothing but wait for a child to end"
+        return _Reason(LIKELY, does, why, "reader")
     if (wait.age_s or 0.0) >= budgets.request_s(snapshot.process.worker.timeout_s):
         holds = "holds the read end and has not read" if len(others) == 1 else "hold the read end and have not read"
         return _Reason(LIKELY, does, f"{_pids(others) or 'whoever could'} {holds} for as long", "reader")
@@ -108,16 +111,17 @@ def _child_cannot_write(snapshot: Snapshot, wait: Wait) -> Iterator[Finding]:
     children = {relative.pid for relative in snapshot.children}
     own = snapshot.process.pid
     for pipe in snapshot.pipes:
-        writers = set(pipe.writers) - {own}
-        if pipe.end == "write" or set(pipe.readers) != {own} or (pipe.unread_bytes or 0) < FULL_BYTES:
+        writers, blocked = set(pipe.writers) - {own}, set(pipe.blocked_writers)
+        full = bool(blocked) or (pipe.unread_bytes or 0) >= FULL_BYTES
+        if pipe.end == "write" or set(pipe.readers) != {own} or not full:
             continue
-        if not (writers & children) or (child is not None and child in children and child not in writers):
+        meant = {child} if child in children else children
+        if not meant & (writers | blocked):
             continue
-        why = (
-            f"{_pids(writers & children)} cannot end while its output, {size(pipe.unread_bytes)} in a full pipe, "
-            "is not read, and only this process could read it"
-        )
-        confidence = PROVEN if alone(snapshot) else POSSIBLE
+        who = _pids(blocked or (writers & children))
+        why = f"{who} cannot go on while the pipe is full, and only this process could read it"
+        # A child that is not in the write itself, or one child of several, may end all the same.
+        confidence = POSSIBLE if not alone(snapshot) else PROVEN if meant <= blocked else LIKELY
         yield _finding(snapshot, wait, pipe, _Reason(confidence, "waits for a child that writes into", why, "reader"))
 
 

@@ -129,7 +129,18 @@ def test_waiting_for_a_child_whose_output_nobody_reads():
             relatives=[parent(), relative(301, "child")],
         )
 
-    assert codes(facts(65536))[0] == ("pipe-stuck", "proven")
-    assert codes(facts(65536, complete=False))[0] == ("pipe-stuck", "likely")
+    assert codes(facts(None, blocked_writers=(301,)))[0] == ("pipe-stuck", "proven")
+    assert codes(facts(None, blocked_writers=(301,), complete=False))[0] == ("pipe-stuck", "likely")
+    assert codes(facts(None, blocked_writers=(302,)))[0] == ("pipe-stuck", "likely")
+    assert codes(facts(65536))[0] == ("pipe-stuck", "likely")
     assert verdict(facts(100)).code == "waiting"
     assert verdict(facts(None)).code == "waiting"
+
+
+def test_a_reader_that_waits_for_its_writer_to_end():
+    writing = thread(syscall="write", fd=1, blocked_s=12)
+    full = pipe(1, "write", readers=[50], waiting_readers=(50,))
+    assert codes(snapshot(writing, stacks={100: APP}, pipes=[full], relatives=[parent()]))[0] == (
+        "pipe-stuck",
+        "likely",
+    )
