@@ -16,6 +16,7 @@ from stucktrace.facts import Frame
 
 _BOOTSTRAP = "importlib._bootstrap"
 _DIGIT_BITS = 30
+_MAX_NAME = 200
 
 
 def waits_for_a_module(frames: tuple[Frame, ...]) -> bool:
@@ -23,18 +24,27 @@ def waits_for_a_module(frames: tuple[Frame, ...]) -> bool:
     return bool(frames) and frames[0].function.rpartition(".")[2] == "acquire" and _BOOTSTRAP in frames[0].file
 
 
-def owner(reader: Reader, wakeup: LockObject, minor: tuple[int, int]) -> int | None:
-    """The pthread address of the thread that imports, None where it was not found."""
+def read(reader: Reader, wakeup: LockObject, minor: tuple[int, int]) -> tuple[int | None, str]:
+    """(pthread address of the thread that imports, name of the module); (None, "") where they were not found."""
     for address in reader.pointers_to(wakeup.address):
         try:
             name, holder = struct.unpack("<2Q", memory.read(reader.pid, address + 8, 16))
             if reader.class_name(name) == "str" and reader.class_name(holder) == "int":
-                return _integer(reader.pid, holder, minor)
+                return _integer(reader.pid, holder, minor), _module(reader.pid, name, minor)
         except ProcessLookupError:
             raise
         except OSError:
             continue
-    return None
+    return None, ""
+
+
+def _module(pid: int, address: int, minor: tuple[int, int]) -> str:
+    """A module's name: the text of a short string, as long as it is one."""
+    (length,) = struct.unpack("<Q", memory.read(pid, address + 16, 8))
+    if not 0 < length <= _MAX_NAME:
+        return ""
+    text = memory.read(pid, address + (40 if minor >= (3, 12) else 48), length).decode("ascii", errors="replace")
+    return text if all(part.isidentifier() for part in text.split(".")) else ""
 
 
 def _integer(pid: int, address: int, minor: tuple[int, int]) -> int | None:

@@ -108,7 +108,7 @@ def _collect(target: _Target, calls: Sequence[tuple[ThreadFact, Wait]]) -> tuple
         # `with condition:` enters its lock in a frame of its own.
         naming = next((frame for frame in frames if not frame.function.endswith("__enter__")), None)
         if held is not None and naming is not None:
-            fact = replace(fact, path=source_lines.lock_name(target.pid, naming, sources))
+            fact = replace(fact, path=source_lines.lock_name(target.pid, naming, sources) or fact.path)
         facts.append(fact)
     return tuple(facts)
 
@@ -228,9 +228,9 @@ def _import_lock(target: _Target, fact: LockFact, waiter: _Waiter, held: LockObj
     note = "a module is being imported"
     if target.minor is None:
         return replace(fact, note=note)
-    ident = import_locks.owner(target.reader, held, target.minor)
+    ident, module = import_locks.read(target.reader, held, target.minor)
     owner = target.owners.by_ident(ident, waiter.thread, lambda *_: True) if ident else None
-    return replace(fact, owner=owner, note=note)
+    return replace(fact, owner=owner, note=note, path=f"_ModuleLock({module!r})" if module else "")
 
 
 def _python_lock(target: _Target, fact: LockFact, waiter: _Waiter, held: LockObject) -> LockFact:

@@ -482,6 +482,7 @@ def test_who_imports_the_module(interpreter, tmp_path):
     assert (here.owner.state, here.owner.tid) == ("alive", importer)
     assert (inherited.owner.state, inherited.owner.ns_tid) == ("absent", importer)
     assert inherited.owner.parent_thread and "import" in inherited.note
+    assert here.path == inherited.path == "_ModuleLock('slow_module')"
 
 
 def with_blocks_known(interpreter):
