@@ -108,6 +108,8 @@ def _call(pid: int, ranges: Sequence[tuple[int, int]], buffer: object, size: int
 
 
 def _read_mem_file(pid: int, address: int, length: int) -> bytes:
+    if not 0 <= address < 1 << 63:
+        raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
     try:
         with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as file:
             data = os.pread(file.fileno(), length, address)
