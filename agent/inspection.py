@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -269,11 +269,10 @@ def _processes(
 
 def _not_a_zombie(process: ProcessFact) -> None:
     """A zombie has nothing left to look at; only its parent can. A process whose main thread alone ended is none."""
-    if process.state not in "ZX":
+    from stucktrace.collectors.procfs import thread_ids
+
+    if process.state not in "ZX" or len(thread_ids(process.pid)) > 1:
         return
-    with suppress(OSError):
-        if len(os.listdir(f"/proc/{process.pid}/task")) > 1:
-            return
     raise CannotInspect(
         f"process {process.pid} ({process.command}) is a zombie: it has ended, and its parent {process.ppid} has not "
         "taken note of that",
