@@ -21,6 +21,8 @@ MISSING_SHOWN = 3
 CHILDREN_SHOWN = 40
 LONGEST_TEXT = 2_000
 
+_ORDER = ("stuck", "unknown", "advice", "healthy")
+_WORDS = {"stuck": "stuck", "unknown": "not to be judged", "advice": "with advice"}
 _BIDIRECTIONAL = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _COLOURS = {"stuck": "31;1", "healthy": "32", "advice": "33", "unknown": "33;1"}
 
@@ -73,6 +75,21 @@ def render(report: Json, *, verbose: bool = False, colour: bool = False, width: 
     page = _Page(width, colour)
     verdict = report["verdict"]
     _headline(page, report)
+    _children(page, report["children"], verbose)
+    if verbose or verdict["class"] != "healthy" or not report["children"]:
+        _proof(page, report, verbose)
+    _siblings(page, report["siblings"])
+    _other_findings(page, report["findings"][1:], verbose)
+    _remedy(page, verdict)
+    _known_issues(page, verdict["known_issues"])
+    _seen(page, report["seen"], verbose)
+    if verbose:
+        _details(page, report)
+    return "\n".join(page.lines) + "\n"
+
+
+def _proof(page: _Page, report: Json, verbose: bool) -> None:
+    verdict = report["verdict"]
     if verdict["chain"]:
         page.heading("Who waits for whom")
         for depth, step in enumerate(verdict["chain"]):
@@ -81,15 +98,6 @@ def render(report: Json, *, verbose: bool = False, colour: bool = False, width: 
     if verdict["evidence"]:
         page.heading("Evidence")
         _evidence(page, verdict["evidence"], verbose)
-    _siblings(page, report["siblings"])
-    _children(page, report["children"], verbose)
-    _other_findings(page, report["findings"][1:], verbose)
-    _remedy(page, verdict)
-    _known_issues(page, verdict["known_issues"])
-    _seen(page, report["seen"], verbose)
-    if verbose:
-        _details(page, report)
-    return "\n".join(page.lines) + "\n"
 
 
 def _headline(page: _Page, report: Json) -> None:
@@ -177,8 +185,16 @@ def _siblings(page: _Page, siblings: Json | None) -> None:
 def _children(page: _Page, children: list[Json], verbose: bool) -> None:
     if not children:
         return
-    page.heading(f"Its {len(children)} children")
-    worst_first = sorted(children, key=lambda child: (child["verdict"]["class"] == "healthy", child["pid"]))
+    worst_first = sorted(children, key=lambda child: (_ORDER.index(child["verdict"]["class"]), child["pid"]))
+    worst = worst_first[0]
+    unwell = sum(child["verdict"]["class"] == worst["verdict"]["class"] for child in children)
+    if worst["verdict"]["class"] == "healthy":
+        page.heading(f"Its {len(children)} children: all healthy")
+    else:
+        page.heading(
+            f"Its {len(children)} children: {unwell} {_WORDS[worst['verdict']['class']]}; "
+            f"`stucktrace pid {worst['pid']}` tells the whole story"
+        )
     shown = worst_first if verbose else worst_first[:CHILDREN_SHOWN]
     for child in shown:
         verdict = child["verdict"]
