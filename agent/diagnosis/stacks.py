@@ -51,7 +51,7 @@ def read(frames: tuple[Frame, ...]) -> Reading:
             break
         if entry.purpose is None:
             continue
-        if held is not None and entry.purpose is Purpose.WORK and held.purpose in (Purpose.JOIN, Purpose.LOCK):
+        if held is not None and entry.leaf and held.purpose in (Purpose.JOIN, Purpose.LOCK):
             return held
         held = _reading(entry, frame, index)
         if not entry.weak:

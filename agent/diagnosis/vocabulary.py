@@ -151,5 +151,5 @@ def place(frame: Frame) -> str:
 
 @lru_cache(maxsize=8192)
 def _in_files(file: str, tails: Iterable[str]) -> bool:
-    path = "/" + file
+    path = "/" + file.removeprefix("<frozen ").removesuffix(">")
     return any((f"/{tail}" in path) if tail.endswith("/") else path.endswith(f"/{tail}") for tail in tails)

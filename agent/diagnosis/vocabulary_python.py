@@ -33,7 +33,8 @@ _NAMES_AND_CONNECTS = (
 
 _THREADS = (
     weak("python", "threading.py", "wait wait_for", P.CONDITION, "waits to be notified"),
-    weak("python", "threading.py", "acquire __enter__", P.LOCK, "acquires a lock or semaphore"),
+    weak("python", "threading.py", "acquire", P.LOCK, "acquires a lock or semaphore"),
+    strong("python", "threading.py", "__enter__", P.LOCK, "acquires a lock"),
     weak("python", "threading.py", "join _wait_for_tstate_lock", P.JOIN, "waits for a thread to finish"),
     strong("python", "threading.py", "_shutdown", P.JOIN, "waits at exit for its other threads to finish"),
     strong("python", "threading.py", "_maintain_shutdown_locks", P.LOCK, "acquires a lock of threading"),
@@ -49,9 +50,7 @@ _THREADS = (
          "wait_result_broken_or_wakeup", P.WORK, "the process pool's manager waits for results"),
     strong("python", "logging/__init__.py", "acquire _acquireLock _acquire_lock", P.LOCK, "acquires a logging lock"),
     strong("python", "logging/handlers.py", "dequeue _monitor", P.WORK, "the log listener waits for records"),
-    strong("python", "importlib/_bootstrap.py _bootstrap>",
-         "acquire _lock_unlock_module", P.LOCK, "acquires the import lock of a module"),
-    strong("python", "<frozen importlib._bootstrap>",
+    strong("python", "importlib/_bootstrap.py importlib._bootstrap",
          "acquire _lock_unlock_module", P.LOCK, "acquires the import lock of a module"),
     leaf("python", "sched.py", "run", P.WORK, "the scheduler sleeps until its next event"),
     strong("python", "apscheduler/schedulers/blocking.py apscheduler/schedulers/background.py",

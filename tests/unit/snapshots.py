@@ -76,7 +76,8 @@ STDLIB = "/usr/lib/python3.11/"
 def frame(text: str) -> Frame:
     """ "function file:line", or "native function library"."""
     native = text.startswith("native ")
-    function, _, where = text.removeprefix("native ").rpartition(" ")
+    # A Python function's name has no space, a frozen module's file has; in C++ it is the other way round.
+    function, _, where = text.removeprefix("native ").rpartition(" ") if native else text.partition(" ")
     file, _, line = where.rpartition(":") if ":" in where else (where, "", "0")
     return Frame(function, file, int(line), native)
 

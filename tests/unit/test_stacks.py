@@ -1,0 +1,175 @@
+"""What stacks mean: the field's libraries, their look-alikes, and libraries that nobody knows."""
+
+from __future__ import annotations
+
+import pytest
+
+from stucktrace.diagnosis import stacks, vocabulary
+from stucktrace.diagnosis.purposes import Purpose as P
+from tests.unit import known_stacks as k
+from tests.unit.snapshots import SITE, STDLIB, frame, frames
+
+
+@pytest.mark.parametrize(
+    ("name", "purpose"),
+    [
+        ("CONFIRM", P.OWED),
+        ("CANCEL", P.OWED),
+        ("AMQP_HANDSHAKE", P.OWED),
+        ("KOMBU_CONSUMER", P.SUBSCRIPTION),
+        ("KOMBU_MIXIN", P.SUBSCRIPTION),
+        ("PIKA_CONSUMER", P.SUBSCRIPTION),
+        ("PIKA_PUBLISH_IN_CALLBACK", P.OWED),
+        ("BLPOP", P.SUBSCRIPTION),
+        ("XREAD", P.SUBSCRIPTION),
+        ("PUBSUB", P.SUBSCRIPTION),
+        ("REDIS_GET", P.REQUEST),
+        ("CELERY_REDIS_READ", P.REQUEST),
+        ("CELERY_IDLE", P.WORK),
+        ("CELERY_CHILD", P.WORK),
+        ("CELERY_BEAT", P.WORK),
+        ("RETRY_CONNECT", P.RETRY),
+        ("RETRY_TASK", P.RETRY),
+        ("PSYCOPG3", P.REQUEST),
+        ("PSYCOPG3_LISTEN", P.SUBSCRIPTION),
+        ("SQLALCHEMY_C", P.REQUEST),
+        ("REQUESTS", P.REQUEST),
+        ("STREAM", P.SUBSCRIPTION),
+        ("TLS", P.OWED),
+        ("RESOLVE", P.RESOLVE),
+        ("SMTP_GREETING", P.OWED),
+        ("GUNICORN_SYNC_IDLE", P.WORK),
+        ("GUNICORN_READS", P.INBOUND),
+        ("GUNICORN_WRITES", P.SEND),
+        ("GTHREAD_READS", P.INBOUND),
+        ("GTHREAD_MAIN", P.WORK),
+        ("GUNICORN_MASTER", P.WORK),
+        ("HTTP_SERVER_READS", P.INBOUND),
+        ("POOL_IDLE", P.WORK),
+        ("POOL_RUNS_C", P.UNKNOWN),
+        ("QUEUE_GET", P.WORK),
+        ("EVENT_WAIT", P.CONDITION),
+        ("JOIN", P.JOIN),
+        ("FUTURE", P.JOIN),
+        ("ASYNCIO_IDLE", P.WORK),
+        ("ASYNCIO_CALLBACK", P.REQUEST),
+        ("MP_CHILD", P.WORK),
+        ("HANDLER", P.LOCK),
+        ("IMPORT_LOCK", P.LOCK),
+        ("SUBPROCESS", P.JOIN),
+    ],
+)
+def test_known_stacks(name: str, purpose: P) -> None:
+    stack = frames(getattr(k, name))
+    reading = stacks.read(stack)
+    assert reading.purpose is purpose, reading
+    if purpose is not P.UNKNOWN:
+        assert reading.reason
+        assert reading.frame is not None and 0 <= reading.frame < len(stack)
+
+
+@pytest.mark.parametrize("name", [name for name in dir(k) if name.isupper() and name not in ("APP", "SITE", "STDLIB")])
+def test_names_without_classes_read_the_same(name: str) -> None:
+    """Before CPython 3.11 py-spy gives bare function names."""
+    qualified = getattr(k, name)
+    bare = [f"{text.split(' ')[0].rsplit('.', 1)[-1]} {text.split(' ', 1)[1]}" for text in qualified]
+    assert stacks.read(frames(bare)).purpose is stacks.read(frames(qualified)).purpose
+
+
+def test_the_confirm_is_named() -> None:
+    reading = stacks.read(frames(k.CONFIRM))
+    assert "basic_publish_confirm" in reading.reason
+    assert reading.family == "amqp"
+    assert frames(k.CONFIRM)[reading.frame or 0].function == "Channel.basic_publish_confirm"
+
+
+def test_no_frames() -> None:
+    assert stacks.read(()).purpose is P.UNKNOWN
+    assert stacks.read(()).frame is None
+
+
+def test_native_frames_are_passed_over() -> None:
+    stack = frames(["native recv libc.so.6", "native sock_recv python3.11", *k.BLPOP])
+    assert stacks.read(stack).purpose is P.SUBSCRIPTION
+
+
+def test_instrumentation_between_is_passed_over() -> None:
+    wrapper = f"_install.<locals>.sentry_patched_execute_command {SITE}sentry_sdk/integrations/redis/_sync_common.py:90"
+    index = next(i for i, text in enumerate(k.BLPOP) if "ListCommands" in text)
+    assert stacks.read(frames([*k.BLPOP[:index], wrapper, *k.BLPOP[index:]])).purpose is P.SUBSCRIPTION
+
+
+def test_a_command_inside_a_subscription_callback_is_a_command() -> None:
+    """The listener's frame lies above, but it called the handler: the handler waits for a reply."""
+    stack = [*k.REDIS_GET[:-2], f"on_message {k.APP}:9", f"PubSub.listen {SITE}redis/client.py:1350", *k.MAIN]
+    assert stacks.read(frames(stack)).purpose is P.REQUEST
+
+
+def test_user_code_under_a_pool_is_not_idle() -> None:
+    stack = [f"my_task {k.APP}:7", *k.POOL_RUNS_C]
+    reading = stacks.read(frames(stack))
+    assert reading.purpose is P.UNKNOWN
+    assert reading.frame == 0
+
+
+def test_a_forked_child_is_not_read_by_its_parents_past() -> None:
+    stack = [
+        f"worker {STDLIB}multiprocessing/pool.py:125",
+        f"BaseProcess.run {STDLIB}multiprocessing/process.py:108",
+        f"BaseProcess._bootstrap {STDLIB}multiprocessing/process.py:314",
+        f"ConsumerMixin.consume {SITE}kombu/mixins.py:194",
+        *k.MAIN,
+    ]
+    reading = stacks.read(frames(stack))
+    assert (reading.purpose, reading.frame) == (P.UNKNOWN, 0)
+
+
+UNKNOWN_LIBRARY = [f"Conn._read_packet {SITE}brandnewdb/conn.py:40", f"Conn._recv_exact {SITE}brandnewdb/conn.py:55"]
+
+
+@pytest.mark.parametrize(
+    ("function", "purpose"),
+    [
+        ("Client.query", P.REQUEST),
+        ("Client.execute", P.REQUEST),
+        ("Client.listen", P.SUBSCRIPTION),
+        ("Client.wait_for_message", P.SUBSCRIPTION),
+        ("Consumer.start_consuming", P.SUBSCRIPTION),
+        ("Client.frobnicate", P.UNKNOWN),
+        ("getNextJob", P.SUBSCRIPTION),
+    ],
+)
+def test_libraries_that_nobody_knows_are_read_by_their_names(function: str, purpose: P) -> None:
+    stack = [*UNKNOWN_LIBRARY, f"{function} {SITE}brandnewdb/client.py:70", *k.MAIN]
+    reading = stacks.read(frames(stack))
+    assert reading.purpose is purpose
+    assert reading.by_name is (purpose is not P.UNKNOWN)
+
+
+def test_a_name_in_another_library_does_not_count() -> None:
+    """brandnewq.listen called a handler, which is in brandnewdb now."""
+    stack = [*UNKNOWN_LIBRARY, f"Bus.listen {SITE}brandnewq/bus.py:70", *k.MAIN]
+    assert stacks.read(frames(stack)).purpose is P.UNKNOWN
+
+
+@pytest.mark.parametrize("function", ["query", "request", "call", "fetch", "execute"])
+def test_a_request_by_name_needs_an_installed_library(function: str) -> None:
+    assert stacks.read(frames([f"{function} {k.APP}:5", *k.MAIN])).purpose is P.UNKNOWN
+
+
+@pytest.mark.parametrize("function", ["consume", "listen", "poll", "next_job"])
+def test_a_subscription_by_name_needs_none(function: str) -> None:
+    reading = stacks.read(frames([f"recv_line {k.APP}:3", f"{function} {k.APP}:5", *k.MAIN]))
+    assert reading.purpose is P.SUBSCRIPTION
+    assert reading.by_name
+
+
+def test_odd_frames() -> None:
+    stack = (frame(" :0"), frame("<lambda> <string>:1"), frame("f <stdin>:1"), frame("x.y.z ../../a:1"))
+    assert stacks.read(stack).purpose is P.UNKNOWN
+
+
+def test_every_entry_has_a_reason_and_files() -> None:
+    for entry in vocabulary.ENTRIES:
+        assert entry.files and entry.functions
+        assert entry.purpose is None or entry.reason, entry
