@@ -13,10 +13,10 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tests.harness import kernel
+from tests.harness import kernel, namespaces
 from tests.harness.namespaces import Pair
 from tests.harness.targets import descendants
 
@@ -31,6 +31,13 @@ class Broker:
     port: int
     url: str
     pair: Pair
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[Broker]:
+        """The same server, as a further client sees it that has a network of its own."""
+        with namespaces.pair(self.pair.there) as pair:
+            url = self.url.replace(self.address, pair.there_address)
+            yield replace(self, address=pair.there_address, url=url, pair=pair)
 
     def cut(self) -> None:
         self.pair.cut(self.port)

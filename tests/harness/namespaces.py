@@ -1,6 +1,10 @@
 """Network namespaces with a veth pair between them, and cuts made with nftables inside them. All removed at the end.
 
-Two namespaces, "here" (the client's) and "there" (the server's), on a /30 that no other test of this run uses.
+"here" is the client's namespace, "there" the server's; several clients can be wired to one server. Every link is a /30
+of 198.18.0.0/15 (set aside for tests) that no other test of this machine uses meanwhile.
+
+A cut drops what arrives, at both ends: a packet dropped on its way out would be an error to the sender's kernel, which
+behaves differently then than in an outage.
 """
 
 from __future__ import annotations
@@ -8,11 +12,16 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
 
 _counter = itertools.count()
+FIRST = int(IPv4Address("198.18.0.0"))
+LINKS = 1 << 15
 
 
 def _run(*command: str) -> str:
@@ -30,41 +39,56 @@ class Pair:
     there: str
     here_address: str
     there_address: str
+    there_device: str
 
     def cut(self, port: int | None = None) -> None:
-        """Drops what goes to or comes from `port` (all TCP without one), in the server's namespace, without a word."""
-        match = f"tcp dport {port}" if port else "meta l4proto tcp"
-        back = f"tcp sport {port}" if port else "meta l4proto tcp"
-        self._nft("add table inet cut")
-        self._nft("add chain inet cut in { type filter hook input priority 0; }")
-        self._nft("add chain inet cut out { type filter hook output priority 0; }")
-        self._nft(f"add rule inet cut in {match} drop")
-        self._nft(f"add rule inet cut out {back} drop")
+        """What this client and the server send each other to or from `port` (any TCP without one) is lost."""
+        for netns, device in ((self.here, "veth0"), (self.there, self.there_device)):
+            match = f"iifname {device} " + (f"th {{way}} {port}" if port else "")
+            ways = ("dport", "sport") if port else ("",)
+            rules = [f"add rule inet cut_{device} in meta l4proto tcp {match.format(way=way)} drop" for way in ways]
+            chain = f"add chain inet cut_{device} in {{ type filter hook input priority 0; }}"
+            self._nft(netns, "\n".join([f"add table inet cut_{device}", chain, *rules]))
 
     def heal(self) -> None:
-        self._nft("delete table inet cut")
+        self._nft(self.here, "delete table inet cut_veth0")
+        self._nft(self.there, f"delete table inet cut_{self.there_device}")
 
-    def _nft(self, rule: str) -> None:
-        _run("ip", "netns", "exec", self.there, "nft", rule)
+    def _nft(self, netns: str, rules: str) -> None:
+        done = subprocess.run(
+            ["ip", "netns", "exec", netns, "nft", "-f", "-"], input=rules + "\n", capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{rules}\n{done.stderr}"
 
 
 @contextlib.contextmanager
-def pair() -> Iterator[Pair]:
-    """Two fresh namespaces."""
+def pair(there: str = "") -> Iterator[Pair]:
+    """A fresh client's namespace, wired to a fresh server's, or to that of a server that is up already."""
     number = next(_counter)
-    key = f"{os.getpid():x}x{number}"
-    here, there = f"st{key}a", f"st{key}b"
-    # Addresses only have to be unique inside the two namespaces, which see nobody else.
-    here_address, there_address = "10.99.0.1", "10.99.0.2"
+    key = f"st{os.getpid():x}x{number}"
+    made = [f"{key}a"] if there else [f"{key}a", f"{key}b"]
+    here, there = made[0], there or made[-1]
+    device = f"veth{number}"
+    base = FIRST + 4 * ((os.getpid() * 64 + number) % LINKS)
+    here_address, there_address = str(IPv4Address(base + 1)), str(IPv4Address(base + 2))
+    _remove_leftovers()
     try:
-        for name in (here, there):
+        for name in made:
             _run("ip", "netns", "add", name)
             _run("ip", "-n", name, "link", "set", "lo", "up")
-        _run("ip", "-n", here, "link", "add", "veth0", "type", "veth", "peer", "name", "veth0", "netns", there)
-        for name, address in ((here, here_address), (there, there_address)):
-            _run("ip", "-n", name, "address", "add", f"{address}/30", "dev", "veth0")
-            _run("ip", "-n", name, "link", "set", "veth0", "up")
-        yield Pair(here, there, here_address, there_address)
+        _run("ip", "-n", here, "link", "add", "veth0", "type", "veth", "peer", "name", device, "netns", there)
+        for name, end, address in ((here, "veth0", here_address), (there, device, there_address)):
+            _run("ip", "-n", name, "address", "add", f"{address}/30", "dev", end)
+            _run("ip", "-n", name, "link", "set", end, "up")
+        yield Pair(here, there, here_address, there_address, device)
     finally:
-        for name in (here, there):
+        for name in made:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+
+
+def _remove_leftovers() -> None:
+    """Namespaces of a test run that was killed: the name begins with its pid."""
+    for path in Path("/run/netns").glob("st*x*"):
+        owner = re.fullmatch(r"st([0-9a-f]+)x\d+[ab]", path.name)
+        if owner and not Path(f"/proc/{int(owner.group(1), 16)}").exists():
+            subprocess.run(["ip", "netns", "delete", path.name], capture_output=True)

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from tests.harness import kernel
 
 TARGETS = Path(__file__).parents[1] / "targets"
 READY_DEADLINE_S = 120.0
+MARK = "STUCKTRACE_TEST_TARGET"
+"""In the environment of everything that a target starts, so that it is found again whoever its parent is."""
 
 
 @dataclass
@@ -33,6 +36,10 @@ class Target:
 
     def log(self) -> str:
         return self.output.read_text(errors="replace")
+
+
+RUNNING: list[Target] = []
+"""What runs now; a failing test shows their output."""
 
 
 @contextlib.contextmanager
@@ -63,7 +70,8 @@ def start(
     reader, writer = os.pipe()
     os.set_inheritable(writer, True)
     descriptor, name = tempfile.mkstemp(prefix="target-", suffix=".log")
-    environment = {**os.environ, "READY_FD": str(writer), "PYTHONUNBUFFERED": "1", **(env or {})}
+    mark = f"{os.getpid()}-{writer}-{time.monotonic_ns()}"
+    environment = {**os.environ, "READY_FD": str(writer), MARK: mark, "PYTHONUNBUFFERED": "1", **(env or {})}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=descriptor, stderr=descriptor, pass_fds=(writer,), env=environment,
@@ -74,10 +82,18 @@ def start(
     output = Path(name)
     try:
         said = _ready(reader, process, output) if ready else ""
-        yield Target(process.pid, said, process, output)
+        target = Target(process.pid, said, process, output)
+        RUNNING.append(target)
+        try:
+            yield target
+        finally:
+            RUNNING.remove(target)
+    except BaseException:
+        print(f"--- output of {' '.join(command)[:200]}\n{output.read_text(errors='replace')[-4000:]}", file=sys.stderr)
+        raise
     finally:
         os.close(reader)
-        end(process)
+        end(process, mark)
         output.unlink(missing_ok=True)
 
 
@@ -93,14 +109,35 @@ def _ready(reader: int, process: subprocess.Popen[bytes], output: Path) -> str:
     return line.decode().strip()
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Kills the process, its session and its descendants (stopped ones too), each by its pid."""
-    for pid in [*descendants(process.pid), process.pid]:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait(30)
+def end(process: subprocess.Popen[bytes], mark: str = "") -> None:
+    """Kills the process and everything it started, each by its pid, until nothing is left: stopped ones, and ones that
+    left for a session of their own."""
+    for _ in range(100):
+        left = [
+            pid for pid in {process.pid, *descendants(process.pid), *_marked(process.pid, mark)} if kernel.alive(pid)
+        ]
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.1 if left else 60)
+        if not left:
+            return
+    raise AssertionError(f"could not end {left}")
+
+
+def _marked(session: int, mark: str) -> list[int]:
+    """What stands in the session, or carries the mark in its environment."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError, IndexError):
+            if int((entry / "stat").read_text().rpartition(")")[2].split()[3]) == session:
+                found.append(int(entry.name))
+            elif mark and f"{MARK}={mark}\0".encode() in (entry / "environ").read_bytes():
+                found.append(int(entry.name))
+    return found
 
 
 def descendants(pid: int) -> list[int]:

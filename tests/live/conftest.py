@@ -1,0 +1,62 @@
+"""Brokers that are started once for all tests of a worker, and what this machine has to have: without it the run fails.
+
+A test that uses a broker belongs to the xdist group of the same name, so each broker is started once in a run.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.harness import brokers, command, namespaces, targets
+
+PROGRAMS = ("ip", "ss", "nft", "redis-server", "setpriv", "unshare", "strace", "tini", "supervisord", "conntrack")
+ENGINES = ("auto", "none")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def machine() -> None:
+    """What `make test` installs, and root: nothing here is skipped for want of it."""
+    assert os.geteuid() == 0, "these tests make network namespaces and look at other users' processes: run them as root"
+    missing = [name for name in PROGRAMS if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None]
+    assert not missing, f"not installed: {', '.join(missing)} (make test installs them)"
+    assert command.COMMAND.exists(), f"{command.COMMAND} is not there (make dev)"
+    done = subprocess.run(["unshare", "--net", "nft", "list", "ruleset"], capture_output=True, text=True)
+    assert done.returncode == 0, f"no nftables in a network namespace: {done.stderr}"
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
+    """The value of --engine."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[brokers.Broker]:
+    with namespaces.pair() as pair, brokers.rabbitmq(pair) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def redis() -> Iterator[brokers.Broker]:
+    with namespaces.pair() as pair, brokers.redis(pair) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[brokers.Broker]:
+    with namespaces.pair() as pair, brokers.postgresql(pair) as broker:
+        yield broker
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """What the targets of a failed test wrote."""
+    report = (yield).get_result()  # type: ignore[misc]
+    if report.failed:
+        for target in targets.RUNNING:
+            report.sections.append((f"output of target {target.pid}", target.log()[-4000:]))
