@@ -1,0 +1,183 @@
+"""Clients of real brokers, one per word of the command line: each says "ready" and then does what its name says, for ever.
+
+clients.py NAME URL
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import sys
+import time
+
+from ready import say_ready
+
+
+def celery_publisher(url: str, user_timeout_ms: int | None = 0) -> None:
+    """Publishes with confirms, five times a second, on one connection."""
+    from celery import Celery
+
+    app = Celery(broker=url)
+    options: dict[str, object] = {"confirm_publish": True}
+    if user_timeout_ms is not None:
+        options["socket_settings"] = {socket.TCP_USER_TIMEOUT: user_timeout_ms}
+    app.conf.broker_transport_options = options
+    app.conf.task_publish_retry = False
+    app.send_task("work.do", args=[0])
+    say_ready()
+    number = 0
+    while True:
+        number += 1
+        try:
+            app.send_task("work.do", args=[number])
+        except Exception as error:
+            print("publish failed:", error, flush=True)
+        time.sleep(0.2)
+
+
+def celery_publisher_default(url: str) -> None:
+    celery_publisher(url, None)
+
+
+def celery_publisher_refused(url: str) -> None:
+    """Publishes once where nobody listens, with Celery's own retries."""
+    from celery import Celery
+
+    app = Celery(broker=url)
+    say_ready()
+    app.send_task("work.do", retry=True, retry_policy={"max_retries": None, "interval_start": 0.1, "interval_max": 0.3})
+
+
+def kombu_consumer(url: str) -> None:
+    from kombu import Connection, Queue
+
+    with (
+        Connection(url) as connection,
+        connection.Consumer(Queue("kombu-idle"), callbacks=[lambda body, message: message.ack()]),
+    ):
+        say_ready()
+        while True:
+            connection.drain_events()
+
+
+def pika_consumer(url: str) -> None:
+    import pika
+
+    connection = pika.BlockingConnection(pika.URLParameters(url.removesuffix("//") + "/%2F"))
+    channel = connection.channel()
+    channel.queue_declare("pika-idle")
+    channel.basic_consume("pika-idle", lambda *args: None)
+    say_ready()
+    channel.start_consuming()
+
+
+def redis_blpop(url: str) -> None:
+    import redis
+
+    client = redis.Redis.from_url(url, socket_timeout=None)
+    client.ping()
+    say_ready()
+    client.blpop(["nothing-comes-here"], timeout=0)
+
+
+def redis_pubsub(url: str) -> None:
+    import redis
+
+    channel = redis.Redis.from_url(url, socket_timeout=None).pubsub()
+    channel.subscribe("nothing-comes-here")
+    channel.get_message(timeout=5)
+    say_ready()
+    for _ in channel.listen():
+        pass
+
+
+def redis_counter(url: str) -> None:
+    """Asks all the time, and would wait for ever."""
+    import redis
+
+    client = redis.Redis.from_url(url, socket_timeout=None)
+    client.ping()
+    say_ready()
+    while True:
+        client.incr("visits")
+        time.sleep(0.2)
+
+
+def psycopg2_listen(url: str) -> None:
+    import psycopg2
+
+    connection = psycopg2.connect(url)
+    connection.autocommit = True
+    connection.cursor().execute("LISTEN nothing")
+    say_ready()
+    while True:
+        select.select([connection], [], [])
+        connection.poll()
+
+
+def psycopg3_listen(url: str) -> None:
+    import psycopg
+
+    connection = psycopg.connect(url, autocommit=True)
+    connection.execute("LISTEN nothing")
+    say_ready()
+    for _ in connection.notifies():
+        pass
+
+
+def psycopg2_slow(url: str) -> None:
+    import psycopg2
+
+    cursor = psycopg2.connect(url).cursor()
+    say_ready()
+    cursor.execute("SELECT pg_sleep(600)")
+
+
+def psycopg3_slow(url: str) -> None:
+    import psycopg
+
+    connection = psycopg.connect(url)
+    say_ready()
+    connection.execute("SELECT pg_sleep(600)")
+
+
+def psycopg2_loop(url: str) -> None:
+    import psycopg2
+
+    cursor = psycopg2.connect(url).cursor()
+    cursor.execute("SELECT 1")
+    say_ready()
+    while True:
+        cursor.execute("SELECT 1")
+        time.sleep(0.2)
+
+
+def psycopg3_loop(url: str) -> None:
+    import psycopg
+
+    connection = psycopg.connect(url)
+    connection.execute("SELECT 1")
+    say_ready()
+    while True:
+        connection.execute("SELECT 1")
+        time.sleep(0.2)
+
+
+def psycopg2_row_lock(url: str) -> None:
+    """Waits for a row that another connection of this same process has locked."""
+    import psycopg2
+
+    first = psycopg2.connect(url)
+    with first.cursor() as cursor:
+        cursor.execute("CREATE TABLE IF NOT EXISTS accounts (id int PRIMARY KEY, money int)")
+        cursor.execute("INSERT INTO accounts VALUES (1, 1) ON CONFLICT DO NOTHING")
+    first.commit()
+    with first.cursor() as cursor:
+        cursor.execute("UPDATE accounts SET money = 2 WHERE id = 1")
+    cursor = psycopg2.connect(url).cursor()
+    say_ready()
+    cursor.execute("UPDATE accounts SET money = 3 WHERE id = 1")
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](*sys.argv[2:])
