@@ -364,6 +364,8 @@ class Relative:
     alive: bool = True
     threads: tuple[tuple[int, str], ...] = ()
     """(ns_tid, name) of its threads; filled for the parent only."""
+    same_program: bool = False
+    """The parent runs with the target's own arguments, or is its master: the target is its fork, most likely."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from stucktrace.collectors import command_line, procfs, workers
 from stucktrace.errors import CannotInspect
 from stucktrace.facts import ProcessFact, Relative
@@ -15,12 +17,13 @@ def collect(process: ProcessFact) -> tuple[Relative, ...]:
     An orphan's parent is whoever reaps it; its siblings are then the other children there with its very arguments.
     """
     found: list[Relative] = []
+    family = bool(process.ppid) and _same_family(process)
     if process.ppid:
         parent = _relative(process.ppid, "parent", with_threads=True)
         if parent:
-            found.append(parent)
+            found.append(replace(parent, same_program=family))
     found += [relative for pid in procfs.children(process.pid)[:MOST] if (relative := _relative(pid, "child"))]
-    if process.ppid and _same_family(process):
+    if family:
         siblings = [pid for pid in procfs.children(process.ppid) if pid != process.pid][:MOST]
         found += [relative for pid in siblings if (relative := _relative(pid, "sibling"))]
     elif process.ppid and process.argv:

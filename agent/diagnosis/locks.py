@@ -199,7 +199,7 @@ def _left_behind(snapshot: Snapshot, wait: Wait) -> Finding:
     """A lock without an owner field, and no thread that could run to release it."""
     lock, name, parent = wait.lock, evidence.who(snapshot, wait.thread.tid), snapshot.parent
     assert lock is not None
-    forked = alone(snapshot) and snapshot.process.is_python and parent is not None and parent.kind != "other"
+    forked = alone(snapshot) and snapshot.process.is_python and parent is not None and parent.same_program
     threads = sum(thread.state not in "ZX" for thread in snapshot.threads)
     if threads == 1:
         nobody, story = "it is the only thread here", "it was taken before and never released"

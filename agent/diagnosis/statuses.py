@@ -285,6 +285,8 @@ def _pipe(snapshot: Snapshot, wait: Wait, pipe: PipeFact) -> Status:
 
 def _behind(wait: Wait) -> tuple[str, ...]:
     """The end of the chain: what is behind the fd or the futex."""
+    if len(wait.fds) > 1:
+        return (f"{len(wait.fds)} fds that it watches",)
     if wait.socket is not None:
         socket = wait.socket
         name = f"{socket.protocol} {socket.local}" + (f" -> {socket.remote}" if socket.remote else "")

@@ -258,6 +258,7 @@ def file_lock(waiter: int = PID, holders: Sequence[int] = (300,), **more: Any) -
 
 
 def parent(kind: str = "python", pid: int = PARENT, **more: Any) -> Relative:
+    more.setdefault("same_program", kind != "other")
     return relative(pid, "parent", kind=kind, **more)
 
 

@@ -150,6 +150,8 @@ def test_a_plain_lock_taken_twice_by_the_only_thread():
         thread(), stacks={100: APP}, locks=[lock(kind="lock")], relatives=[parent("other", command="bash")]
     )
     assert codes(facts)[0] == ("deadlock", "likely")
+    started = snapshot(thread(), stacks={100: APP}, locks=[lock(kind="lock")], relatives=[parent(same_program=False)])
+    assert codes(started)[0] == ("deadlock", "likely")
 
 
 def test_plain_locks_while_every_thread_is_parked():
