@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-
 from stucktrace.diagnosis import stacks, vocabulary
 from stucktrace.diagnosis.purposes import Purpose as P
+
 from tests.unit import known_stacks as k
 from tests.unit.snapshots import SITE, STDLIB, frame, frames
 

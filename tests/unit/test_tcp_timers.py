@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-
 from stucktrace.diagnosis import tcp_timers
 from stucktrace.facts import Keepalive
+
 from tests.unit.snapshots import black_hole, tcp
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-
 from stucktrace.diagnosis import waits
 from stucktrace.diagnosis.purposes import Purpose as P
 from stucktrace.diagnosis.waits import Wait
 from stucktrace.facts import Snapshot
+
 from tests.unit import known_stacks as k
 from tests.unit.snapshots import (
     activity,
