@@ -249,7 +249,8 @@ class UnixSocketRecord(ctypes.Structure):
         return self._raw("peer_name", self.peer_name_bytes)
 
     def _raw(self, field: str, length: int) -> bytes:
-        return ctypes.string_at(ctypes.addressof(self) + getattr(type(self), field).offset, length)
+        # Most sockets have no name, and a process can have ten thousands of sockets.
+        return ctypes.string_at(ctypes.addressof(self) + getattr(type(self), field).offset, length) if length else b""
 
 
 class EndRecord(ctypes.Structure):

@@ -38,7 +38,7 @@ mapped = keep("mapped-out", S.create_connection(("127.0.0.1", dual.getsockname()
 keep("mapped-in", dual.accept()[0])
 six = keep("six-out", S.create_connection(("::1", dual.getsockname()[1])))
 keep("six-in", dual.accept()[0])
-mapped.send(b"unread"); 
+mapped.send(b"unread")
 tuned = keep("tuned", S.create_connection(listener.getsockname()))
 for level, name, value in ((S.SOL_SOCKET, S.SO_KEEPALIVE, 1), (6, S.TCP_KEEPIDLE, 60), (6, S.TCP_KEEPINTVL, 11), (6, S.TCP_KEEPCNT, 4),
                            (6, S.TCP_USER_TIMEOUT, 1500), (6, S.TCP_SYNCNT, 3)):
