@@ -34,6 +34,7 @@ from stucktrace.facts import (
 from stucktrace.join import Look, Window
 
 if TYPE_CHECKING:
+    from stucktrace.collectors.file_holders import Held
     from stucktrace.collectors.kernel import Kernel, Opened
     from stucktrace.collectors.openfiles import OpenFiles
     from stucktrace.siblings import Siblings
@@ -300,7 +301,10 @@ def _look(run: _Run, processes: Mapping[int, ProcessFact], before: Mapping[int, 
         for pid in files
     }
     sockets_of = _sockets(run, pids, files, details)
-    pipes_of = {pid: run.collect("pipes", (), partial(pipes.collect, processes[pid], files[pid]), pid) for pid in files}
+    held = run.collect("pipes", None, partial(_pipe_holders, processes, files)) if len(files) > 1 else None
+    pipes_of = {
+        pid: run.collect("pipes", (), partial(pipes.collect, processes[pid], files[pid], held), pid) for pid in files
+    }
     relatives_of = {
         pid: before[pid].relatives
         if before
@@ -349,6 +353,15 @@ def _sockets(
     for missing in seen.missing:
         run.miss(missing, None)
     return seen
+
+
+def _pipe_holders(
+    processes: Mapping[int, ProcessFact], files: Mapping[int, OpenFiles]
+) -> tuple[tuple[Held, ...], bool]:
+    """The node's fd tables, searched once for the pipes of all processes."""
+    from stucktrace.collectors import file_holders, pipes
+
+    return file_holders.find({link for pid, table in files.items() for link in pipes.links(processes[pid], table)})
 
 
 class _Stacks:

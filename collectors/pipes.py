@@ -10,15 +10,24 @@ from stucktrace.collectors.openfiles import OpenFiles
 from stucktrace.facts import PipeFact, ProcessFact
 
 
-def collect(process: ProcessFact, files: OpenFiles) -> tuple[PipeFact, ...]:
-    """One fact a pipe or FIFO. The whole node is searched only when the target has one."""
-    links = {f"pipe:[{inode}]": fds for inode, fds in files.pipes().items()}
-    links |= _fifos(process.pid, files)
-    if not links:
+def links(process: ProcessFact, files: OpenFiles) -> dict[str, tuple[int, ...]]:
+    """What the fds of pipes and FIFOs link to -> those fds."""
+    return {f"pipe:[{inode}]": fds for inode, fds in files.pipes().items()} | _fifos(process.pid, files)
+
+
+def collect(
+    process: ProcessFact, files: OpenFiles, found: tuple[tuple[file_holders.Held, ...], bool] | None = None
+) -> tuple[PipeFact, ...]:
+    """One fact a pipe or FIFO. The whole node is searched only when the target has one.
+
+    `found`: what `file_holders.find` said of the links of several processes, so that the node is searched once.
+    """
+    mine_by_link = links(process, files)
+    if not mine_by_link:
         return ()
-    held, complete = file_holders.find(links)
+    held, complete = found or file_holders.find(mine_by_link)
     facts = []
-    for link, fds in links.items():
+    for link, fds in mine_by_link.items():
         readers: dict[int, None] = {}
         writers: dict[int, None] = {}
         mine: set[int] = set()

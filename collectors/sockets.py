@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Protocol
 
 from stucktrace.collectors import (
@@ -59,10 +60,12 @@ def collect(
     facts: dict[int, tuple[SocketFact, ...]] = {}
     missing: dict[Missing, None] = {}
     source = ""
+    # The members of one family are each other's relatives: each is walked once.
+    iterate = cache(kernel.iterate) if kernel is not None else None
     for pid in pids:
         fds = set((detail_fds or {}).get(pid, ()))
         try:
-            table = _read(pid, files, kernel, missing)
+            table = _read(pid, files, iterate, missing)
             detailed = {inode: min(numbers) for inode, numbers in table.fds.items() if fds.intersection(numbers)}
             if not table.options_known:
                 _add_options(pid, table, detailed, missing)
@@ -77,11 +80,13 @@ def collect(
     return Sockets(facts, tuple(missing), source)
 
 
-def _read(pid: int, files: Mapping[int, Files], kernel: Kernel | None, missing: dict[Missing, None]) -> Table:
+def _read(
+    pid: int, files: Mapping[int, Files], iterate: sockets_bpf.Iterate | None, missing: dict[Missing, None]
+) -> Table:
     relatives = holders.relatives(pid)
-    if kernel is not None:
+    if iterate is not None:
         try:
-            return sockets_bpf.read(kernel, pid, relatives)
+            return sockets_bpf.read(iterate, pid, relatives)
         except BpfError as error:
             missing[Missing("sockets through BPF", str(error), "none needed: sock_diag was asked instead")] = None
     return socket_tables.read(pid, files[pid].sockets() if pid in files else {}, relatives)
@@ -175,7 +180,9 @@ def _join(pid: int, table: Table, detailed: Collection[int], other: Ends) -> tup
         if inode in other.ends:
             draft["peer"] = _peer(other.ends[inode], other.held)
         shared = tuple(holder for holder in other.held.get(inode, ()) if holder != pid)
-        using = shared_use.users(inode, shared) if shared and inode in detailed else ()
+        # That many workers wait on one listening socket is as it should be.
+        asked = shared and inode in detailed and draft["state"] != "LISTEN"
+        using = shared_use.users(inode, shared) if asked else ()
         facts.append(SocketFact(fds=fds, inode=inode, shared_with=shared, used_by=using, **draft))
     return tuple(sorted(facts, key=lambda fact: fact.fds))
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import struct
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from stucktrace.collectors import events
 from stucktrace.collectors.addresses import endpoint, remote_endpoint, tcp_state, unix_name
 from stucktrace.collectors.events import SocketRecord, UnixSocketRecord
-from stucktrace.collectors.kernel import Kernel
 from stucktrace.collectors.peers import CONNECTED, OtherEnd
 from stucktrace.collectors.sock_diag import LISTEN, SYN_SENT, TIMERS, UNIX_TYPES, Draft, unix_state
 from stucktrace.collectors.socket_tables import Table
@@ -30,14 +29,18 @@ _BOOT_TICKS_S = 300
 """The tick counter begins at -300 s in 32 bits, so that its overflow is tested early."""
 
 
-def read(kernel: Kernel, pid: int, relatives: Collection[int]) -> Table:
+Iterate = Callable[[str, int], bytes]
+"""`Kernel.iterate`, or a memory of it."""
+
+
+def read(iterate: Iterate, pid: int, relatives: Collection[int]) -> Table:
     """BpfError when the iterator cannot run. The options are there for every socket, the ends of UNIX sockets too."""
     fds: defaultdict[int, list[int]] = defaultdict(list)
     drafts: dict[int, Draft] = {}
     unix_ends: dict[int, OtherEnd] = {}
     served: set[int] = set()
     rate = 0
-    data = kernel.iterate(PROGRAM, pid)
+    data = iterate(PROGRAM, pid)
     for kind, offset in events.split(data):
         if kind == SocketRecord.KIND:
             record = SocketRecord.from_buffer_copy(data, offset)
@@ -62,7 +65,7 @@ def read(kernel: Kernel, pid: int, relatives: Collection[int]) -> Table:
         fds[inode].append(record.fd)
     held: defaultdict[int, list[int]] = defaultdict(list)
     for relative in relatives:
-        for inode, port in _brief(kernel.iterate(PROGRAM, relative)):
+        for inode, port in _brief(iterate(PROGRAM, relative)):
             if port:
                 served.add(port)
             if inode in fds:
