@@ -66,7 +66,8 @@ def age_of(wait: Wait, socket: SocketFact) -> float | None:
 
 def _reason(snapshot: Snapshot, wait: Wait, socket: SocketFact, budgets: Budgets) -> Reason | None:
     age_s = age_of(wait, socket)
-    if age_s is None or age_s < budgets.owed_s:
+    # A user who asks for less than the protocols' own patience gets it.
+    if age_s is None or age_s < min(budgets.owed_s, budgets.stuck_after_s):
         return None
     purpose = wait.purpose
     known = _from_the_peer(wait, socket, age_s, budgets)
