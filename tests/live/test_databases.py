@@ -62,7 +62,7 @@ def test_redis_cut_off_and_redis_stopped(redis: Broker) -> None:
         kernel.wait_until(lambda: explain(target.pid).verdict["class"] == "healthy", "it goes on")
         try:
             redis.cut()
-            kernel.wait_for_unacked(f"{redis.address}:{redis.port}", 5, redis.pair.here)
+            kernel.wait_for_unacked(f"{redis.address}:{redis.port}", 9, redis.pair.here)
             for engine in ENGINES:
                 check(target.pid, "half-open", "--engine", engine, confidence="likely")
         finally:
@@ -101,7 +101,7 @@ def test_queries_cut_off(postgresql: Broker) -> None:
     with client(postgresql, "psycopg2_loop") as second, client(postgresql, "psycopg3_loop") as third:
         try:
             postgresql.cut()
-            kernel.wait_for_unacked(f"{postgresql.address}:{postgresql.port}", 6, postgresql.pair.here)
+            kernel.wait_for_unacked(f"{postgresql.address}:{postgresql.port}", 9, postgresql.pair.here)
             for target in (second, third):
                 kernel.wait_until(
                     lambda pid=target.pid: any(socket["backoff"] for socket in explain(pid)["sockets"]),
