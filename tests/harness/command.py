@@ -53,6 +53,23 @@ class Report(dict[str, Any]):
         """The value of the verdict's evidence line of that name; None when there is none."""
         return next((line["value"] for line in self.verdict["evidence"] if line["what"] == what), None)
 
+    def text(self) -> str:
+        """As a person would read it."""
+        from stucktrace.sinks.text import render
+
+        return render(self, verbose=True, width=160)
+
+    def socket(self) -> dict[str, Any]:
+        """The socket that the verdict is about."""
+        return next(socket for socket in self["sockets"] if socket["fd"] == self.verdict["fd"])
+
+    def outage_s(self) -> float:
+        """For how long what the verdict's socket sent has been unacknowledged, by the kernel's figures in the report:
+        the last retransmission's age and all the timeouts before it."""
+        socket = self.socket()
+        rto_s, backoff = socket["rto_s"], socket["backoff"]
+        return float(socket["last_send_s"] + rto_s * (1 - 0.5**backoff))
+
 
 @functools.cache
 def validator() -> jsonschema.Draft202012Validator:
@@ -94,7 +111,5 @@ def check(pid: int, code: str, *args: str | int, confidence: str | None = None, 
     """`explain`, with this verdict; on another one the failure shows what a person would have read."""
     report = explain(pid, *args, **options)
     if report.code != code or (confidence and report.confidence != confidence):
-        from stucktrace.sinks.text import render
-
-        raise AssertionError(f"wanted {code} {confidence or ''}, got:\n{render(report, verbose=True, width=160)}")
+        raise AssertionError(f"wanted {code} {confidence or ''}, got:\n{report.text()}")
     return report

@@ -139,3 +139,17 @@ def wait_for_unacked(remote: str, seconds: float, netns: str | None = None, dead
         return False
 
     wait_until(long_enough, f"{seconds} s without an ACK from {remote}", deadline_s)
+
+
+def wait_for_silence(remote: str, seconds: float, netns: str | None = None, deadline_s: float = 120) -> None:
+    """Nothing came from `remote` ("address:port") for so long, and nothing went there, by the socket's own clocks."""
+
+    def long_enough() -> bool:
+        ages = [
+            [int(age) for age in re.findall(r"last(?:snd|rcv):(\d+)", row["rest"])]
+            for row in sockets(netns)
+            if row["remote"] == remote
+        ]
+        return any(len(both) == 2 and min(both) >= seconds * 1000 for both in ages)
+
+    wait_until(long_enough, f"{seconds} s without data from and to {remote}", deadline_s)

@@ -6,46 +6,10 @@ clients.py NAME URL
 from __future__ import annotations
 
 import select
-import socket
 import sys
 import time
 
 from ready import say_ready
-
-
-def celery_publisher(url: str, user_timeout_ms: int | None = 0) -> None:
-    """Publishes with confirms, five times a second, on one connection."""
-    from celery import Celery
-
-    app = Celery(broker=url)
-    options: dict[str, object] = {"confirm_publish": True}
-    if user_timeout_ms is not None:
-        options["socket_settings"] = {socket.TCP_USER_TIMEOUT: user_timeout_ms}
-    app.conf.broker_transport_options = options
-    app.conf.task_publish_retry = False
-    app.send_task("work.do", args=[0])
-    say_ready()
-    number = 0
-    while True:
-        number += 1
-        try:
-            app.send_task("work.do", args=[number])
-        except Exception as error:
-            print("publish failed:", error, flush=True)
-        time.sleep(0.2)
-
-
-def celery_publisher_default(url: str) -> None:
-    celery_publisher(url, None)
-
-
-def celery_publisher_refused(url: str) -> None:
-    """Publishes once where nobody listens, with Celery's own retries."""
-    from celery import Celery
-
-    app = Celery(broker=url)
-    say_ready()
-    app.send_task("work.do", retry=True, retry_policy={"max_retries": None, "interval_start": 0.1, "interval_max": 0.3})
 
 
 def kombu_consumer(url: str) -> None:
