@@ -270,6 +270,8 @@ class PipeFact:
     """Other pids with a thread inside a write to this pipe; looked for where the target alone can read it."""
     waiting_readers: tuple[int, ...] = ()
     """Other pids that read this pipe and now only wait for a child to end; looked for where the target writes."""
+    own_write_nonblocking: bool = False
+    """The target's own write end is O_NONBLOCK, as a signal handler's has to be (`signal.set_wakeup_fd`)."""
 
 
 @dataclass(frozen=True)

@@ -50,11 +50,17 @@ def _no_user_space(pid: int) -> bool:
 
 
 def access_mode(pid: int, fd: int) -> int | None:
-    """O_RDONLY, O_WRONLY or O_RDWR of an open file, from /proc/PID/fdinfo; None when it cannot be read."""
+    """O_RDONLY, O_WRONLY or O_RDWR of an open file; None when it cannot be read."""
+    found = flags(pid, fd)
+    return None if found is None else found & os.O_ACCMODE
+
+
+def flags(pid: int, fd: int) -> int | None:
+    """The O_* flags of an open file, from /proc/PID/fdinfo; None when it cannot be read."""
     try:
         for line in procfs.read(pid, f"fdinfo/{fd}").splitlines():
             if line.startswith(b"flags:"):
-                return int(line.split()[1], 8) & os.O_ACCMODE
+                return int(line.split()[1], 8)
     except CannotInspect:
         return None
     return None

@@ -55,10 +55,16 @@ def collect(
                 complete=complete,
                 path="" if link.startswith("pipe:") else link,
                 blocked_writers=pipe_ends.blocked_writers(others) if set(readers) == {process.pid} else (),
+                own_write_nonblocking=end == "both" and _write_nonblocking(process.pid, fds),
                 waiting_readers=pipe_ends.waiting_for_children(readers) if end == "write" else (),
             )
         )
     return tuple(facts)
+
+
+def _write_nonblocking(pid: int, fds: tuple[int, ...]) -> bool:
+    found = [flags for fd in fds if (flags := file_holders.flags(pid, fd)) is not None]
+    return any(flags & os.O_NONBLOCK and flags & os.O_ACCMODE != os.O_RDONLY for flags in found)
 
 
 def _end(modes: set[int]) -> str:

@@ -67,7 +67,7 @@ _GREEN_FILES = (
     "eventlet/greenpool.py",
     "eventlet/wsgi.py",
 )
-_GREEN_LIBRARIES = ("_gevent_c", "_greenlet", "corecext", "corecffi")
+_GREEN_LIBRARIES = ("_gevent_c", "corecext", "corecffi")
 _FORKS = frozenset({"_bootstrap", "_launch"})
 _THREAD_ENTRIES = frozenset(
     {"<module>", "_bootstrap", "_bootstrap_inner", "_run_module_as_main", "_run_code", "run_code"}

@@ -55,7 +55,8 @@ def _nobody_writes(snapshot: Snapshot, budgets: Budgets, wait: Wait, pipe: PipeF
     """A blocking read whose writers are the reader itself, orphans like itself, or stopped.
 
     Not for poll or select: a program that watches its own pipe is woken by its own signal handler (the self-pipe
-    trick). Not for a named FIFO: anybody can open it later, and daemons hold both ends on purpose.
+    trick), nor where its own write end is made for one (it does not block). Not for a named FIFO: anybody can open it
+    later, and daemons hold both ends on purpose.
     """
     call = wait.thread.syscall
     if call is None or call.name not in READ_CALLS or pipe.path or pipe.end == "write" or not pipe.writers:
@@ -63,6 +64,8 @@ def _nobody_writes(snapshot: Snapshot, budgets: Budgets, wait: Wait, pipe: PipeF
     own, others = snapshot.process.pid, set(pipe.writers) - {snapshot.process.pid}
     stopped = _stopped(snapshot, others)
     does = "waits for data or the end of"
+    if not others and pipe.own_write_nonblocking:
+        return None
     if not others:
         why = "this process itself holds the only write end"
         if alone(snapshot):

@@ -44,6 +44,10 @@ def test_the_self_pipe_of_a_signal_handler(syscall):
     assert verdict(reading(pipe(9, "both"), syscall=syscall)).code == "idle"
 
 
+def test_the_wakeup_pipe_of_signals_read_the_blocking_way():
+    assert verdict(reading(pipe(9, "both", own_write_nonblocking=True))).code == "idle"
+
+
 def test_a_named_fifo_opened_for_both():
     assert verdict(reading(pipe(9, "both", path="/run/commands"))).code == "idle"
 
