@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import re
+import select
+from dataclasses import replace
 
 from stucktrace.collectors import file_holders, procfs
 from stucktrace.collectors.openfiles import OpenFiles
@@ -56,12 +58,25 @@ def _with_holders(watches: tuple[EpollWatch, ...]) -> tuple[EpollWatch, ...]:
     if not stale:
         return watches
     held, _ = file_holders.find([f"{kind}:[{inode}]" for inode in stale for kind in ("socket", "pipe")])
-    holders: dict[int, dict[int, None]] = {}
+    holders: dict[int, list[file_holders.Held]] = {}
     for holder in held:
-        holders.setdefault(int(holder.link.partition("[")[2][:-1]), {})[holder.pid] = None
+        holders.setdefault(int(holder.link.partition("[")[2][:-1]), []).append(holder)
     return tuple(
         watch
         if watch.present
-        else EpollWatch(watch.fd, watch.events, watch.inode, False, tuple(holders.get(watch.inode, ())))
+        else replace(
+            watch,
+            held_by=tuple(
+                dict.fromkeys(holder.pid for holder in holders.get(watch.inode, ()) if _same_end(holder, watch.events))
+            ),
+        )
         for watch in watches
     )
+
+
+def _same_end(holder: file_holders.Held, events: int) -> bool:
+    """Both ends of a pipe have its inode; who waits to read it has registered the read end."""
+    if not holder.link.startswith("pipe:"):
+        return True
+    other = os.O_WRONLY if events & select.EPOLLIN else os.O_RDONLY if events & select.EPOLLOUT else None
+    return other is None or file_holders.access_mode(holder.pid, holder.fd) != other

@@ -13,14 +13,12 @@ pytestmark = pytest.mark.xdist_group("loops")
 CALLS = {
     "asyncio_sleeps": "clock_nanosleep",
     "asyncio_receives": "recvfrom",
-    "asyncio_in_a_thread": "futex",
     "gevent_hub": "recvfrom",
     "eventlet_hub": "clock_nanosleep",
 }
 LOOPS = {
     "asyncio_sleeps": "asyncio",
     "asyncio_receives": "asyncio",
-    "asyncio_in_a_thread": "asyncio",
     "gevent_hub": "hub",
     "eventlet_hub": "hub",
 }
@@ -29,7 +27,7 @@ engines = pytest.mark.parametrize("engine", ["auto", "none"])
 
 @pytest.fixture(scope="module")
 def hung() -> Iterator[dict[str, crowd.Hung]]:
-    with crowd.start("stuck_loops.py", list(CALLS)) as programs:
+    with crowd.start("stuck_loops.py", [*CALLS, "asyncio_in_a_thread", "stale_and_quiet"]) as programs:
         yield programs
 
 
@@ -53,11 +51,30 @@ def test_past_the_budget_it_is_proven(hung: dict[str, crowd.Hung], case: str, en
 
 
 @engines
-def test_a_registration_outlives_its_file(engine: str):
-    with crowd.start("stuck_loops.py", ["stale_epoll"]) as programs:
-        (target,) = programs.values()
+def test_a_coroutine_waits_for_a_lock_that_another_one_holds(hung: dict[str, crowd.Hung], engine: str):
+    """The holder cannot go on before the loop turns, which it cannot."""
+    target = hung["asyncio_in_a_thread"]
+    target.wait("futex", 6)
+    report = command.check(target.pid, "deadlock", "--engine", engine)
+    assert "blocked-loop" in report.codes
+    assert report.verdict["tid"] == target.words[1]
+
+
+@pytest.mark.parametrize(
+    ("case", "engine"),
+    [("stale_epoll", "auto"), ("stale_epoll_of_asyncio", "auto"), ("stale_epoll_of_asyncio", "none")],
+)
+def test_a_registration_outlives_its_file(case: str, engine: str):
+    with crowd.start("stuck_loops.py", [case]) as programs:
+        target = programs[case]
         (child,) = kernel.wait_for_children(target.pid, 1)
         report = command.check(target.pid, "stale-epoll", "--engine", engine)
         assert report.confidence in ("proven", "likely")
         assert "has closed" in report.summary
         assert report.evidence("held by") == child
+
+
+@engines
+def test_a_stale_registration_that_is_never_ready_does_no_harm(hung: dict[str, crowd.Hung], engine: str):
+    report = command.explain(hung["stale_and_quiet"].pid, "--engine", engine)
+    assert report.verdict["class"] == "healthy", report.summary

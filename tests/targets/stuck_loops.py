@@ -105,18 +105,41 @@ def eventlet_hub():
     pool.waitall()
 
 
-def stale_epoll():
-    """A forked child keeps open what this process closed, so epoll goes on to report it."""
-    epoll = select.epoll()
-    reader, writer = os.pipe()
-    epoll.register(reader, select.EPOLLIN)
+def _close_what_a_child_keeps(reader: int, writer: int, send: bytes = b"x") -> None:
+    """From here on epoll reports a file that this process does not have any more, as soon as something is sent."""
     if os.fork() == 0:
         os.environ.pop("READY_FD", None)
         os.close(writer)
         time.sleep(600)
-    os.write(writer, b"x")
+        os._exit(0)
+    os.write(writer, send)
     os.close(reader)
     say()
+
+
+def stale_epoll_of_asyncio():
+    async def main():
+        reader, writer = os.pipe()
+        asyncio.get_running_loop().add_reader(reader, lambda: None)
+        _close_what_a_child_keeps(reader, writer)
+        await asyncio.sleep(600)
+
+    asyncio.run(main())
+
+
+def stale_and_quiet():
+    epoll = select.epoll()
+    reader, writer = os.pipe()
+    epoll.register(reader, select.EPOLLIN)
+    _close_what_a_child_keeps(reader, writer, b"")
+    epoll.poll()
+
+
+def stale_epoll():
+    epoll = select.epoll()
+    reader, writer = os.pipe()
+    epoll.register(reader, select.EPOLLIN)
+    _close_what_a_child_keeps(reader, writer)
     while True:
         for fd, _ in epoll.poll(1.0):
             with contextlib.suppress(OSError):

@@ -16,12 +16,14 @@ def orphans_of_a_pool():
     parent = os.fork()
     if parent == 0:
         os.environ.pop("READY_FD", None)
+        os.close(reader)
         with ProcessPoolExecutor(3) as pool:
             futures = [pool.submit(time.sleep, 0.3) for _ in range(3)]
             for future in futures:
                 future.result()
             os.write(writer, f"{' '.join(map(str, pool._processes))}\n".encode())
             time.sleep(600)
+    os.close(writer)
     workers = os.read(reader, 1000).decode().split()
     os.kill(parent, signal.SIGKILL)
     os.waitpid(parent, 0)
