@@ -72,7 +72,7 @@ def snapshot(
     return Snapshot(
         time=look.time,
         process=process,
-        threads=look.threads,
+        threads=polling(first.threads, look.threads, window.seconds) if first and window else look.threads,
         python=look.python,
         sockets=compared(first.sockets, look.sockets) if first else look.sockets,
         epolls=look.epolls,
@@ -87,6 +87,30 @@ def snapshot(
         fds=look.fds or {},
         fds_complete=look.fds is not None,
         seen=seen,
+    )
+
+
+POLLER_AT_MOST = 0.1
+"""Share of the window that a thread may compute and still count as one that polls."""
+
+
+def polling(first: Iterable[ThreadFact], second: Iterable[ThreadFact], window_s: float) -> tuple[ThreadFact, ...]:
+    """The second look's threads; one met awake between two short polls is shown in the poll of the first look.
+
+    Such a thread sleeps nearly always. Caught in the one moment in twenty between two polls it would seem to compute.
+    """
+    earlier = {thread.tid: thread for thread in first}
+    return tuple(_polling(earlier.get(thread.tid), thread, window_s) for thread in second)
+
+
+def _polling(before: ThreadFact | None, now: ThreadFact, window_s: float) -> ThreadFact:
+    if before is None or before.state not in "S" or before.syscall is None or before.syscall.endless is not False:
+        return now
+    awake = now.state == "R" or now.syscall is None
+    if not awake or now.cpu_s_in_window is None or now.cpu_s_in_window > POLLER_AT_MOST * window_s:
+        return now
+    return replace(
+        now, state="S", syscall=before.syscall, blocked_s=0.0, blocked_since_source=before.blocked_since_source
     )
 
 

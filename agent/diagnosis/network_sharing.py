@@ -20,6 +20,16 @@ SURE_S = 1.0
 """Where nobody else could accept, a second is enough to tell it from a connection about to be accepted."""
 ABSURD_BYTES = 16 * 1024 * 1024
 """No frame of these protocols is larger; a length beyond it was read from the middle of somebody else's frame."""
+SERVERS = (
+    "gunicorn/",
+    "cheroot/",
+    "waitress/",
+    "werkzeug/",
+    "wsgiref/",
+    "uvicorn/",
+    "socketserver.py",
+    "http/server.py",
+)
 FRAMED = ("amqp", "sql", "redis", "mongo", "kafka")
 PARSERS = ("read", "_read", "read_frame", "_read_bytes", "_read_packet", "recv", "_recv", "read_response", "recv_exact")
 
@@ -47,7 +57,14 @@ def is_self_call(snapshot: Snapshot, wait: Wait, socket: SocketFact) -> bool:
     family = network.own_family(snapshot)
     if peer.in_accept_queue:
         return bool(family.intersection(peer.listener_pids))
-    return snapshot.process.pid in peer.pids and bool(peer.unread_bytes)
+    return snapshot.process.pid in peer.pids and bool(peer.unread_bytes) and _serves(snapshot, wait)
+
+
+def _serves(snapshot: Snapshot, wait: Wait) -> bool:
+    """The waiting thread is inside a request itself: with a server of threads that has accepted more than it can do."""
+    return snapshot.process.worker.kind == "gunicorn-worker" or any(
+        f"/{tail}" in f"/{frame.file}" for frame in wait.frames for tail in SERVERS
+    )
 
 
 def _only_self(snapshot: Snapshot, socket: SocketFact) -> bool:
@@ -70,10 +87,11 @@ def _self(snapshot: Snapshot, wait: Wait, socket: SocketFact, only_self: bool, a
     else:
         place = "its request is held by this very process, and no thread of it has read it"
     free = "it is the only worker there" if only_self else "no worker of the pool has taken it"
+    whose = "the own pool" if len(network.own_family(snapshot)) > 1 else "this very process"
     finding = Finding(
         "self-call",
         PROVEN if only_self else LIKELY,
-        f"{name} {network.waiting(wait, age_s, network.peer_name(socket))}, which is the own pool: {place}, and {free}",
+        f"{name} {network.waiting(wait, age_s, network.peer_name(socket))}, which is {whose}: {place}, and {free}",
         evidence=(
             network.call_line(snapshot, wait, age_s),
             *network.frame_lines(wait),

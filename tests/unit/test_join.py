@@ -120,3 +120,17 @@ def test_a_second_look_only_where_ages_do_not_decide(seen: ThreadFact, wanted: b
 def test_one_restless_thread_is_enough():
     calm = thread(call("recvfrom", 7, endless=True))
     assert join.undecided(join.Look(1.0, (calm, replace(calm, tid=101, state="R", blocked_s=None))))
+
+
+def test_a_poller_met_awake_is_shown_in_its_poll() -> None:
+    """psycopg3 sleeps 100 ms at a time; the second look may come between two sleeps."""
+    poll = Syscall(7, "poll", (0,) * 6, fd=3, fds=(3,), endless=False, timeout_s=0.1)
+    asleep = ThreadFact(100, 100, "python3", "S", syscall=poll, blocked_s=0.05)
+    awake = ThreadFact(100, 100, "python3", "R", cpu_s_in_window=0.01)
+    (shown,) = join.polling([asleep], [awake], 0.5)
+    assert (shown.state, shown.syscall) == ("S", poll)
+    busy = replace(awake, cpu_s_in_window=0.45)
+    assert join.polling([asleep], [busy], 0.5) == (busy,)
+    endless = replace(asleep, syscall=replace(poll, endless=True, timeout_s=None))
+    assert join.polling([endless], [awake], 0.5) == (awake,), "it got what it waited for"
+    assert join.polling([], [awake], 0.5) == (awake,)

@@ -59,6 +59,13 @@ def test_accepted_by_the_own_process_and_not_read() -> None:
     assert finding.confidence == LIKELY
 
 
+def test_a_silent_server_thread_of_a_plain_program_is_just_silent() -> None:
+    """Nothing serves requests here: the other end is a thread that accepted and does not read."""
+    snap = own_url(8.0, peer(PID, unread_bytes=150), relatives=(), worker=WorkerFact("python"))
+    assert called(snap) == []
+    assert diagnose(snap, BUDGETS).verdict.code == "peer-silent"
+
+
 @pytest.mark.parametrize(
     ("what", "snap"),
     [
