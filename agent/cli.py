@@ -130,7 +130,12 @@ def look(pids: tuple[int, ...], options: Options, as_json: bool, verbose: bool) 
     watchdog.daemon = True
     watchdog.start()
     opening = Opening(options.engine)
-    wanted = dict.fromkeys(found for pid in pids for found in follow(pid))
+    wanted: dict[int, None] = {}
+    for pid in pids:
+        found = follow(pid)
+        wanted.update(dict.fromkeys(found))
+        if found != (pid,):
+            complain(f"process {pid} stands above the Python to look at: {', '.join(map(str, found))}", "")
     for number, answer in enumerate(inspect_all(wanted, options, opening.opened).values()):
         if isinstance(answer, StucktraceError):
             complain(answer.message, answer.remedy)
