@@ -422,7 +422,7 @@ def _sample(
         for pid in pids:
             if again.get(pid):
                 first[pid] = replace(first[pid], threads=again[pid])
-        time.sleep(run.options.sample_s)
+        time.sleep(max(join.window_s(first[pid], run.options.sample_s) for pid in pids))
         second = _look(run, processes, first)
         activity: Mapping[int, tuple[CallActivity, ...]] = run.collect("waits", {}, calls.activity)
         events: Mapping[int, tuple[TcpEvent, ...]] = run.collect("tcp", {}, segments.events)

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from stucktrace.diagnosis import stacks
+from stucktrace.diagnosis.network_connect import RESOLVER_POLL_S
 from stucktrace.diagnosis.stacks import Purpose
 from stucktrace.facts import (
     CallActivity,
@@ -190,6 +191,25 @@ def undecided(look: Look) -> bool:
     return any(_restless(thread, frames.get(thread.tid, ())) for thread in look.threads)
 
 
+def window_s(look: Look, sample_s: float) -> float:
+    """How long the window has to be: longer than asked for only where a name is being resolved.
+
+    glibc asks its resolver anew every 5 s and then the sleep begins again, so a look at a random moment finds a young
+    query more often than not. Waiting until the present one is old enough to judge tells a silent resolver surely.
+    """
+    frames = {thread.tid: thread.frames for thread in look.python.threads} if look.python else {}
+    return max((_window_s(thread, frames.get(thread.tid, ()), sample_s) for thread in look.threads), default=sample_s)
+
+
+def _window_s(thread: ThreadFact, frames: tuple[Frame, ...], sample_s: float) -> float:
+    call = thread.syscall
+    if call is None or call.endless is not False or thread.blocked_s is None or not frames:
+        return sample_s
+    if call.name not in ("poll", "ppoll") or stacks.read(frames).purpose is not Purpose.RESOLVE:
+        return sample_s
+    return max(sample_s, RESOLVER_POLL_S - thread.blocked_s + 0.2)
+
+
 def _restless(thread: ThreadFact, frames: tuple[Frame, ...]) -> bool:
     """Runs, or polls: only what it does over time tells a wait from progress, and work from spinning."""
     if thread.state not in "RSD":
@@ -199,4 +219,7 @@ def _restless(thread: ThreadFact, frames: tuple[Frame, ...]) -> bool:
         return True
     if call.endless or call.name not in TIMED or max(call.timeout_s or 0.0, thread.blocked_s) > POLL_AT_MOST_S:
         return False
-    return not frames or stacks.read(frames).purpose not in QUIET
+    purpose = stacks.read(frames).purpose
+    if purpose is Purpose.RESOLVE and thread.blocked_s >= RESOLVER_POLL_S:
+        return False
+    return not frames or purpose not in QUIET

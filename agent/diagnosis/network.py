@@ -51,7 +51,11 @@ def own_family(snapshot: Snapshot) -> frozenset[int]:
 
 def thread_name(snapshot: Snapshot, tid: int) -> str:
     python, thread = snapshot.python_thread(tid), snapshot.thread(tid)
-    return (python.name if python else "") or (thread.name if thread else "") or f"thread {tid}"
+    if python is not None and python.name:
+        return python.name
+    if tid == snapshot.process.pid:
+        return "the main thread"
+    return (thread.name if thread else "") or f"thread {tid}"
 
 
 def where(frame: Frame) -> str:

@@ -13,7 +13,7 @@ from stucktrace.diagnosis import network, network_remedies, tcp_timers, vocabula
 from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Evidence, Finding, Later
 from stucktrace.diagnosis.network_outage import PROVEN_S
 from stucktrace.diagnosis.purposes import Purpose
-from stucktrace.diagnosis.waits import SLEEP_CALLS, Wait, waits
+from stucktrace.diagnosis.waits import POLL_CALLS, SLEEP_CALLS, Wait, waits
 from stucktrace.diagnosis.words import age, count
 from stucktrace.facts import Snapshot, SocketFact
 
@@ -215,7 +215,9 @@ def _overdue(snapshot: Snapshot, wait: Wait, socket: SocketFact, budgets: Budget
     if age_s >= RESOLVER_POLL_S:
         return "a resolver's poll lasts 5 s at most before it asks anew"
     timeouts = sum(
-        entry.empty for entry in snapshot.activity_of(wait.tid) if entry.fd in wait.fds and not entry.moved_bytes
+        entry.empty
+        for entry in snapshot.activity_of(wait.tid)
+        if entry.call in POLL_CALLS and (entry.fd is None or entry.fd in wait.fds)
     )
     if timeouts:
         return f"the query ran into its timeout {count(timeouts, 'time')} within {age(snapshot.window_s)}"

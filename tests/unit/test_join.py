@@ -134,3 +134,17 @@ def test_a_poller_met_awake_is_shown_in_its_poll() -> None:
     endless = replace(asleep, syscall=replace(poll, endless=True, timeout_s=None))
     assert join.polling([endless], [awake], 0.5) == (awake,), "it got what it waited for"
     assert join.polling([], [awake], 0.5) == (awake,)
+
+
+def resolving(blocked_s: float) -> join.Look:
+    poll = Syscall(7, "poll", (0,) * 6, fd=3, fds=(3,), endless=False, timeout_s=5.0)
+    frame = Frame("getaddrinfo", "/usr/lib/python3.11/socket.py", 962)
+    seen = ThreadFact(100, 100, "python3", "S", syscall=poll, blocked_s=blocked_s)
+    return join.Look(1.0, (seen,), python=PythonFact("3.11.2", (PythonThread(100, "MainThread", (frame,)),)))
+
+
+def test_a_young_query_is_watched_until_it_can_be_judged() -> None:
+    assert join.undecided(resolving(1.0))
+    assert join.window_s(resolving(1.0), 0.5) == pytest.approx(2.2)
+    assert not join.undecided(resolving(3.4)), "old enough; a window could only cross its timeout"
+    assert join.window_s(look(thread(call("poll", 7, endless=False, timeout_s=0.1), blocked_s=0.05)), 0.5) == 0.5
