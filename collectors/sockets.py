@@ -171,7 +171,7 @@ def _join(pid: int, table: Table, detailed: Collection[int], other: Ends) -> tup
             if draft["state"] == "SYN_SENT":
                 draft["direction"] = "out"
             elif draft["state"] not in UNCONNECTED:
-                draft["direction"] = "in" if port_of(draft["local"]) in table.served else "out"
+                draft["direction"] = "in" if port_of(draft.get("local", "")) in table.served else "out"
         elif draft["family"] == "unix" and inode in table.unix_ends:
             name = other.ends.get(inode, table.unix_ends[inode]).name
             draft["remote"] = name
@@ -193,7 +193,7 @@ def _tuples(drafts: Mapping[int, Draft], detailed: Collection[int]) -> dict[int,
     for inode in detailed:
         draft = drafts[inode]
         if draft["protocol"] == "tcp" and draft["state"] not in UNCONNECTED:
-            local, remote = parse_endpoint(draft["local"]), parse_endpoint(draft["remote"])
+            local, remote = parse_endpoint(draft.get("local", "")), parse_endpoint(draft.get("remote", ""))
             if local and remote:
                 found[inode] = Tuple4(*local, *remote)
     return found

@@ -109,7 +109,7 @@ def _inet(record: SocketRecord, rate: int) -> Draft:
     family = {AF_INET: "inet", AF_INET6: "inet6"}.get(record.family, "other")
     protocol = _protocol(record)
     state = record.state
-    draft: Draft = {"family": family, "protocol": protocol, "state": ""}
+    draft: Draft = {"family": family, "protocol": protocol, "state": "", "local": "", "remote": ""}
     if record.soft_error:
         draft["soft_error"] = record.soft_error
     if family == "other":
