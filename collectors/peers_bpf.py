@@ -36,11 +36,10 @@ class Found:
 def find(
     kernel: Kernel,
     held: Collection[int],
-    wanted: Mapping[int, Tuple4],
+    wanted: Mapping[int, Mapping[int, Tuple4]],
     unaccepted: Collection[int],
-    netns: int | None,
 ) -> Found:
-    """`held`: inodes whose holders are asked for. `netns`: inode of the target's network namespace. BpfError."""
+    """`held`: inodes whose holders are asked for. `wanted`: network namespace (its inode) -> connections. BpfError."""
     look = kernel.load("look")
     maps = {name: look.map(name) for name in ("held", "ends", "end_ports", "unaccepted")}
     used: list[tuple[str, c_uint64 | c_uint32 | EndKey]] = []
@@ -50,13 +49,14 @@ def find(
         used.append((name, key))
 
     one = c_uint8(1)
+    ends = [(inode, end, namespace) for namespace, tuples in wanted.items() for inode, end in tuples.items()]
     try:
         for inode in list(held)[:MAX_HELD]:
             put("held", c_uint64(inode), one)
         for inode in list(unaccepted)[:MAX_ENDS]:
             put("unaccepted", c_uint64(inode), one)
-        for inode, end in list(wanted.items())[:MAX_ENDS]:
-            put("ends", _key(end), EndWanted(inode, (netns or 0) if end.confined else 0))
+        for inode, end, namespace in ends[:MAX_ENDS]:
+            put("ends", _key(end), EndWanted(inode, namespace if end.confined else 0))
             put("end_ports", c_uint32(end.remote_port), one)
         return _read(kernel.iterate(PROGRAM, None))
     finally:
