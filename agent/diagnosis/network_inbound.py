@@ -21,7 +21,7 @@ _OWN_THREAD = ("process_request_thread", "_worker", "run_forever", "handler_thre
 
 
 def slow_client(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
-    """A client that sends nothing, or has stopped amid its request, holds a worker that serves one client at a time.
+    """A client that sends nothing, or nothing more, holds a worker that serves one client at a time.
 
     Not it: a connection kept alive under gthread or an event loop (it holds nobody); a thread of a server that has one
     per client; a client that is still sending.
@@ -47,7 +47,7 @@ def _silent_s(wait: Wait, socket: SocketFact) -> float | None:
 def _slow(snapshot: Snapshot, wait: Wait, socket: SocketFact, silent_s: float) -> Finding:
     name, alone = network.thread_name(snapshot, wait.tid), one_at_a_time(snapshot, wait)
     nothing = socket.bytes_received == 0
-    sent = "has sent nothing at all" if nothing else f"has sent nothing for {age(silent_s)}, amid its request"
+    sent = "has sent nothing at all" if nothing else f"has sent nothing more for {age(silent_s)}"
     confidence = POSSIBLE
     if alone:
         confidence = PROVEN if nothing else LIKELY

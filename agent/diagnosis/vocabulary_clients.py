@@ -259,7 +259,7 @@ _OTHERS = (
          "receive_data _receive_data_on_socket receive_message wait_for_read receive_kms command _command "
          "run_operation _run_operation unack_write write_command _next_batch",
          P.REQUEST, "waits for the reply to a MongoDB command"),
-    strong("mongo", "pymongo/", "_hello hello authenticate", P.OWED, "waits for the MongoDB handshake"),
+    weak("mongo", "pymongo/", "_hello hello authenticate", P.OWED, "waits for the MongoDB handshake"),
     strong("mongo", "pymongo/monitor.py pymongo/synchronous/monitor.py",
          "_check_once _check_with_socket _run _check_server",
          P.SUBSCRIPTION, "the driver's monitor waits for news of the server"),

@@ -174,6 +174,8 @@ def refine(
         return Reading(Purpose.LOCK, "acquires a lock on a file", frame)
     if name == "connect" and reading.purpose is not Purpose.RESOLVE:
         return Reading(Purpose.CONNECT, "connects to a peer", frame, reading.family)
+    if unknown and (name in RECEIVE_CALLS or name in POLL_CALLS) and (special := _special_file(call, snapshot)):
+        return Reading(*special, frame)
     if unknown and socket is not None and socket.protocol == "udp" and socket.remote.rsplit(":", 1)[-1] == "53":
         return Reading(Purpose.RESOLVE, "waits for an answer of the resolver", frame)
     if unknown and name in SEND_CALLS and socket is not None:
@@ -181,6 +183,29 @@ def refine(
     if unknown and socket is not None and inside_c_client(call, socket, frames, snapshot):
         return Reading(Purpose.REQUEST, "waits inside a C client for the answer to its statement", frame, "sql")
     return reading
+
+
+SPECIAL_FILES = (
+    ("/dev/pts/", Purpose.WORK, "waits for input on its terminal"),
+    ("/dev/tty", Purpose.WORK, "waits for input on its terminal"),
+    ("/dev/console", Purpose.WORK, "waits for input on its terminal"),
+    ("anon_inode:inotify", Purpose.WORK, "waits for a change of a file"),
+    ("anon_inode:[fanotify]", Purpose.WORK, "waits for a change of a file"),
+    ("anon_inode:[signalfd]", Purpose.WORK, "waits for a signal"),
+    ("anon_inode:[timerfd]", Purpose.SLEEP, "waits for a timer"),
+    ("anon_inode:[eventfd]", Purpose.CONDITION, "waits to be notified (eventfd)"),
+    ("anon_inode:[pidfd]", Purpose.JOIN, "waits for a process to end"),
+)
+"""What a wait on a file that is neither a socket nor a pipe is for, by what its fd links to."""
+
+
+def _special_file(call: Syscall, snapshot: Snapshot) -> tuple[Purpose, str] | None:
+    """Told only where every fd of the call is of one such kind."""
+    links = [snapshot.fds.get(fd, "") for fd in call.fds or ((call.fd,) if call.fd is not None else ())]
+    for start, purpose, reason in SPECIAL_FILES:
+        if links and all(link.startswith(start) for link in links):
+            return purpose, reason
+    return None
 
 
 def inside_c_client(call: Syscall, socket: SocketFact, frames: tuple[Frame, ...], snapshot: Snapshot) -> bool:

@@ -88,6 +88,17 @@ def test_no_frames() -> None:
     assert stacks.read(()).frame is None
 
 
+def test_the_monitor_of_a_mongo_driver_is_no_handshake() -> None:
+    stack = [
+        f"receive_data {SITE}pymongo/network_layer.py:300",
+        f"Connection._hello {SITE}pymongo/pool.py:330",
+        f"Monitor._check_with_socket {SITE}pymongo/monitor.py:290",
+        *k.THREAD,
+    ]
+    assert stacks.read(frames(stack)).purpose is P.SUBSCRIPTION
+    assert stacks.read(frames(stack[:2])).purpose is P.OWED
+
+
 def test_native_frames_are_passed_over() -> None:
     stack = frames(["native recv libc.so.6", "native sock_recv python3.11", *k.BLPOP])
     assert stacks.read(stack).purpose is P.SUBSCRIPTION

@@ -167,6 +167,21 @@ def test_without_libpq_a_poll_is_just_a_poll() -> None:
     assert wait.purpose is P.UNKNOWN
 
 
+@pytest.mark.parametrize(
+    ("link", "purpose"),
+    [
+        ("/dev/pts/3", P.WORK),
+        ("anon_inode:inotify", P.WORK),
+        ("anon_inode:[signalfd]", P.WORK),
+        ("anon_inode:[timerfd]", P.SLEEP),
+        ("anon_inode:[eventfd]", P.CONDITION),
+        ("/data/file", P.UNKNOWN),
+    ],
+)
+def test_files_whose_reads_are_waits(link: str, purpose: P) -> None:
+    assert only(snapshot(thread(100, "read", fd=0), stacks={100: k.MAIN}, fds={0: link})).purpose is purpose
+
+
 def test_a_pipe() -> None:
     wait = only(snapshot(thread(100, "read", fd=12), stacks={100: k.CELERY_CHILD}, pipes=[pipe(12)]))
     assert wait.pipe is not None and wait.socket is None and wait.fd == 12
