@@ -68,6 +68,13 @@ class Inspection:
     timings_ms: dict[str, float] = field(default_factory=dict)
 
 
+_NO_TIMEOUT = Missing(
+    "the worker's timeout",
+    "its title hides gunicorn's command line (setproctitle), or its settings cannot be read",
+    "--stuck-after SECONDS says how long a request may take",
+)
+
+
 class _Run:
     """The collectors' guard: what they could not see, and how long each took, in one inspection."""
 
@@ -265,6 +272,9 @@ def _processes(
                         continue
                     except StucktraceError as error:
                         run.miss(Missing(f"child {child}", error.message, error.remedy), pid)
+    for pid, process in processes.items():
+        if process.worker.kind == "gunicorn-worker" and process.worker.timeout_s is None:
+            run.miss(_NO_TIMEOUT, pid)
     return processes, families
 
 

@@ -18,6 +18,9 @@ from stucktrace.facts import CallActivity, Snapshot, ThreadFact
 STORM_PER_CPU_S = 10_000.0
 """Calls in a second of CPU time. Below, 100 microseconds of Python lie between two of them: it computes something."""
 EMPTY_SHARE = 0.99
+SPINNING_SHARE = 0.25
+"""A thread that uses less of the window's time on a CPU sleeps in between, and spins no more than a poll does."""
+BUSY_SHARE = 0.04
 NEVER_MOVES = frozenset({"sched_yield"})
 """Calls that achieve nothing by themselves, whatever they return."""
 
@@ -240,8 +243,10 @@ def spinning(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
         total = sum(entry.returns for entry in calls)
         empty = sum(entry.returns if entry.call in NEVER_MOVES else min(entry.empty, entry.returns) for entry in calls)
         used_s = snapshot.window_s if thread.cpu_s_in_window is None else thread.cpu_s_in_window
+        # A thread that is runnable all the time may get little of a busy machine.
+        share = BUSY_SHARE if thread.state == "R" else SPINNING_SHARE
         if (
-            used_s < snapshot.window_s / 4
+            used_s < snapshot.window_s * share
             or total < STORM_PER_CPU_S * used_s
             or empty < EMPTY_SHARE * total
             or any(entry.moved_bytes for entry in calls)
