@@ -9,6 +9,7 @@ For suspects only; never for a listening socket. SO_ERROR is never asked: readin
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import os
 import select
@@ -16,7 +17,7 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
@@ -36,6 +37,8 @@ OPTIONS = (
     ("user_timeout_ms", socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
     ("syn_retries", socket.IPPROTO_TCP, socket.TCP_SYNCNT),
 )
+Answer = tuple[int, int, int, tuple[int, ...], bytes]
+"""fd, errno of the duplication, inode, values of OPTIONS, struct tcp_info."""
 ANSWER = struct.Struct(f"=iIQ{len(OPTIONS)}iI{TCP_INFO_BYTES}s")
 
 
@@ -50,42 +53,61 @@ class Options:
     tcp_info: bytes
 
 
-def read(pid: int, sockets: Mapping[int, int]) -> dict[int, Options]:
-    """fd -> its options, for TCP sockets given as fd -> expected inode; one that changed meanwhile is left out.
+def read(sockets: Mapping[tuple[int, int], int]) -> dict[tuple[int, int], Options]:
+    """(pid, fd) -> its options, for TCP sockets given as (pid, fd) -> expected inode.
 
-    CollectorError when the target's fds may not be duplicated.
+    One that is gone or was replaced meanwhile is left out. CollectorError when no fd may be duplicated at all.
     """
-    if not sockets:
-        return {}
+    pidfds = _open_processes({pid for pid, _ in sockets})
+    asked = [(pid, fd) for pid, fd in sockets if pid in pidfds]
     try:
-        pidfd = os.pidfd_open(pid)
-    except OSError as error:
-        raise _refused(error) from None
-    receiver, sender = os.pipe()
-    found: dict[int, Options] = {}
+        answers = _ask_child([(pidfds[pid], fd) for pid, fd in asked]) if asked else []
+    finally:
+        for pidfd in pidfds.values():
+            os.close(pidfd)
+    found: dict[tuple[int, int], Options] = {}
     refusal = 0
-    try:
-        child = os.fork()
-        if child == 0:
-            os.close(receiver)
-            _child(pidfd, tuple(sockets), sender)
-        os.close(sender)
+    for key, (_, failure, inode, values, info) in zip(asked, answers, strict=False):
+        if failure:
+            refusal = failure
+        elif inode == sockets[key]:
+            keepalive, idle_s, interval_s, count, user_timeout_ms, syn_retries = values
+            found[key] = Options(bool(keepalive), idle_s, interval_s, count, user_timeout_ms / 1000, syn_retries, info)
+    if not found and refusal in {errno.EPERM, errno.EACCES, errno.ENOSYS}:
+        raise _refused(OSError(refusal, os.strerror(refusal)))
+    return found
+
+
+def _open_processes(pids: Collection[int]) -> dict[int, int]:
+    """pid -> pidfd; one that is gone is left out."""
+    found: dict[int, int] = {}
+    for pid in pids:
         try:
-            data = _read_answers(receiver, len(sockets) * ANSWER.size)
+            found[pid] = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        except OSError as error:
+            raise _refused(error) from None
+    return found
+
+
+def _ask_child(fds: Sequence[tuple[int, int]]) -> list[Answer]:
+    """The answers for (pidfd, fd), in this order; fewer when the helper did not come to its end in time."""
+    receiver, sender = os.pipe()
+    try:
+        try:
+            child = os.fork()
+            if child == 0:
+                os.close(receiver)
+                _child(fds, sender)
+        finally:
+            os.close(sender)
+        try:
+            return _answers(_read_answers(receiver, len(fds) * ANSWER.size))
         finally:
             _reap(child)
     finally:
         os.close(receiver)
-        os.close(pidfd)
-    for fd, failure, inode, values, info in _answers(data):
-        if failure:
-            refusal = failure
-        elif inode == sockets[fd]:
-            keepalive, idle_s, interval_s, count, user_timeout_ms, syn_retries = values
-            found[fd] = Options(bool(keepalive), idle_s, interval_s, count, user_timeout_ms / 1000, syn_retries, info)
-    if not found and refusal in {1, 13, 38}:
-        raise _refused(OSError(refusal, os.strerror(refusal)))
-    return found
 
 
 def _refused(error: OSError) -> CollectorError:
@@ -116,7 +138,7 @@ def _reap(child: int) -> None:
         time.sleep(0.0005)
 
 
-def _answers(data: bytes) -> list[tuple[int, int, int, tuple[int, ...], bytes]]:
+def _answers(data: bytes) -> list[Answer]:
     found = []
     for start in range(0, len(data) - ANSWER.size + 1, ANSWER.size):
         fd, error, inode, *rest = ANSWER.unpack_from(data, start)
@@ -125,7 +147,7 @@ def _answers(data: bytes) -> list[tuple[int, int, int, tuple[int, ...], bytes]]:
     return found
 
 
-def _child(pidfd: int, fds: tuple[int, ...], sender: int) -> NoReturn:
+def _child(fds: Sequence[tuple[int, int]], sender: int) -> NoReturn:
     """Runs in the child and never returns."""
     try:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -138,7 +160,7 @@ def _child(pidfd: int, fds: tuple[int, ...], sender: int) -> NoReturn:
         # Once on a socket of our own: every page touched and every function resolved before the first real one.
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as own:
             look(os.pidfd_open(os.getpid()), own.fileno())
-        for fd in fds:
+        for pidfd, fd in fds:
             os.write(sender, look(pidfd, fd))
     except BaseException:
         os._exit(1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -38,6 +38,7 @@ INET_TABLES = (
     (socket.AF_INET, socket.IPPROTO_UDP),
     (socket.AF_INET6, socket.IPPROTO_UDP),
 )
+SocketsOf = Callable[[int], Mapping[int, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,10 @@ class Table:
     missing: tuple[Missing, ...] = ()
 
 
-def read(pid: int, sockets: Mapping[int, tuple[int, ...]], relatives: Collection[int]) -> Table:
-    """The sockets given as inode -> fds. CollectorError when neither source can be read."""
+def read(pid: int, sockets: Mapping[int, tuple[int, ...]], kin: Mapping[int, Collection[int]]) -> Table:
+    """The sockets given as inode -> fds. `kin`: relative -> inodes it holds. CollectorError: no source can be read."""
     if not sockets:
         return Table("sock_diag", {}, {})
-    kin = {relative: holders.sockets_of(relative) for relative in relatives}
     candidates = set(sockets).union(*kin.values())
     try:
         table = netns.inside(pid, lambda: _read_by_diag(sockets, candidates))

@@ -50,18 +50,18 @@ def collect(
     missing: dict[Missing, None] = {}
     # The members of one family are each other's relatives: each is walked once.
     iterate = cache(kernel.iterate) if kernel is not None else None
+    sockets_of = cache(holders.sockets_of)
     for pid in pids:
         fds = set((detail_fds or {}).get(pid, ()))
         try:
-            table = _read(pid, files, iterate, missing)
+            table = _read(pid, files, iterate, sockets_of, missing)
         except CollectorError as error:
             missing[error.missing] = None
             continue
         tables[pid] = table
         detailed[pid] = {inode: min(numbers) for inode, numbers in table.fds.items() if fds.intersection(numbers)}
         missing.update(dict.fromkeys(table.missing))
-        if not table.options_known:
-            _add_options(pid, table, detailed[pid], missing)
+    _add_options(tables, detailed, missing)
     other = socket_ends.find(tables, detailed, kernel, missing)
     facts = {pid: _join(pid, table, detailed[pid], other) for pid, table in tables.items()}
     source = next((table.source for table in tables.values()), "")
@@ -71,7 +71,11 @@ def collect(
 
 
 def _read(
-    pid: int, files: Mapping[int, Files], iterate: sockets_bpf.Iterate | None, missing: dict[Missing, None]
+    pid: int,
+    files: Mapping[int, Files],
+    iterate: sockets_bpf.Iterate | None,
+    sockets_of: socket_tables.SocketsOf,
+    missing: dict[Missing, None],
 ) -> Table:
     relatives = holders.relatives(pid)
     if iterate is not None:
@@ -79,23 +83,28 @@ def _read(
             return sockets_bpf.read(iterate, pid, relatives)
         except BpfError as error:
             missing[Missing("sockets through BPF", str(error), "none needed: sock_diag was asked instead")] = None
-    return socket_tables.read(pid, files[pid].sockets() if pid in files else {}, relatives)
+    kin = {relative: sockets_of(relative) for relative in relatives}
+    return socket_tables.read(pid, files[pid].sockets() if pid in files else {}, kin)
 
 
-def _add_options(pid: int, table: Table, detailed: Mapping[int, int], missing: dict[Missing, None]) -> None:
-    """What no table tells of the suspects: asked of the socket itself. Completes the drafts in place."""
+def _add_options(
+    tables: Mapping[int, Table], detailed: Mapping[int, Mapping[int, int]], missing: dict[Missing, None]
+) -> None:
+    """What no table tells of the suspects: asked of the sockets themselves. Completes the drafts in place."""
     asked = {
-        fd: inode
-        for inode, fd in detailed.items()
+        (pid, fd): inode
+        for pid, table in tables.items()
+        if not table.options_known
+        for inode, fd in detailed[pid].items()
         if table.drafts[inode]["protocol"] == "tcp" and table.drafts[inode]["state"] not in {"LISTEN", "CLOSE"}
     }
     try:
-        answers = socket_options.read(pid, asked)
+        answers = socket_options.read(asked)
     except CollectorError as error:
         missing[error.missing] = None
         return
-    for fd, options in answers.items():
-        draft = table.drafts[asked[fd]]
+    for (pid, fd), options in answers.items():
+        draft = tables[pid].drafts[asked[pid, fd]]
         if "unacked" not in draft:
             draft.update(parse_tcp_info(options.tcp_info))
         known: Keepalive | None = draft.get("keepalive")

@@ -103,7 +103,7 @@ sys.stdin.read()
     with running(source) as target, tempfile.NamedTemporaryFile() as log:
         fd = target.says["fd"]
         inode = next(inode for inode, fds in Files(target.pid).sockets().items() if fd in fds)
-        code = f"from stucktrace.collectors import socket_options as o; print(o.read({target.pid}, {{{fd}: {inode}}})[{fd}].count)"
+        code = f"from stucktrace.collectors import socket_options as o; k = ({target.pid}, {fd}); print(o.read({{k: {inode}}})[k].count)"
         done = subprocess.run(
             ["strace", "-f", "-o", log.name, "-e", "trace=all", sys.executable, "-c", code],
             capture_output=True,
