@@ -126,6 +126,11 @@ class _Run:
 
 
 MASTERS = ("gunicorn-master", "celery-main")
+_NO_TIMEOUT_KNOWN = Missing(
+    "the worker's timeout",
+    "the command line that would tell it is not there (setproctitle replaces it)",
+    "--stuck-after SECONDS says from when on an open-ended request counts as stuck; without it that is 30 s",
+)
 
 
 class Opening:
@@ -186,6 +191,9 @@ def inspect_all(
         return answers
     with run.timed("kernel"):
         run.kernel, run.for_all = opened().kernel, list(opened().missing)
+    for pid, process in processes.items():
+        if process.worker.kind.startswith("gunicorn-") and process.worker.timeout_s is None:
+            run.miss(_NO_TIMEOUT_KNOWN, pid)
     first = _look(run, processes)
     windows: dict[int, Window] = {}
     looks = dict(first)

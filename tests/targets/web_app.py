@@ -1,0 +1,23 @@
+"""A web application whose requests do what their path says."""
+
+import urllib.parse
+import urllib.request
+
+GREETING = b"hello\n"
+CHUNK = b"x" * (1 << 16)
+
+
+def fetch(url):
+    return urllib.request.urlopen(url).read()
+
+
+def application(environ, start_response):
+    path, query = environ["PATH_INFO"], urllib.parse.parse_qs(environ.get("QUERY_STRING", ""))
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    if path == "/big":
+        return (CHUNK for _ in range(1600))
+    if path == "/fetch":
+        return [fetch(query["url"][0])]
+    if path.startswith("/self"):
+        return [fetch(f"http://{environ['HTTP_HOST']}/{path.removeprefix('/self').lstrip('/')}")]
+    return [GREETING]
