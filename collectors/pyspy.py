@@ -25,6 +25,8 @@ from stucktrace.errors import CollectorError
 
 DEADLINE_S = 2.0
 NATIVE_DEADLINE_S = 5.0
+PER_THREAD_S = 0.005
+"""py-spy reads thread after thread: about 0.25 ms each on a quiet machine, many times that on a busy one."""
 ATTEMPTS = 4
 MAX_OUTPUT_BYTES = 64 << 20
 _MAX_ERROR_BYTES = 16 << 10
@@ -42,6 +44,11 @@ class Dump:
 
     threads: tuple[dict[str, Any], ...]
     took_s: float
+
+
+def deadline_s(threads: int, *, native: bool = False) -> float:
+    """How long a dump of so many threads may take."""
+    return (NATIVE_DEADLINE_S if native else DEADLINE_S) + PER_THREAD_S * threads
 
 
 def dump(pid: int, *, native: bool = False, show_locals: bool = False, deadline_s: float | None = None) -> Dump:

@@ -45,7 +45,8 @@ def collect(process: ProcessFact, threads: Collection[ThreadFact], *, native: bo
         raise CollectorError(
             pyspy.WHAT, "PyPy's stacks cannot be read from outside", "run it under CPython to see stacks"
         )
-    dump = pyspy.dump(process.pid, native=native, show_locals=show_locals)
+    deadline_s = pyspy.deadline_s(len(threads), native=native)
+    dump = pyspy.dump(process.pid, native=native, show_locals=show_locals, deadline_s=deadline_s)
     return from_dump(process.pid, dump, threads, found, native=native)
 
 
