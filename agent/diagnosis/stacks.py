@@ -92,7 +92,7 @@ def _by_name(frames: tuple[Frame, ...], passed: list[Frame]) -> Reading:
         if vocabulary.place(frame) != place:
             break
         purpose = vocabulary.generic(frame)
-        if purpose is not None and (purpose is not Purpose.WORK or frame is passed[0]):
+        if purpose is not None and (purpose is not Purpose.WORK or frame.file == passed[0].file):
             found.setdefault(purpose, frame)
     for purpose, reason in (
         (Purpose.SUBSCRIPTION, "waits in {function}, by its name a call whose purpose is to wait"),

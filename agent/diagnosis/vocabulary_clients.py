@@ -290,6 +290,8 @@ _OTHERS = (
     strong("kafka", "kafka/producer/future.py kafka/producer/kafka.py kafka/admin/client.py",
          "get wait send _wait_on_metadata flush _wait_for_futures", P.REQUEST, "waits for Kafka's acknowledgement"),
     leaf("kafka", "kafka/coordinator/base.py", "run _run_once", P.WORK, "the consumer's heartbeat thread waits"),
+    leaf("kafka", "kafka/net/selector.py",
+         "poll _poll_once run_forever", P.WORK, "the Kafka client's loop waits"),
     leaf("kafka", "kafka/client_async.py", "poll", P.WORK, "the Kafka client's loop waits"),
     strong("kafka", "confluent_kafka/", "poll consume", P.SUBSCRIPTION, "polls Kafka for messages"),
     strong("pulsar", "pulsar/__init__.py", "receive batch_receive read_next", P.SUBSCRIPTION, "waits for a message"),
