@@ -99,7 +99,14 @@ def test_a_hung_request_is_judged_beside_an_idle_loop():
     ):
         (worker,) = server.workers
         hung = kernel.wait_until(
-            lambda: next((tid for tid in kernel.tids(worker) if kernel.in_call(worker, "recvfrom", tid=tid)), 0),
+            lambda: next(
+                (
+                    tid
+                    for tid in kernel.tids(worker)
+                    if kernel.in_call(worker, "recvfrom", tid=tid) and kernel.asleep_s(worker, tid) > 1
+                ),
+                0,
+            ),
             "the call",
         )
         long_wait(worker, "recvfrom", tid=hung, seconds=8)

@@ -1,0 +1,49 @@
+"""A real Celery worker that runs tests/targets/celery_app.py, and tasks for it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tests.harness import kernel, targets
+from tests.harness.brokers import Broker
+
+CELERY = [sys.executable, "-m", "celery", "-A", "celery_app"]
+
+
+@dataclass(frozen=True)
+class Worker:
+    main: int
+    children: tuple[int, ...]
+    """The processes of a prefork pool."""
+    target: targets.Target
+    broker: Broker
+
+    def send(self, task: str, *args: str | int) -> None:
+        """Puts a task into the worker's queue, from another process."""
+        code = f"import celery_app; celery_app.app.send_task('celery_app.{task}', args={list(args)!r})"
+        subprocess.run(
+            ["ip", "netns", "exec", self.broker.pair.here, sys.executable, "-c", code],
+            cwd=targets.TARGETS, env=environment(self.broker), check=True, timeout=120,
+        )  # fmt: skip
+
+
+def environment(broker: Broker) -> dict[str, str]:
+    return {**os.environ, "BROKER_URL": broker.url}
+
+
+@contextlib.contextmanager
+def worker(broker: Broker, *options: str | int, children: int = 2, ready: bool = True) -> Iterator[Worker]:
+    """Yields once the worker has said that it is ready and its pool stands. `children`: 0 for pools without processes."""
+    pool = ["--concurrency", str(children or 2), *map(str, options)]
+    command = [*CELERY, "worker", "--loglevel", "INFO", "--without-mingle", "--without-gossip", *pool]
+    with targets.start(
+        command, netns=broker.pair.here, env={"BROKER_URL": broker.url}, cwd=targets.TARGETS, ready=False
+    ) as target:
+        kernel.wait_until(lambda: "ready." in target.log(), "the worker is ready")
+        pids = tuple(kernel.wait_for_children(target.pid, children)) if children else ()
+        yield Worker(target.pid, pids, target, broker)
