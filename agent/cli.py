@@ -20,6 +20,7 @@ from stucktrace.errors import StucktraceError, UsageError
 from stucktrace.output import OutputFailed, colour_wanted, complain, prepare, terminal_width, write
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
     from stucktrace.inspection import Inspection, Options
 
 STARTED = time.perf_counter()
@@ -51,8 +52,21 @@ def cli() -> None:
     """Says why a gunicorn or Celery worker, or any other process, does not go on."""
 
 
+def complete_pid(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    """What could be looked at, with its command line as the shell's hint."""
+    from click.shell_completion import CompletionItem
+    from stucktrace.collectors.candidates import list_candidates as found
+    from stucktrace.sinks.text import clean
+
+    return [
+        CompletionItem(str(candidate.pid), help=clean(f"{candidate.kind} {candidate.command}", 60))
+        for candidate in found()
+        if str(candidate.pid).startswith(typed)
+    ]
+
+
 @cli.command("pid", epilog=STATUS_HELP)
-@click.argument("pids", metavar="[PID]...", nargs=-1)
+@click.argument("pids", metavar="[PID]...", nargs=-1, shell_complete=complete_pid)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line (schema stucktrace.report/1).")
 @click.option("-v", "--verbose", is_flag=True, help="All threads, sockets and locks, all evidence.")
 @click.option("--native", is_flag=True, help="Native frames too. Stops the target while its stack is read.")

@@ -76,6 +76,20 @@ def test_completion_works_in_bash():
     assert done.stdout == "--engine\n", done
 
 
+def test_completion_offers_the_processes_there_are(waiting: targets.Target):
+    typed = {"_STUCKTRACE_COMPLETE": "bash_complete", "COMP_WORDS": f"stucktrace pid {waiting.pid}", "COMP_CWORD": "2"}
+    result = command.run(env=typed)
+    assert (result.status, result.stderr) == (0, "")
+    assert f"plain,{waiting.pid}" in result.stdout.splitlines()
+
+
+def test_as_a_module(waiting: targets.Target):
+    done = subprocess.run(
+        [sys.executable, "-m", "stucktrace", "pid", str(waiting.pid)], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_healthy_process_as_text(waiting: targets.Target):
     result = command.run("pid", waiting.pid)
     assert (result.status, result.stderr) == (0, "")
