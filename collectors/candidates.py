@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stucktrace.collectors import cgroups, containers, interpreter, procfs, workers
+from stucktrace.collectors import cgroups, command_line, containers, interpreter, procfs, workers
 from stucktrace.errors import CannotInspect, KernelThread
 from stucktrace.facts import ProcessFact
 
-# Python programs whose own work is to keep other programs running: their children are what a user means.
-_SUPERVISORS = ("supervisord", "circusd", "honcho")
 _CHILD_KIND = {"gunicorn-master": "gunicorn-worker", "celery-main": "celery-child"}
 
 
@@ -65,7 +63,7 @@ def _supervises(pid: int) -> bool:
         argv = procfs.read_argv(pid)
     except CannotInspect:
         return False
-    return any(argument.rpartition("/")[2] in _SUPERVISORS for argument in argv[:3])
+    return command_line.read(argv).program == command_line.SUPERVISOR
 
 
 def is_python(pid: int) -> bool:
