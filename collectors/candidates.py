@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stucktrace.collectors import cgroups, command_line, containers, interpreter, procfs, workers
+from stucktrace.collectors import cgroups, containers, interpreter, procfs, workers
 from stucktrace.errors import CannotInspect, KernelThread
 from stucktrace.facts import ProcessFact
 
+# Python programs whose own work is to keep other programs running: their children are what a user means.
+_SUPERVISORS = ("supervisord", "circusd", "honcho")
 _CHILD_KIND = {"gunicorn-master": "gunicorn-worker", "celery-main": "celery-child"}
 
 
@@ -63,7 +65,7 @@ def _supervises(pid: int) -> bool:
         argv = procfs.read_argv(pid)
     except CannotInspect:
         return False
-    return command_line.read(argv).program == command_line.SUPERVISOR
+    return any(argument.rpartition("/")[2] in _SUPERVISORS for argument in argv[:3])
 
 
 def is_python(pid: int) -> bool:

@@ -32,43 +32,35 @@ class OpenFiles:
 
     @cached_property
     def _by_inode(self) -> dict[str, dict[int, tuple[int, ...]]]:
-        found: dict[str, dict[int, list[int]]] = {_SOCKET: {}, _PIPE: {}}
+        found: dict[str, dict[int, tuple[int, ...]]] = {_SOCKET: {}, _PIPE: {}}
         for fd, link in self.links.items():
             for kind, inodes in found.items():
                 if link.startswith(kind) and link[len(kind) : -1].isdecimal():
-                    inodes.setdefault(int(link[len(kind) : -1]), []).append(fd)
-        return {kind: {inode: tuple(fds) for inode, fds in inodes.items()} for kind, inodes in found.items()}
+                    inode = int(link[len(kind) : -1])
+                    inodes[inode] = (*inodes.get(inode, ()), fd)
+        return found
 
 
 def read_fds(pid: int) -> OpenFiles:
     """The whole table. Raises CollectorError when it may not be read or the process is gone."""
+    directory = f"/proc/{pid}/fd"
     links: dict[int, str] = {}
-    complete = True
     try:
-        directory = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise _unreadable(pid, error) from None
-    try:
-        for name in sorted(map(int, os.listdir(directory))):
-            try:
-                links[name] = os.readlink(str(name), dir_fd=directory)
-            except PermissionError:
-                complete = False
-            except OSError:
-                # Closed since.
-                continue
-    except OSError as error:
-        raise _unreadable(pid, error) from None
-    finally:
-        os.close(directory)
-    return OpenFiles(links, complete)
-
-
-def _unreadable(pid: int, error: OSError) -> CollectorError:
-    if isinstance(error, PermissionError):
-        return CollectorError(
+        names = os.listdir(directory)
+    except PermissionError:
+        raise CollectorError(
             "open files",
             f"the fd table of process {pid} may not be read",
             "run as root or the target's user, or grant CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH",
-        )
-    return CollectorError("open files", f"process {pid}: {error.strerror}", "look again")
+        ) from None
+    except OSError as error:
+        raise CollectorError("open files", f"process {pid}: {error.strerror}", "look again") from None
+    complete = True
+    for name in sorted(map(int, names)):
+        try:
+            links[name] = os.readlink(f"{directory}/{name}")
+        except PermissionError:
+            complete = False
+        except OSError:
+            continue
+    return OpenFiles(links, complete)

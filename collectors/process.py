@@ -52,8 +52,8 @@ def read_process(pid: int) -> ProcessFact:
         if found and mapped
         else {},
         worker=workers.read_worker(start, is_python=found is not None, environ=environ),
-        container=containers.read_container(pid, paths),
-        frozen=cgroups.frozen(pid, paths),
+        container=containers.from_paths(paths),
+        frozen=cgroups.frozen(paths),
         tracer_pid=int(status.get("TracerPid", "0")),
         hooked_c_clients=tuple(
             dict.fromkeys(match.group(1) for name in libraries if (match := _C_CLIENTS.match(name)))
@@ -78,9 +78,8 @@ def _paths(mapped: regions.Regions | None) -> list[str]:
 
 
 def _fd_count(pid: int) -> int | None:
-    """Source: the size of /proc/PID/fd (Linux 6.2), else its entries."""
     try:
-        return os.stat(f"/proc/{pid}/fd").st_size or len(os.listdir(f"/proc/{pid}/fd"))
+        return len(os.listdir(f"/proc/{pid}/fd"))
     except OSError:
         return None
 

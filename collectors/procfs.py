@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,8 +100,6 @@ def parse_stat(text: str) -> Stat:
     head, _, tail = text.rpartition(")")
     pid, _, command = head.partition("(")
     fields = tail.split()
-    if len(fields) < 22:
-        raise NoSuchProcess("the process has ended", "look at the one that took its place")
     return Stat(
         pid=int(pid),
         command=command,
@@ -134,10 +131,8 @@ def read_argv(pid: int) -> tuple[str, ...]:
 
 
 def split_argv(text: str) -> tuple[str, ...]:
-    """Trailing NULs are what is left of a longer title, and trailing spaces of one that was padded with them."""
+    """Trailing NULs are what is left of a longer title."""
     text = text.rstrip("\0")
-    if "\0" not in text:
-        text = text.rstrip(" ")
     return tuple(text.split("\0")) if text else ()
 
 
@@ -170,27 +165,13 @@ def thread_ids(pid: int) -> list[int]:
 
 
 def children(pid: int) -> list[int]:
-    """The children of all its threads; [] when it is gone. Source: task/TID/children, else every process's parent."""
-    try:
-        found = list(map(int, read(pid, f"task/{pid}/children").split()))
-    except CannotInspect:
-        return _children_by_parent(pid) if Path(f"/proc/{pid}/task/{pid}/stat").exists() else []
+    """The children of all its threads; [] when it is gone or the kernel does not list them."""
+    found: list[int] = []
     try:
         for tid in thread_ids(pid):
-            if tid != pid:
-                with suppress(CannotInspect):
-                    found += map(int, read(pid, f"task/{tid}/children").split())
+            found += map(int, read(pid, f"task/{tid}/children").split())
     except CannotInspect:
-        pass
-    return sorted(found)
-
-
-def _children_by_parent(pid: int) -> list[int]:
-    found = []
-    for other in all_pids():
-        with suppress(CannotInspect):
-            if read_stat(other).ppid == pid:
-                found.append(other)
+        return sorted(found)
     return sorted(found)
 
 

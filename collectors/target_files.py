@@ -19,29 +19,12 @@ _RESOLVE_IN_ROOT = 0x10
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def inside(pid: int, path: str) -> str:
-    """A path as /proc prints it (maps, exe, cwd, fd), in the target's own view: without the directory of its chroot.
-
-    Paths from another mount namespace begin at its root already.
-    """
-    try:
-        root = os.readlink(f"/proc/{pid}/root").rstrip("/")
-    except OSError:
-        return path
-    if root and (path == root or path.startswith(root + "/")):
-        return path[len(root) :] or "/"
-    return path
-
-
 def open_inside(pid: int, path: str, flags: int = os.O_RDONLY) -> int:
     """An fd on `path` as the target sees it. Raises OSError."""
     root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         how = struct.pack(
-            "QQQ",
-            flags | os.O_CLOEXEC | (0 if flags & os.O_PATH else os.O_NONBLOCK | os.O_NOCTTY),
-            0,
-            _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS,
+            "QQQ", flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS
         )
         fd: int = _libc.syscall(_OPENAT2, root, os.fsencode(path), how, len(how))
         if fd < 0:
@@ -50,14 +33,6 @@ def open_inside(pid: int, path: str, flags: int = os.O_RDONLY) -> int:
         return fd
     finally:
         os.close(root)
-
-
-def exists_inside(pid: int, path: str) -> bool:
-    try:
-        os.close(open_inside(pid, path, os.O_PATH))
-    except OSError:
-        return False
-    return True
 
 
 def read_inside(pid: int, path: str, limit: int = 1 << 20) -> bytes | None:
