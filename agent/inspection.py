@@ -25,6 +25,7 @@ from stucktrace.facts import (
     Missing,
     ProcessFact,
     PythonFact,
+    Relative,
     Seen,
     Snapshot,
     SocketFact,
@@ -66,13 +67,6 @@ class Inspection:
     children: tuple[Inspection, ...] = ()
     siblings: Siblings | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
-
-
-_NO_TIMEOUT = Missing(
-    "the worker's timeout",
-    "its title hides gunicorn's command line (setproctitle), or its settings cannot be read",
-    "--stuck-after SECONDS says how long a request may take",
-)
 
 
 class _Run:
@@ -126,11 +120,6 @@ class _Run:
 
 
 MASTERS = ("gunicorn-master", "celery-main")
-_NO_TIMEOUT_KNOWN = Missing(
-    "the worker's timeout",
-    "the command line that would tell it is not there (setproctitle replaces it)",
-    "--stuck-after SECONDS says from when on an open-ended request counts as stuck; without it that is 30 s",
-)
 
 
 class Opening:
@@ -191,9 +180,6 @@ def inspect_all(
         return answers
     with run.timed("kernel"):
         run.kernel, run.for_all = opened().kernel, list(opened().missing)
-    for pid, process in processes.items():
-        if process.worker.kind.startswith("gunicorn-") and process.worker.timeout_s is None:
-            run.miss(_NO_TIMEOUT_KNOWN, pid)
     first = _look(run, processes)
     windows: dict[int, Window] = {}
     looks = dict(first)
@@ -281,9 +267,24 @@ def _processes(
                     except StucktraceError as error:
                         run.miss(Missing(f"child {child}", error.message, error.remedy), pid)
     for pid, process in processes.items():
-        if process.worker.kind == "gunicorn-worker" and process.worker.timeout_s is None:
-            run.miss(_NO_TIMEOUT, pid)
+        if process.worker.kind.startswith("gunicorn-") and process.worker.timeout_s is None:
+            run.miss(_no_timeout(process), pid)
     return processes, families
+
+
+def _no_timeout(process: ProcessFact) -> Missing:
+    from stucktrace.collectors.workers import HIDDEN
+
+    source = process.worker.timeout_source
+    because = {
+        HIDDEN: "its process title hides the command line (setproctitle), and its memory does not tell",
+        "environment": "it may stand in GUNICORN_CMD_ARGS, and the environment cannot be read",
+    }.get(source, f"{source} computes it, or cannot be read" if source else "its command line cannot be read")
+    return Missing(
+        "gunicorn's timeout",
+        because,
+        "give --timeout on gunicorn's command line; --stuck-after SECONDS says how long a request may take meanwhile",
+    )
 
 
 def _not_a_zombie(process: ProcessFact) -> None:
@@ -323,10 +324,11 @@ def _look(run: _Run, processes: Mapping[int, ProcessFact], before: Mapping[int, 
     pipes_of = {
         pid: run.collect("pipes", (), partial(pipes.collect, processes[pid], files[pid], held), pid) for pid in files
     }
+    family: dict[int, Relative | None] = {}
     relatives_of = {
         pid: before[pid].relatives
         if before
-        else run.collect("relatives", (), partial(relatives.collect, processes[pid]), pid)
+        else run.collect("relatives", (), partial(relatives.collect, processes[pid], family), pid)
         for pid in pids
     }
     python_of = stacks.read()

@@ -5,10 +5,11 @@ Pure: argv in, words out. Titles set by setproctitle are read too; they hide the
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 GUNICORN, CELERY_WORKER, CELERY_BEAT, OTHER = "gunicorn", "celery-worker", "celery-beat", "other"
 
@@ -16,6 +17,7 @@ _PYTHON = re.compile(r"^(python|pypy)[\d.]*[a-z]*$")
 _PYTHON_OPTIONS_WITH_VALUE = {"-W", "-X", "--check-hash-based-pycs"}
 _GUNICORN_PROGRAMS = {"gunicorn", "gunicorn3", "gunicorn.app.wsgiapp", "gunicorn_paster"}
 _CELERY_PROGRAMS = {"celery", "celery.bin.celery", "celery.__main__", "celeryd", "celerybeat"}
+_CELERY_OPTIONS_WITH_VALUE = {"-A", "--app", "-b", "--broker", "--result-backend", "--loader", "--config", "--workdir"}
 
 _GUNICORN_TITLE = re.compile(r"^gunicorn: (master|worker|arbiter)\b")
 _CELERY_TITLE = re.compile(r"^\[(celeryd|celery beat|celery worker|celery)(?:: ([^\]]*))?\]")
@@ -33,7 +35,6 @@ class CommandLine:
     """The title set with setproctitle, "" when argv is the real one."""
     role: str = ""
     """"master", "worker" or "" as the title says it (Celery: "master" for MainProcess)."""
-    options: dict[str, str] = field(default_factory=dict)
 
 
 def read(argv: Sequence[str]) -> CommandLine:
@@ -46,12 +47,31 @@ def read(argv: Sequence[str]) -> CommandLine:
     name, arguments = _program(argv)
     if name in _GUNICORN_PROGRAMS:
         return CommandLine(GUNICORN, arguments)
-    if name in _CELERY_PROGRAMS or (name == "manage.py" and arguments[:1] == ("celery",)):
-        if name == "celerybeat" or "beat" in _words(arguments):
+    if name == "manage.py" and arguments[:1] == ("celery",):
+        name, arguments = "celery", arguments[1:]
+    if name in _CELERY_PROGRAMS:
+        command = {"celeryd": "worker", "celerybeat": "beat"}.get(name) or _celery_command(arguments)
+        if command == "beat":
             return CommandLine(CELERY_BEAT, arguments)
-        if name == "celeryd" or "worker" in _words(arguments):
+        if command == "worker":
             return CommandLine(CELERY_WORKER, arguments)
     return CommandLine(OTHER, arguments)
+
+
+def program_name(argv: Sequence[str]) -> str:
+    """The script (without its folder), or the module behind -m; "" for `python -c` and an interactive interpreter."""
+    return _program(argv)[0] if argv else ""
+
+
+def _celery_command(arguments: Sequence[str]) -> str:
+    """The first word that is neither an option nor its value."""
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith("-"):
+            return argument
+        if argument in _CELERY_OPTIONS_WITH_VALUE:
+            next(rest, None)
+    return ""
 
 
 def _title(first: str) -> CommandLine | None:
@@ -91,23 +111,22 @@ def _base(path: str) -> str:
     return path.rpartition("/")[2]
 
 
-def _words(arguments: Iterable[str]) -> set[str]:
-    return {argument for argument in arguments if not argument.startswith("-")}
-
-
 def option(arguments: Sequence[str], *names: str) -> str | None:
-    """The last value of an option: "--name value", "--name=value", "-nvalue" or "-n value"; None when absent."""
+    """The last value of an option: "--name value", "--name=value", "-nvalue" or "-n value"; None when absent.
+
+    A long name may be shortened: a program that allows it refuses what fits two of its options.
+    """
     found = None
     for index, argument in enumerate(arguments):
+        given, separator, value = argument.partition("=")
         for name in names:
-            if argument == name:
-                if index + 1 < len(arguments):
+            if given == name or (name.startswith("--") and len(given) > 3 and name.startswith(given)):
+                if separator:
+                    found = value
+                elif index + 1 < len(arguments):
                     found = arguments[index + 1]
-            elif name.startswith("--"):
-                if argument.startswith(name + "="):
-                    found = argument[len(name) + 1 :]
-            elif argument.startswith(name) and not argument.startswith("--"):
-                found = argument[len(name) :].removeprefix("=")
+            elif not name.startswith("--") and argument.startswith(name) and not argument.startswith("--"):
+                found = argument[len(name) :]
     return found
 
 
@@ -120,7 +139,9 @@ def split(text: str) -> list[str]:
 
 
 def number(text: str | None) -> float | None:
+    """A finite number; None when it is none."""
     try:
-        return float(text) if text is not None else None
+        value = float(text) if text is not None else None
     except ValueError:
         return None
+    return value if value is not None and math.isfinite(value) else None

@@ -9,16 +9,24 @@ import re
 
 from stucktrace.facts import Container
 
-_ID = re.compile(r"(?:^|[-:/])(?:(docker|cri-containerd|crio|containerd|libpod)-)?([0-9a-f]{64})(?:\.scope)?$")
+_ID = re.compile(
+    r"^(?:.*:)?(?:(docker|cri-containerd|crio|containerd|libpod|libpod-payload|nerdctl)[-:])?([0-9a-f]{64})(?:\.scope)?$"
+)
 _POD = re.compile(r"pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12}|[0-9a-f]{32})")
-_RUNTIMES = {"cri-containerd": "containerd", "crio": "cri-o", "libpod": "podman"}
+_RUNTIMES = {
+    "cri-containerd": "containerd",
+    "crio": "cri-o",
+    "libpod": "podman",
+    "libpod-payload": "podman",
+    "nerdctl": "containerd",
+}
 
 
 def from_paths(paths: tuple[tuple[str, str], ...]) -> Container | None:
     """None outside of containers, as far as the path tells (a private cgroup namespace shows only "/")."""
     for _, path in paths:
         for part in reversed(path.split("/")):
-            match = _ID.search(part)
+            match = _ID.match(part)
             if not match:
                 continue
             pod = _POD.search(path)

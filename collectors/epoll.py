@@ -15,6 +15,7 @@ from stucktrace.collectors.openfiles import OpenFiles
 from stucktrace.errors import CannotInspect
 from stucktrace.facts import EpollFact, EpollWatch, ProcessFact
 
+_MOST_BYTES = 16 << 20
 _LINE = re.compile(r"^tfd:\s*(\d+)\s+events:\s*([0-9a-f]+)\s+data:\s*[0-9a-f]+(?:.*\bino:([0-9a-f]+))?", re.MULTILINE)
 
 
@@ -26,18 +27,31 @@ def parse(text: str) -> list[tuple[int, int, int]]:
 def collect(process: ProcessFact, files: OpenFiles) -> tuple[EpollFact, ...]:
     facts = []
     for epoll in files.epolls():
-        try:
-            text = procfs.read(process.pid, f"fdinfo/{epoll}").decode(errors="replace")
-        except CannotInspect:
-            continue
-        watches = tuple(_watch(process.pid, files, *registration) for registration in parse(text))
+        registered = _registered(process.pid, epoll)
+        watches = tuple(_watch(process.pid, files, *registration) for registration in registered)
+        if any(not watch.present for watch in watches):
+            # Closed or opened since the first read: only what is still registered after its fd was gone is stale.
+            still = set(_registered(process.pid, epoll))
+            watches = tuple(
+                watch for watch in watches if watch.present or (watch.fd, watch.events, watch.inode) in still
+            )
         facts.append(EpollFact(epoll, _with_holders(watches)))
     return tuple(facts)
 
 
+def _registered(pid: int, epoll: int) -> list[tuple[int, int, int]]:
+    try:
+        return parse(procfs.read(pid, f"fdinfo/{epoll}", _MOST_BYTES).decode(errors="replace"))
+    except CannotInspect:
+        return []
+
+
 def _watch(pid: int, files: OpenFiles, fd: int, events: int, inode: int) -> EpollWatch:
-    link = files.links.get(fd)
-    return EpollWatch(fd, events, inode, present=link is not None and _same(pid, fd, link, inode))
+    link = files.links.get(fd, "")
+    present = bool(link) and _same(pid, fd, link, inode)
+    if not present and (now := procfs.read_link(pid, f"fd/{fd}")):
+        present = _same(pid, fd, now, inode)
+    return EpollWatch(fd, events, inode, present)
 
 
 def _same(pid: int, fd: int, link: str, inode: int) -> bool:
@@ -45,7 +59,7 @@ def _same(pid: int, fd: int, link: str, inode: int) -> bool:
     if not inode or link.startswith("anon_inode:"):
         return True
     if link.startswith(("socket:[", "pipe:[")):
-        return int(link.partition("[")[2][:-1]) == inode
+        return link.partition("[")[2][:-1] == str(inode)
     try:
         return os.stat(f"/proc/{pid}/fd/{fd}").st_ino == inode
     except OSError:

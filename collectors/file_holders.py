@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from stucktrace.collectors import procfs
@@ -24,7 +24,7 @@ def find(links: Collection[str]) -> tuple[tuple[Held, ...], bool]:
     complete = True
     for pid in procfs.all_pids():
         try:
-            found += [held for held in _table(pid) if held.link in wanted]
+            found += _of(pid, wanted)
         except PermissionError:
             complete = complete and _no_user_space(pid)
         except OSError:
@@ -32,13 +32,20 @@ def find(links: Collection[str]) -> tuple[tuple[Held, ...], bool]:
     return tuple(found), complete
 
 
-def _table(pid: int) -> Iterator[Held]:
-    directory = f"/proc/{pid}/fd"
-    for name in os.listdir(directory):
-        try:
-            yield Held(pid, int(name), os.readlink(f"{directory}/{name}"))
-        except FileNotFoundError:
-            continue
+def _of(pid: int, wanted: frozenset[str]) -> list[Held]:
+    found = []
+    directory = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name in os.listdir(directory):
+            try:
+                link = os.readlink(name, dir_fd=directory)
+            except FileNotFoundError:
+                continue
+            if link in wanted:
+                found.append(Held(pid, int(name), link))
+    finally:
+        os.close(directory)
+    return found
 
 
 def _no_user_space(pid: int) -> bool:

@@ -56,7 +56,7 @@ def collect(process: ProcessFact, threads: Iterable[ThreadFact]) -> tuple[FileLo
         waits = [
             entry
             for entry in entries
-            if entry.waits and entry.file == file and entry.pid in (process.pid, thread.tid, -1)
+            if entry.waits and entry.pid in (process.pid, thread.tid, -1) and _same_file(entry, file, process.pid)
         ]
         if not file or not waits:
             continue
@@ -69,6 +69,11 @@ def collect(process: ProcessFact, threads: Iterable[ThreadFact]) -> tuple[FileLo
             FileLockFact(thread.tid, waits[0].kind.lower(), path, holders, tuple(_command(pid) for pid in holders))
         )
     return tuple(facts)
+
+
+def _same_file(entry: Entry, file: str, pid: int) -> bool:
+    """The kernel names the file system's own device; some (btrfs, overlay) show another in stat: the waiter decides."""
+    return entry.file == file or (entry.pid == pid and entry.file.rpartition(":")[2] == file.rpartition(":")[2])
 
 
 def _first_argument(thread: ThreadFact) -> int | None:

@@ -1,19 +1,21 @@
 """gunicorn's settings from outside: command line, GUNICORN_CMD_ARGS, config file, defaults; the first one wins.
 
-The config file is parsed, never run: only plain literal assignments at its top level count. Source: gunicorn's settings
-reference (`-c`, `--chdir`, `./gunicorn.conf.py`).
+The config file is parsed, never run: only plain literal assignments at its top level count, and a setting that the file
+computes is not known (None), which is not the same as its default. Source: gunicorn's settings reference (`-c`,
+`--chdir`, `./gunicorn.conf.py`).
 """
 
 from __future__ import annotations
 
 import ast
+import operator
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from stucktrace.collectors import command_line
-from stucktrace.collectors.target_files import read_inside
+from stucktrace.collectors.target_files import read_file
 
 _OPTIONS = {
     "timeout": ("-t", "--timeout"),
@@ -21,26 +23,32 @@ _OPTIONS = {
     "workers": ("-w", "--workers"),
     "threads": ("--threads",),
 }
-_DEFAULTS: Mapping[str, Any] = {"timeout": 30, "worker_class": "sync", "threads": 1}
+_DEFAULTS: Mapping[str, Any] = {"timeout": 30, "worker_class": "sync", "workers": 1, "threads": 1}
+_SUMS: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+}
 
 
 @dataclass(frozen=True)
 class Setting:
     value: Any
+    """None: set, but not to what could be read from outside."""
     source: str
-    """"command line", "GUNICORN_CMD_ARGS", the config file's path, or "default"."""
+    """"command line", "GUNICORN_CMD_ARGS", "WEB_CONCURRENCY", the config file's path, "environment" or "default"."""
 
 
-def read(pid: int, arguments: Sequence[str], environ: Mapping[str, str], cwd: str) -> dict[str, Setting]:
-    """timeout, worker_class, workers and threads, each with where it comes from."""
-    from_environ = command_line.split(environ.get("GUNICORN_CMD_ARGS", ""))
+def read(pid: int, arguments: Sequence[str], environ: Mapping[str, str] | None, cwd: str) -> dict[str, Setting]:
+    """timeout, worker_class, workers and threads, each with where it comes from. `environ` None: it cannot be read."""
+    from_environ = command_line.split((environ or {}).get("GUNICORN_CMD_ARGS", ""))
     found = {name: Setting(value, "default") for name, value in _DEFAULTS.items()}
-    if workers := environ.get("WEB_CONCURRENCY"):
+    if workers := (environ or {}).get("WEB_CONCURRENCY"):
         found["workers"] = Setting(workers, "WEB_CONCURRENCY")
-    path = _config_path(arguments, from_environ, cwd)
-    text = read_inside(pid, path) if path else None
-    if text is not None and path:
-        found.update({name: Setting(value, path) for name, value in parse(text).items()})
+    found.update(_from_file(pid, arguments, from_environ, environ or {}, cwd))
+    if environ is None:
+        found = {name: Setting(None, "environment") for name in _OPTIONS}
     for source, words in (("GUNICORN_CMD_ARGS", from_environ), ("command line", arguments)):
         for name, spellings in _OPTIONS.items():
             value = command_line.option(words, *spellings)
@@ -49,33 +57,83 @@ def read(pid: int, arguments: Sequence[str], environ: Mapping[str, str], cwd: st
     return found
 
 
-def _config_path(arguments: Sequence[str], from_environ: Sequence[str], cwd: str) -> str:
+def _from_file(
+    pid: int, arguments: Sequence[str], from_environ: Sequence[str], environ: Mapping[str, str], cwd: str
+) -> dict[str, Setting]:
+    """What the config file sets. One that was named and cannot be read may set everything."""
     given = command_line.option(arguments, "-c", "--config") or command_line.option(from_environ, "-c", "--config")
+    folder = cwd
+    if (command_line.option(arguments, "--chdir") or command_line.option(from_environ, "--chdir")) is not None:
+        # The file was named from where gunicorn was started; --chdir leaves that in PWD.
+        folder = environ.get("PWD", "")
     name = (given or "gunicorn.conf.py").removeprefix("file:")
-    return "" if name.startswith("python:") else posixpath.join(cwd or "/", name)
+    if name.startswith("python:"):
+        # It is imported: most often from the working directory, else from wherever sys.path leads.
+        folder, name = cwd, name.removeprefix("python:").replace(".", "/") + ".py"
+    if not folder and not name.startswith("/"):
+        return {option: Setting(None, name) for option in _OPTIONS}
+    path = posixpath.normpath(posixpath.join(folder, name))
+    text: bytes | None
+    try:
+        text = read_file(pid, path)
+    except FileNotFoundError:
+        text = None if given else b""
+    except OSError:
+        text = None
+    settings = parse(text) if text is not None else None
+    if settings is None:
+        return {option: Setting(None, given or path) for option in _OPTIONS}
+    return {option: Setting(value, path) for option, value in settings.items()}
 
 
-def parse(text: bytes) -> dict[str, Any]:
-    """The literal settings in a config file; a setting that is computed is left out."""
+def parse(text: bytes) -> dict[str, Any] | None:
+    """The settings in a config file; one that is computed is None. None for a file that may set anything."""
     try:
         module = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return {}
+        return None
     found: dict[str, Any] = {}
     for statement in module.body:
-        if isinstance(statement, ast.Assign):
-            names = [target.id for target in statement.targets if isinstance(target, ast.Name)]
-            value: ast.expr | None = statement.value
-        elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            names, value = [statement.target.id], statement.value
-        else:
-            continue
-        for name in names:
-            if name not in _OPTIONS or value is None:
-                continue
-            try:
-                found[name] = ast.literal_eval(value)
-            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-                # Computed: the file decides, but not in a way that can be read from outside.
-                found[name] = None
+        for name, value in _assigned(statement):
+            if name == "*":
+                found.update(dict.fromkeys(_OPTIONS))
+            elif name in _OPTIONS:
+                found[name] = _literal(value)
     return found
+
+
+def _assigned(statement: ast.stmt) -> Iterator[tuple[str, ast.expr | None]]:
+    """(name, value) of what a statement at the top level sets; the value is None where it is not simply assigned."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return
+    if isinstance(statement, ast.Assign) and all(isinstance(target, ast.Name) for target in statement.targets):
+        for target in statement.targets:
+            if isinstance(target, ast.Name):
+                yield target.id, statement.value
+    elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+        if statement.value is not None:
+            yield statement.target.id, statement.value
+    else:
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                yield node.id, None
+            elif isinstance(node, ast.alias):
+                yield node.asname or node.name, None
+
+
+def _literal(value: ast.expr | None) -> Any:
+    """The value of a literal, or of a sum of small ones ("60 * 5"); None for what has to be run."""
+    if value is None:
+        return None
+    if isinstance(value, ast.BinOp) and type(value.op) in _SUMS:
+        left, right = _literal(value.left), _literal(value.right)
+        if isinstance(left, int | float) and isinstance(right, int | float):
+            try:
+                return _SUMS[type(value.op)](left, right)
+            except (ArithmeticError, ValueError):
+                return None
+        return None
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None

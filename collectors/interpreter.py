@@ -74,7 +74,7 @@ def find(pid: int, known: Regions | None = None) -> Interpreter | None:
 def _from_mappings(pid: int, mapped: Regions, executable: str) -> Interpreter | None:
     paths = dict.fromkeys(region.path for region in mapped.regions if region.path.startswith("/"))
     for path in paths:
-        name = PurePosixPath(_alive(path)).name
+        name = _alive(path).rpartition("/")[2]
         if found := _PYPY.match(name):
             version = ".".join(part for part in found.groups() if part)
             return Interpreter(version, _alive(executable), path, "pypy", source="library")
@@ -84,7 +84,7 @@ def _from_mappings(pid: int, mapped: Regions, executable: str) -> Interpreter | 
             return _detailed(pid, mapped, named)
     hint, free_threaded, extension = _hint(paths)
     named = Interpreter(hint, _alive(executable), executable, "cpython", free_threaded, source="symbols")
-    if found := _COMMAND.match(PurePosixPath(_alive(executable)).name):
+    if found := _COMMAND.match(_alive(executable).rpartition("/")[2]):
         version = f"{found[1]}.{found[2]}" if found[2] else hint
         free_threaded = "t" in found[3] or free_threaded
         named = replace(named, version=version, free_threaded=free_threaded, source="executable")
@@ -271,3 +271,9 @@ def data_of(mapped: Regions, library: str) -> tuple[Region, ...]:
             if following and following.start == region.end and not following.path and following.writable:
                 found.append(following)
     return tuple(found)
+
+
+def symbol(pid: int, mapped: Regions, path: str, name: str) -> tuple[int, int] | None:
+    """(address, size) of a symbol that a mapped file exports; None when it does not. Raises OSError."""
+    module = _module(pid, mapped, path)
+    return module.symbol(name) if module is not None else None

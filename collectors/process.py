@@ -8,7 +8,17 @@ from __future__ import annotations
 import os
 import re
 
-from stucktrace.collectors import cgroups, containers, interpreter, packages, procfs, regions, workers
+from stucktrace.collectors import (
+    cgroups,
+    command_line,
+    containers,
+    interpreter,
+    packages,
+    procfs,
+    regions,
+    startup,
+    workers,
+)
 from stucktrace.errors import CannotInspect, KernelThread, NoSuchProcess
 from stucktrace.facts import ProcessFact
 
@@ -24,37 +34,40 @@ def read_process(pid: int) -> ProcessFact:
     if stat.kernel_thread:
         raise KernelThread(f"process {pid} ({stat.command}) is a kernel thread", "look at a process instead")
     status = procfs.read_status(pid)
-    tgid = int(status.get("Tgid", pid))
+    tgid = procfs.first_number(status.get("Tgid", ""), pid)
     if tgid != pid:
         raise NoSuchProcess(f"{pid} is a thread of process {tgid}, not a process", f"stucktrace pid {tgid}")
     argv = procfs.read_argv(pid)
     mapped, found = _interpreter(pid)
     environ = procfs.read_environ(pid) if found else {}
+    hidden: tuple[str, ...] = ()
+    if found and mapped:
+        hidden = _hidden_argv(pid, mapped, found, argv)
+        if environ is None:
+            environ = startup.read_environ(pid, mapped, found)
     paths = cgroups.read_paths(pid)
     libraries = sorted({path.rpartition("/")[2] for path in _paths(mapped) if ".so" in path})
-    start = workers.Start(pid, stat.ppid, argv)
+    start = workers.Start(pid, stat.ppid, argv, hidden)
     return ProcessFact(
         pid=pid,
-        ns_pid=int(status.get("NSpid", str(pid)).split()[-1]),
+        ns_pid=procfs.last_number(status.get("NSpid", ""), pid),
         ppid=stat.ppid,
         start_time=stat.start_time,
         command=stat.command,
         argv=argv,
         state=stat.state,
-        uid=int(status.get("Uid", "0").split()[0]),
+        uid=procfs.first_number(status.get("Uid", "")),
         age_s=stat.age_s,
         rss_bytes=stat.rss_bytes,
         fd_count=_fd_count(pid),
         executable=found.executable if found else procfs.read_link(pid, "exe"),
         is_python=found is not None,
         python_version=found.version if found else "",
-        packages=packages.read_packages(pid, mapped, found.executable, found.version, environ)
-        if found and mapped
-        else {},
+        packages=packages.read_packages(pid, mapped, found, hidden or argv, environ or {}) if found and mapped else {},
         worker=workers.read_worker(start, is_python=found is not None, environ=environ),
         container=containers.from_paths(paths),
         frozen=cgroups.frozen(paths),
-        tracer_pid=int(status.get("TracerPid", "0")),
+        tracer_pid=procfs.first_number(status.get("TracerPid", "")),
         hooked_c_clients=tuple(
             dict.fromkeys(match.group(1) for name in libraries if (match := _C_CLIENTS.match(name)))
         ),
@@ -71,6 +84,16 @@ def _interpreter(pid: int) -> tuple[regions.Regions | None, interpreter.Interpre
         return mapped, interpreter.find(pid, mapped)
     except OSError:
         return mapped, None
+
+
+def _hidden_argv(
+    pid: int, mapped: regions.Regions, found: interpreter.Interpreter, argv: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The command line behind a title; () when argv is no title."""
+    shown = command_line.read(argv)
+    if not shown.title:
+        return ()
+    return startup.read_argv(pid, mapped, found, lambda words: command_line.read(words).program == shown.program)
 
 
 def _paths(mapped: regions.Regions | None) -> list[str]:
@@ -93,5 +116,4 @@ def still_same(process: ProcessFact) -> bool:
         status = procfs.read_status(process.pid)
     except CannotInspect:
         return False
-    pending = int(status.get("ShdPnd", "0"), 16) | int(status.get("SigPnd", "0"), 16)
-    return not pending & _SIGKILL_BIT
+    return not any(procfs.first_number(status.get(field, ""), base=16) & _SIGKILL_BIT for field in ("ShdPnd", "SigPnd"))

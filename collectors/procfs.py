@@ -37,6 +37,8 @@ class Stat:
     start_time: int
     """Clock ticks after boot."""
     rss_bytes: int
+    arg_start: int = 0
+    """Where its arguments lie in its memory; 0 when we may not know."""
 
     @property
     def kernel_thread(self) -> bool:
@@ -108,11 +110,28 @@ def parse_stat(text: str) -> Stat:
         flags=int(fields[6]),
         start_time=int(fields[19]),
         rss_bytes=int(fields[21]) * PAGE_BYTES,
+        arg_start=int(fields[45]) if len(fields) > 45 else 0,
     )
 
 
 def read_stat(pid: int) -> Stat:
-    return parse_stat(read(pid, "stat").decode(errors="surrogateescape"))
+    text = read(pid, "stat").decode(errors="surrogateescape")
+    try:
+        return parse_stat(text)
+    except (ValueError, IndexError):
+        raise CannotInspect(f"process {pid}: its stat cannot be understood: {text[:80]!r}", "look again") from None
+
+
+def forked(pid: int, parent: int) -> bool | None:
+    """`pid` is a fork of `parent` that has not run another program since; None when that cannot be known.
+
+    The kernel places the arguments of each program that is started at an address of its own; a fork keeps it.
+    """
+    try:
+        mine, theirs = read_stat(pid).arg_start, read_stat(parent).arg_start
+    except CannotInspect:
+        return None
+    return mine == theirs if mine and theirs else None
 
 
 def parse_status(text: str) -> dict[str, str]:
@@ -122,6 +141,19 @@ def parse_status(text: str) -> dict[str, str]:
 
 def read_status(pid: int) -> dict[str, str]:
     return parse_status(read(pid, "status").decode(errors="surrogateescape"))
+
+
+def first_number(text: str, default: int = 0, base: int = 10) -> int:
+    """The first word of a field as a number."""
+    try:
+        return int(text.split(maxsplit=1)[0], base)
+    except (ValueError, IndexError):
+        return default
+
+
+def last_number(text: str, default: int) -> int:
+    """The last word of a field as a number: an id in the innermost namespace."""
+    return first_number(" ".join(text.split()[-1:]), default)
 
 
 def read_argv(pid: int) -> tuple[str, ...]:
@@ -136,13 +168,20 @@ def split_argv(text: str) -> tuple[str, ...]:
     return tuple(text.split("\0")) if text else ()
 
 
-def read_environ(pid: int) -> dict[str, str]:
-    """For finding things only: no value of it may leave this process. {} when it cannot be read."""
+def read_environ(pid: int) -> dict[str, str] | None:
+    """For finding things only: no value of it may leave this process. As it was when the program was started.
+
+    None when it cannot be read, or a process title was written over it.
+    """
     try:
-        entries = read(pid, "environ").decode(errors="surrogateescape").split("\0")
+        text = read(pid, "environ").decode(errors="surrogateescape")
     except CannotInspect:
-        return {}
-    return dict(entry.split("=", 1) for entry in entries if "=" in entry)
+        return None
+    return parse_environ(text) if text.strip("\0") or not text else None
+
+
+def parse_environ(text: str) -> dict[str, str]:
+    return dict(entry.split("=", 1) for entry in reversed(text.split("\0")) if "=" in entry)
 
 
 def read_link(pid: int, name: str) -> str:
@@ -159,7 +198,7 @@ def all_pids() -> list[int]:
 
 def thread_ids(pid: int) -> list[int]:
     try:
-        return [int(entry) for entry in os.listdir(f"/proc/{pid}/task")]
+        return [int(entry) for entry in os.listdir(f"/proc/{pid}/task") if entry.isdecimal()]
     except OSError as error:
         raise explained(pid, error) from None
 
@@ -170,7 +209,7 @@ def children(pid: int) -> list[int]:
     try:
         for tid in thread_ids(pid):
             found += map(int, read(pid, f"task/{tid}/children").split())
-    except CannotInspect:
+    except (CannotInspect, ValueError):
         return sorted(found)
     return sorted(found)
 

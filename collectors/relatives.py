@@ -11,24 +11,31 @@ from stucktrace.facts import ProcessFact, Relative
 MOST = 512
 
 
-def collect(process: ProcessFact) -> tuple[Relative, ...]:
+def collect(process: ProcessFact, known: dict[int, Relative | None] | None = None) -> tuple[Relative, ...]:
     """The parent (with its threads), children, and siblings where the parent runs the same program.
 
     An orphan's parent is whoever reaps it; its siblings are then the other children there with its very arguments.
+    `known`: what was read in this look; the members of one family share it, so each process is read once.
     """
+    known = {} if known is None else known
     found: list[Relative] = []
     family = bool(process.ppid) and _same_family(process)
-    if process.ppid:
-        parent = _relative(process.ppid, "parent", with_threads=True)
-        if parent:
-            found.append(replace(parent, same_program=family))
-    found += [relative for pid in procfs.children(process.pid)[:MOST] if (relative := _relative(pid, "child"))]
+    if process.ppid and (parent := _relative(process.ppid, known)):
+        threads = parent.threads or _threads(process.ppid)
+        known[process.ppid] = replace(parent, threads=threads)
+        found.append(replace(parent, relation="parent", threads=threads, same_program=family))
+    found += _all(procfs.children(process.pid)[:MOST], "child", known)
     if family:
-        siblings = [pid for pid in procfs.children(process.ppid) if pid != process.pid][:MOST]
-        found += [relative for pid in siblings if (relative := _relative(pid, "sibling"))]
+        siblings = [pid for pid in procfs.children(process.ppid) if pid != process.pid]
+        found += _all(siblings[:MOST], "sibling", known)
     elif process.ppid and process.argv:
-        found += [relative for pid in _same_argv(process) if (relative := _relative(pid, "sibling"))]
+        found += _all(_same_argv(process), "sibling", known)
     return tuple(found)
+
+
+def _all(pids: list[int], relation: str, known: dict[int, Relative | None]) -> list[Relative]:
+    found = (_relative(pid, known) for pid in pids)
+    return [replace(relative, relation=relation, threads=()) for relative in found if relative]
 
 
 def _same_argv(process: ProcessFact) -> list[int]:
@@ -52,7 +59,13 @@ def _same_family(process: ProcessFact) -> bool:
     return argv == process.argv or (mine.program == theirs.program != command_line.OTHER)
 
 
-def _relative(pid: int, relation: str, *, with_threads: bool = False) -> Relative | None:
+def _relative(pid: int, known: dict[int, Relative | None]) -> Relative | None:
+    if pid not in known:
+        known[pid] = _read(pid)
+    return known[pid]
+
+
+def _read(pid: int) -> Relative | None:
     try:
         stat = procfs.read_stat(pid)
         if stat.kernel_thread:
@@ -63,13 +76,12 @@ def _relative(pid: int, relation: str, *, with_threads: bool = False) -> Relativ
     kind = workers.kind_of(workers.Start(pid, stat.ppid, argv), is_python=_looks_like_python(stat.command, argv))
     return Relative(
         pid=pid,
-        relation=relation,
+        relation="",
         command=stat.command,
         state=stat.state,
         kind=kind,
         start_time=stat.start_time,
         alive=not stat.ending,
-        threads=_threads(pid) if with_threads else (),
     )
 
 
@@ -83,7 +95,7 @@ def _threads(pid: int) -> tuple[tuple[int, str], ...]:
     try:
         for tid in procfs.thread_ids(pid):
             status = procfs.parse_status(procfs.read(pid, f"task/{tid}/status").decode(errors="replace"))
-            found.append((int(status.get("NSpid", str(tid)).split()[-1]), status.get("Name", "")))
+            found.append((procfs.last_number(status.get("NSpid", ""), tid), status.get("Name", "")))
     except CannotInspect:
         return tuple(found)
     return tuple(found)

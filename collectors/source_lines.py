@@ -1,26 +1,19 @@
 """A line of the target's own source, to name a lock as its code does: "Handler.lock" from `with self.lock:`.
 
-The file is opened in the target's root, with links resolved inside it (openat2, RESOLVE_IN_ROOT: Linux 5.6), read only
-when it is a regular file of a reasonable size, and may have changed since the target loaded it: a name is all that is
-taken.
+The file is read in the target's own root, only when it is a regular file of a reasonable size, and may have changed
+since the target loaded it: a name is all that is taken.
 """
 
 from __future__ import annotations
 
-import ctypes
-import os
 import re
-import stat
-import struct
 from collections.abc import Mapping
 
+from stucktrace.collectors.target_files import read_inside
 from stucktrace.facts import Frame
 
 _MAX_FILE_BYTES = 2 << 20
 _MAX_NAME = 60
-_OPENAT2 = 437
-_RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10
-_libc = ctypes.CDLL(None, use_errno=True)
 
 _NAME = r"[A-Za-z_][\w.]*(?:\[[\w'\"]{1,30}\])?"
 _WITH = re.compile(rf"^\s*(?:async\s+)?with\s+\(?\s*({_NAME})\s*(?:as\s+\w+\s*)?\)?\s*:")
@@ -52,34 +45,7 @@ def name_in(line: str, function: str) -> str:
 
 
 def _lines(pid: int, path: str) -> Mapping[int, str]:
-    try:
-        fd = _open(pid, path)
-    except OSError:
+    text = read_inside(pid, path, _MAX_FILE_BYTES + 1)
+    if text is None or len(text) > _MAX_FILE_BYTES:
         return {}
-    with open(fd, "rb") as file:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_FILE_BYTES:
-            return {}
-        try:
-            text = file.read(_MAX_FILE_BYTES).decode(errors="replace")
-        except OSError:
-            return {}
-    return dict(enumerate(text.splitlines(), 1))
-
-
-def _open(pid: int, path: str) -> int:
-    root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        how = struct.pack(
-            "<3Q",
-            os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY,
-            0,
-            _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS,
-        )
-        fd: int = _libc.syscall(_OPENAT2, root, os.fsencode(path), how, len(how))
-        if fd < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
-        return fd
-    finally:
-        os.close(root)
+    return dict(enumerate(text.decode(errors="replace").splitlines(), 1))

@@ -5,8 +5,8 @@ So a link that a stranger made cannot lead us out of the container. Only regular
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import errno
 import os
 import stat
 import struct
@@ -21,8 +21,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def open_inside(pid: int, path: str, flags: int = os.O_RDONLY) -> int:
     """An fd on `path` as the target sees it. Raises OSError."""
-    root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    link = f"/proc/{pid}/root"
+    root = os.open(link, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        # For a process in a mere chroot the kernel names its files from our root: what lies above its own is cut off.
+        above = os.readlink(link)
+        if above != "/" and path.startswith(above + "/"):
+            path = path[len(above) :]
         how = struct.pack(
             "QQQ", flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS
         )
@@ -35,16 +40,20 @@ def open_inside(pid: int, path: str, flags: int = os.O_RDONLY) -> int:
         os.close(root)
 
 
+def read_file(pid: int, path: str, limit: int = 1 << 20) -> bytes:
+    """The first `limit` bytes of a regular file. Raises OSError."""
+    with open(open_inside(pid, path), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        return file.read(limit)
+
+
 def read_inside(pid: int, path: str, limit: int = 1 << 20) -> bytes | None:
-    """The first `limit` bytes of a regular file; None when it is not one, or cannot be read."""
+    """As `read_file`; None when it cannot be read."""
     try:
-        fd = open_inside(pid, path)
+        return read_file(pid, path, limit)
     except OSError:
         return None
-    with open(fd, "rb") as file, contextlib.suppress(OSError):
-        if stat.S_ISREG(os.fstat(fd).st_mode):
-            return file.read(limit)
-    return None
 
 
 def list_inside(pid: int, path: str) -> list[str]:
