@@ -80,11 +80,17 @@ def validator() -> jsonschema.Draft202012Validator:
 
 
 def run(
-    *args: str | int, env: Mapping[str, str] | None = None, prefix: Sequence[str] = (), timeout: float = TIMEOUT_S
+    *args: str | int,
+    env: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
+    timeout: float = TIMEOUT_S,
+    command: Path = COMMAND,
+    cwd: Path | None = None,
 ) -> Result:
     """The installed command with these arguments."""
     done = subprocess.run(
-        [*prefix, str(COMMAND), *map(str, args)],
+        [*prefix, str(command), *map(str, args)],
+        cwd=cwd,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=timeout,

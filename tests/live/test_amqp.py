@@ -22,6 +22,7 @@ def half_open(pid: int, engine: str) -> command.Report:
     return report
 
 
+@pytest.mark.timeout(600)
 def test_a_cut_publisher_over_time(rabbitmq):
     """At 10 s it may heal; at 31 s it is proven; one that heals at 10 s is healthy; the defaults fail by themselves."""
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Real Redis and PostgreSQL clients: idle ones, slow ones, cut ones."""
+"""Real Redis and PostgreSQL clients: idle for any time, slow inside and past their budget, cut off, silent."""
 
 from __future__ import annotations
 
@@ -7,109 +7,100 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.harness import brokers, kernel, namespaces, targets
+from tests.harness import kernel, targets
 from tests.harness.brokers import Broker
-from tests.harness.command import check, explain
+from tests.harness.command import Report, check, explain
+from tests.live.conftest import ENGINES
 
-ENGINES = ("auto", "none")
-
-redis_group = pytest.mark.xdist_group("redis")
-postgresql_group = pytest.mark.xdist_group("postgresql")
-
-
-@pytest.fixture(scope="module")
-def redis() -> Iterator[Broker]:
-    with namespaces.pair() as pair, brokers.redis(pair) as broker:
-        yield broker
-
-
-@pytest.fixture(scope="module")
-def postgresql() -> Iterator[Broker]:
-    with namespaces.pair() as pair, brokers.postgresql(pair) as broker:
-        yield broker
+on_redis = pytest.mark.xdist_group("redis")
+on_postgresql = pytest.mark.xdist_group("postgresql")
+ANY_TIME_S = 31.0
+"""Longer than the budget of any request."""
+PROVEN_AFTER_S = 30.0
 
 
 @contextlib.contextmanager
-def client(broker: Broker, name: str) -> Iterator[targets.Target]:
-    with targets.start("clients.py", name, broker.url, netns=broker.pair.here) as target:
-        yield target
+def clients(broker: Broker, *names: str) -> Iterator[dict[str, targets.Target]]:
+    """These programs of clients.py, on a network of their own to the broker."""
+    with contextlib.ExitStack() as stack:
+        yield {
+            name: stack.enter_context(targets.start("clients.py", name, broker.url, netns=broker.pair.here))
+            for name in names
+        }
 
 
-def settled(pid: int) -> None:
-    kernel.wait_for_call(pid, "recvfrom", "poll", "ppoll", "epoll_wait", "select", "pselect6")
+def half_open(pid: int, engine: str) -> Report:
+    """A half-open verdict whose confidence follows from its own figures."""
+    report = check(pid, "half-open", "--engine", engine)
+    assert report.confidence == ("proven" if report.outage_s() >= PROVEN_AFTER_S else "likely"), report.text()
+    return report
 
 
-@redis_group
-@pytest.mark.parametrize("name", ["redis_blpop", "redis_pubsub"])
-def test_a_call_whose_purpose_is_to_wait_is_idle(redis: Broker, name: str) -> None:
-    with client(redis, name) as target:
-        settled(target.pid)
-        kernel.wait_until(lambda: (explain(target.pid)["threads"][0]["blocked_s"] or 0) > 3, "asleep for 3 s")
-        for engine in ENGINES:
-            check(target.pid, "idle", "--engine", engine)
-            check(target.pid, "idle", "--engine", engine, "--stuck-after", 1)
+def goes_on(pid: int) -> None:
+    kernel.wait_until(lambda: explain(pid).verdict["class"] == "healthy", f"{pid} goes on", 180)
 
 
-@redis_group
-def test_redis_cut_off_and_redis_stopped(redis: Broker) -> None:
-    with client(redis, "redis_counter") as target:
+@on_redis
+def test_redis_calls_whose_purpose_is_to_wait(redis):
+    with redis.client() as network, clients(network, "redis_blpop", "redis_pubsub", "redis_xread") as waiting:
+        for target in waiting.values():
+            kernel.wait_until(lambda: kernel.asleep_s(target.pid) > ANY_TIME_S, "silence for longer than any budget")
+            for engine in ENGINES:
+                check(target.pid, "idle", "--engine", engine)
+                check(target.pid, "idle", "--engine", engine, "--stuck-after", 1)
+
+
+@on_redis
+def test_redis_stopped_then_cut_off(redis):
+    with redis.client() as network, clients(network, "redis_counter") as started:
+        pid = started["redis_counter"].pid
         with redis.stopped():
-            kernel.wait_until(lambda: (explain(target.pid)["threads"][0]["blocked_s"] or 0) > 3, "asleep for 3 s")
+            kernel.wait_until(lambda: kernel.in_call(pid, "recvfrom") and kernel.asleep_s(pid) > 6, "6 s in one call")
             for engine in ENGINES:
-                assert (
-                    check(target.pid, "peer-silent", "--engine", engine, "--stuck-after", 2).verdict["fd"] is not None
-                )
-        kernel.wait_until(lambda: explain(target.pid).verdict["class"] == "healthy", "it goes on")
-        try:
-            redis.cut()
-            kernel.wait_for_unacked(f"{redis.address}:{redis.port}", 9, redis.pair.here)
+                report = check(pid, "peer-silent", "--engine", engine, "--stuck-after", 2)
+                assert f"{network.address}:{network.port}" in report.summary, report.summary
+        goes_on(pid)
+        network.cut()
+        kernel.wait_for_unacked(f"{network.address}:{network.port}", 9, network.pair.here)
+        for engine in ENGINES:
+            half_open(pid, engine)
+        network.heal()
+        goes_on(pid)
+
+
+@on_postgresql
+@pytest.mark.timeout(600)
+def test_postgresql_over_the_time_of_an_outage(postgresql):
+    """Side by side for half a minute: LISTEN, slow queries and row locks on a good network, queries on one that is cut."""
+    with (
+        postgresql.client() as good,
+        postgresql.client() as bad,
+        clients(good, "psycopg2_listen", "psycopg3_listen") as listeners,
+        clients(good, "psycopg2_slow", "psycopg3_slow", "psycopg2_row_lock", "psycopg3_row_lock") as queries,
+        clients(bad, "psycopg2_loop", "psycopg3_loop") as loops,
+    ):
+        bad.cut()
+        remote = f"{bad.address}:{bad.port}"
+        kernel.wait_for_unacked(remote, 9, bad.pair.here)
+        for target in loops.values():
             for engine in ENGINES:
-                check(target.pid, "half-open", "--engine", engine, confidence="likely")
-        finally:
-            redis.heal()
-        kernel.wait_until(lambda: explain(target.pid).verdict["class"] == "healthy", "it goes on", 120)
-
-
-@postgresql_group
-@pytest.mark.parametrize("name", ["psycopg2_listen", "psycopg3_listen"])
-def test_listen_is_idle(postgresql: Broker, name: str) -> None:
-    with client(postgresql, name) as target:
-        settled(target.pid)
-        for engine in ENGINES:
-            check(target.pid, "idle", "--engine", engine)
-            check(target.pid, "idle", "--engine", engine, "--stuck-after", 1)
-
-
-@postgresql_group
-@pytest.mark.parametrize("name", ["psycopg2_slow", "psycopg3_slow", "psycopg2_row_lock"])
-def test_a_slow_query_waits_inside_its_budget(postgresql: Broker, name: str) -> None:
-    with client(postgresql, name) as target:
-        settled(target.pid)
-        for engine in ENGINES:
-            check(target.pid, "waiting", "--engine", engine)
-
-        def sent_s() -> float:
-            return max(socket["last_send_s"] or 0 for socket in explain(target.pid)["sockets"] if socket["remote"])
-
-        kernel.wait_until(lambda: sent_s() > 4, "a query 4 s old")
-        for engine in ENGINES:
-            check(target.pid, "peer-silent", "--engine", engine, "--stuck-after", 2)
-
-
-@postgresql_group
-def test_queries_cut_off(postgresql: Broker) -> None:
-    with client(postgresql, "psycopg2_loop") as second, client(postgresql, "psycopg3_loop") as third:
-        try:
-            postgresql.cut()
-            kernel.wait_for_unacked(f"{postgresql.address}:{postgresql.port}", 9, postgresql.pair.here)
-            for target in (second, third):
-                kernel.wait_until(
-                    lambda pid=target.pid: any(socket["backoff"] for socket in explain(pid)["sockets"]),
-                    "a growing backoff",
-                )
-                for engine in ENGINES:
-                    check(target.pid, "half-open", "--engine", engine)
-        finally:
-            postgresql.heal()
-        for target in (second, third):
-            kernel.wait_until(lambda pid=target.pid: explain(pid).verdict["class"] == "healthy", "it goes on", 120)
+                report = half_open(target.pid, engine)
+                assert remote in report.summary, report.summary
+                assert report.verdict["remedy"]["later"], report.text()
+        for name, target in queries.items():
+            for engine in ENGINES:
+                # The server lives and works on it: only its own time makes a query stuck.
+                check(target.pid, "waiting", "--engine", engine, "--stuck-after", 3600)
+                report = check(target.pid, "peer-silent", "--engine", engine, "--stuck-after", 2)
+                assert f"{good.address}:{good.port}" in report.summary, f"{name}: {report.summary}"
+        kernel.wait_for_unacked(remote, PROVEN_AFTER_S + 2, bad.pair.here)
+        for target in loops.values():
+            for engine in ENGINES:
+                half_open(target.pid, engine)
+        kernel.wait_for_silence(f"{good.address}:{good.port}", ANY_TIME_S, good.pair.here)
+        for target in listeners.values():
+            for engine in ENGINES:
+                check(target.pid, "idle", "--engine", engine)
+                check(target.pid, "idle", "--engine", engine, "--stuck-after", 1)
+        for target in queries.values():
+            check(target.pid, "peer-silent")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import select
 import sys
 import time
+from typing import Any
 
 from ready import say_ready
 
@@ -53,6 +54,15 @@ def redis_pubsub(url: str) -> None:
     say_ready()
     for _ in channel.listen():
         pass
+
+
+def redis_xread(url: str) -> None:
+    import redis
+
+    client = redis.Redis.from_url(url, socket_timeout=None)
+    client.ping()
+    say_ready()
+    client.xread({"nothing-comes-here": "$"}, block=0)
 
 
 def redis_counter(url: str) -> None:
@@ -131,16 +141,26 @@ def psycopg2_row_lock(url: str) -> None:
     """Waits for a row that another connection of this same process has locked."""
     import psycopg2
 
-    first = psycopg2.connect(url)
+    row_lock(psycopg2, url, "accounts2")
+
+
+def psycopg3_row_lock(url: str) -> None:
+    import psycopg
+
+    row_lock(psycopg, url, "accounts3")
+
+
+def row_lock(driver: Any, url: str, table: str) -> None:
+    first = driver.connect(url)
     with first.cursor() as cursor:
-        cursor.execute("CREATE TABLE IF NOT EXISTS accounts (id int PRIMARY KEY, money int)")
-        cursor.execute("INSERT INTO accounts VALUES (1, 1) ON CONFLICT DO NOTHING")
+        cursor.execute(f"CREATE TABLE IF NOT EXISTS {table} (id int PRIMARY KEY, money int)")
+        cursor.execute(f"INSERT INTO {table} VALUES (1, 1) ON CONFLICT DO NOTHING")
     first.commit()
     with first.cursor() as cursor:
-        cursor.execute("UPDATE accounts SET money = 2 WHERE id = 1")
-    cursor = psycopg2.connect(url).cursor()
+        cursor.execute(f"UPDATE {table} SET money = 2 WHERE id = 1")
+    cursor = driver.connect(url).cursor()
     say_ready()
-    cursor.execute("UPDATE accounts SET money = 3 WHERE id = 1")
+    cursor.execute(f"UPDATE {table} SET money = 3 WHERE id = 1")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,55 @@
+"""The wheel, built from a copy of the sources and installed into an empty environment elsewhere, with no source tree near it."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SOURCES = ("agent", "bpf", "collectors", "LICENSES", "LICENSE", "README.md", "pyproject.toml", "setup.py")
+
+
+@dataclass(frozen=True)
+class Installed:
+    wheel: Path
+    command: Path
+    python: Path
+    empty: Path
+    """A folder with nothing in it."""
+
+
+def _run(*command: str | Path) -> str:
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, f"{command}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+@contextlib.contextmanager
+def installed() -> Iterator[Installed]:
+    """Everyone may read it. Nothing compiled before is used."""
+    with tempfile.TemporaryDirectory(prefix="installed-") as name:
+        root = Path(name)
+        root.chmod(0o755)
+        source, environment, empty = root / "source", root / "environment", root / "empty"
+        source.mkdir()
+        empty.mkdir()
+        ignored = shutil.ignore_patterns("__pycache__", "*.o")
+        for entry in SOURCES:
+            if (ROOT / entry).is_dir():
+                shutil.copytree(ROOT / entry, source / entry, ignore=ignored)
+            else:
+                shutil.copy(ROOT / entry, source / entry)
+        pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "-q")
+        _run(*pip, "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", root, source)
+        (wheel,) = root.glob("*.whl")
+        shutil.rmtree(source)
+        _run(sys.executable, "-m", "venv", environment)
+        _run(environment / "bin/python", "-m", "pip", "--disable-pip-version-check", "-q", "install", wheel)
+        _run("chmod", "-R", "a+rX", root)
+        yield Installed(wheel, environment / "bin/stucktrace", environment / "bin/python", empty)
