@@ -78,7 +78,7 @@ class _Run:
         self.hooks: dict[str, str] = {}
         self.for_all: list[Missing] = []
         self.missing: dict[int, list[Missing]] = {}
-        self.gone: dict[int, CannotInspect] = {}
+        self.gone: set[int] = set()
         self.timings_ms: dict[str, float] = {}
 
     def collect(self, name: str, default: D, function: Callable[[], T], pid: int | None = None) -> T | D:
@@ -89,10 +89,8 @@ class _Run:
         except CollectorError as error:
             self.miss(error.missing, pid)
         except CannotInspect as error:
-            if pid is not None and isinstance(error, NoSuchProcess):
-                self.gone.setdefault(pid, error)
-            else:
-                self.miss(Missing(name, error.message, error.remedy), pid)
+            # About the target or about a relative of it: whether the target itself is gone is asked at the end.
+            self.miss(Missing(name, error.message, error.remedy), pid)
         except Exception as error:
             if os.environ.get("STUCKTRACE_DEBUG"):
                 import traceback
@@ -173,6 +171,8 @@ def inspect_all(
     pids: Collection[int], options: Options, opened: Callable[[], Opened]
 ) -> dict[int, Inspection | StucktraceError]:
     """All these processes and their masters' children, in one look at the kernel and at most one sampling window."""
+    from stucktrace.collectors.process import still_same
+
     run = _Run(options)
     answers: dict[int, Inspection | StucktraceError] = {}
     processes, families = _processes(run, pids, answers)
@@ -195,12 +195,15 @@ def inspect_all(
     with run.timed("diagnosis"):
         diagnoses = {pid: diagnose(snapshot, options.budgets) for pid, snapshot in snapshots.items()}
     for pid in snapshots:
-        run.collect("identity", None, partial(_same, processes[pid]), pid)
+        if not run.collect("identity", True, partial(still_same, processes[pid]), pid):
+            run.gone.add(pid)
     for pid in pids:
         if pid in answers:
             continue
         if pid in run.gone or pid not in snapshots:
-            answers[pid] = run.gone.get(pid) or _gone(pid)
+            answers[pid] = NoSuchProcess(
+                f"process {pid} ended while it was looked at", "look at the one that took its place"
+            )
             continue
         inspected = Inspection(
             diagnosis=diagnoses[pid],
@@ -223,17 +226,6 @@ def _siblings(run: _Run, snapshot: Snapshot, diagnosis: Diagnosis) -> Siblings |
     from stucktrace.siblings import count
 
     return run.collect("siblings", None, partial(count, snapshot, diagnosis.verdict, run.kernel))
-
-
-def _gone(pid: int) -> NoSuchProcess:
-    return NoSuchProcess(f"process {pid} ended while it was looked at", "look at the one that took its place")
-
-
-def _same(process: ProcessFact) -> None:
-    from stucktrace.collectors.process import still_same
-
-    if not still_same(process):
-        raise _gone(process.pid)
 
 
 def _processes(
