@@ -21,7 +21,8 @@ from stucktrace.output import OutputFailed, colour_wanted, complain, prepare, te
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
-    from stucktrace.inspection import Inspection, Options
+    from stucktrace.inspection import Inspection
+    from stucktrace.run import Options
 
 STARTED = time.perf_counter()
 LARGEST_PID = 1 << 22
@@ -111,7 +112,7 @@ def pid_command(
     for itself and with one line per child.
     """
     from stucktrace.diagnosis.model import Budgets
-    from stucktrace.inspection import Options
+    from stucktrace.run import Options
 
     if not pids:
         leave(list_candidates(as_json))
