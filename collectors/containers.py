@@ -10,7 +10,7 @@ import re
 from stucktrace.facts import Container
 
 _ID = re.compile(
-    r"^(?:.*:)?(?:(docker|cri-containerd|crio|containerd|libpod|libpod-payload|nerdctl)[-:])?([0-9a-f]{64})(?:\.scope)?$"
+    r"^(?:.*?:)??(?:(docker|cri-containerd|crio|containerd|libpod|libpod-payload|nerdctl)[-:])?([0-9a-f]{64})(?:\.scope)?$"
 )
 _POD = re.compile(r"pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12}|[0-9a-f]{32})")
 _RUNTIMES = {
