@@ -1,0 +1,324 @@
+"""What stucktrace needs from the machine, each as a test that uses it: on a child of its own, and on another user's.
+
+Every test names what suffers without the ability and what would give it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+NOBODY = 65534
+SYS_PIDFD_GETFD = 438
+PR_SET_PDEATHSIG = 1
+INIT_NAMESPACES = {"pid": 0xEFFFFFFC, "cgroup": 0xEFFFFFFB}
+"""Inodes of the node's own namespaces (include/linux/proc_ns.h)."""
+DEADLINE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Test:
+    """One ability: how it is tested, what needs it, what would give it."""
+
+    name: str
+    serves: str
+    remedy: str
+    use: Callable[[int], str]
+    """Takes the child's pid, returns what was seen. Any exception means that it does not work, and says why."""
+    needed: bool = True
+    """False: only something to know about."""
+
+
+class Refused(Exception):
+    """The test ran and the answer is no. `str()` is the reason; `remedy` replaces the test's own."""
+
+    def __init__(self, reason: str, remedy: str = "") -> None:
+        super().__init__(reason)
+        self.remedy = remedy
+
+
+@contextmanager
+def a_child() -> Iterator[int]:
+    """The pid of a copy of this very process that sleeps, ended with the block: Python, and as permitted as we are."""
+    child = os.fork()
+    if child == 0:
+        try:
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            time.sleep(DEADLINE_S * len(TESTS))
+        finally:
+            os._exit(0)
+    try:
+        yield child
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+@contextmanager
+def another_users_child() -> Iterator[int]:
+    """The pid of a process of the user nobody, ended with the block."""
+    child = subprocess.Popen(("sleep", "60"), stdin=subprocess.DEVNULL, user=NOBODY, cwd="/")
+    try:
+        yield child.pid
+    finally:
+        child.kill()
+        child.wait()
+
+
+# What each test does
+
+
+def _btf(_pid: int) -> str:
+    with open("/sys/kernel/btf/vmlinux", "rb") as types:
+        types.read(16)
+        return f"{os.fstat(types.fileno()).st_size >> 20} MiB of kernel types"
+
+
+def _iterators(pid: int) -> str:
+    from stucktrace.collectors import threads
+    from stucktrace.collectors.kernel import open_kernel
+
+    kernel = open_kernel("core").kernel
+    assert kernel is not None
+    with kernel:
+        found = threads.collect((pid,), kernel).get(pid, ())
+        means = kernel.hooks.get("threads", "")
+    if not means.startswith("iter"):
+        raise Refused(f"the kernel refused the thread iterator ({means or 'not used'})")
+    return f"saw {len(found)} threads of a child"
+
+
+def _waits(pid: int) -> str:
+    from stucktrace.collectors import waits
+    from stucktrace.collectors.kernel import open_kernel
+
+    kernel = open_kernel("core").kernel
+    with waits.watching((pid,), kernel) as calls:
+        complete, missing = calls.complete, calls.missing
+    if not complete:
+        raise Refused("; ".join(entry.because for entry in missing) or "returns of calls were lost")
+    return "attached and detached"
+
+
+def _tcp(pid: int) -> str:
+    from stucktrace.collectors import tcp
+    from stucktrace.collectors.kernel import open_kernel
+
+    kernel = open_kernel("core").kernel
+    assert kernel is not None
+    with tcp.watching((pid,), kernel):
+        means = kernel.hooks.get("tcp", "")
+    if not means:
+        raise Refused("the kernel refused the hooks on TCP")
+    return f"attached by {means}"
+
+
+def _python(pid: int) -> str:
+    from stucktrace.collectors import python, threads
+    from stucktrace.collectors.process import read_process
+
+    found = python.collect(read_process(pid), threads.collect((pid,), None)[pid], native=False, show_locals=False)
+    return f"read {len(found.threads)} Python stacks of a child"
+
+
+def _memory(pid: int) -> str:
+    from stucktrace.collectors import memory
+
+    for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
+        if " rw-p " in line:
+            memory.read(pid, int(line.split("-")[0], 16), 16)
+            return "read a child's memory"
+    raise Refused("the child's mappings cannot be read")
+
+
+def _pidfd_getfd(pid: int) -> str:
+    pidfd = os.pidfd_open(pid)
+    try:
+        fd = ctypes.CDLL(None, use_errno=True).syscall(SYS_PIDFD_GETFD, pidfd, 1, 0)
+        if fd < 0:
+            raise OSError(ctypes.get_errno(), "pidfd_getfd")
+        os.close(fd)
+    finally:
+        os.close(pidfd)
+    return "duplicated a child's descriptor, and closed it"
+
+
+def _sock_diag(_pid: int) -> str:
+    netlink_sock_diag = 4
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink_sock_diag) as diag, socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        diag.settimeout(DEADLINE_S)
+        by_family, dump, all_states, everything = 20, 0x301, 1 << 10, bytes(48)
+        request = bytes((socket.AF_INET, socket.IPPROTO_TCP, 0, 0)) + all_states.to_bytes(4, sys.byteorder) + everything
+        header = b"".join(
+            number.to_bytes(size, sys.byteorder)
+            for number, size in ((16 + len(request), 4), (by_family, 2), (dump, 2), (1, 4), (0, 4))
+        )
+        diag.send(header + request)
+        answer = diag.recv(1 << 16)
+        kind = int.from_bytes(answer[4:6], sys.byteorder)
+    if kind != by_family:
+        raise Refused("the kernel does not answer sock_diag")
+    return "listed the listening sockets of this network namespace"
+
+
+def _setns(_pid: int) -> str:
+    child = os.fork()
+    if child == 0:
+        status = 1
+        with suppress(BaseException), open("/proc/self/ns/net") as namespace:
+            libc = ctypes.CDLL(None, use_errno=True)
+            status = 0 if libc.setns(namespace.fileno(), 0) == 0 else ctypes.get_errno()
+        os._exit(status & 0xFF)
+    _, status = os.waitpid(child, 0)
+    if status:
+        raise OSError(os.waitstatus_to_exitcode(status), "setns")
+    return "entered a network namespace"
+
+
+def _other_user(_pid: int) -> str:
+    if os.geteuid() != NOBODY:
+        with suppress(PermissionError), another_users_child() as pid:
+            return _read_of(pid)
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdigit() and entry.stat().st_uid != os.geteuid():
+                return _read_of(int(entry.name))
+    return "no other user's process to be seen"
+
+
+def _read_of(pid: int) -> str:
+    for name, read in (("fd", os.listdir), ("syscall", _first_line), ("maps", _first_line)):
+        try:
+            read(f"/proc/{pid}/{name}")
+        except OSError as error:
+            raise Refused(f"/proc/PID/{name} of another user's process: {error.strerror}") from None
+    return "read another user's process"
+
+
+def _first_line(path: str) -> str:
+    with open(path) as file:
+        return file.readline()
+
+
+def _hidepid(_pid: int) -> str:
+    for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
+        fields, _, rest = line.partition(" - ")
+        option = re.search(r"hidepid=(\w+)", rest)
+        if fields.split()[4] == "/proc" and option and option[1] not in {"0", "off"} and not Path("/proc/1").exists():
+            raise Refused(f"/proc is mounted with hidepid={option[1]}")
+    return "/proc shows all processes of this PID namespace"
+
+
+def _yama(_pid: int) -> str:
+    try:
+        scope = int(Path("/proc/sys/kernel/yama/ptrace_scope").read_text())
+    except FileNotFoundError:
+        return "no Yama"
+    if scope == 3:
+        raise Refused(
+            "kernel.yama.ptrace_scope is 3: nobody may look", "sysctl kernel.yama.ptrace_scope=1 needs a reboot"
+        )
+    if scope and not _has_capability(19):
+        raise Refused(f"kernel.yama.ptrace_scope is {scope}: only children, without CAP_SYS_PTRACE")
+    return f"kernel.yama.ptrace_scope is {scope}"
+
+
+def _has_capability(bit: int) -> bool:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> bit & 1)
+    return False
+
+
+def _lockdown(_pid: int) -> str:
+    try:
+        text = Path("/sys/kernel/security/lockdown").read_text()
+    except OSError:
+        return "not locked down, as far as can be seen"
+    mode = re.search(r"\[(\w+)\]", text)
+    if mode and mode[1] == "confidentiality":
+        raise Refused("lockdown=confidentiality forbids BPF to read the kernel's memory")
+    return f"lockdown={mode[1] if mode else 'unknown'}"
+
+
+def _namespace(kind: str) -> Callable[[int], str]:
+    def own(_pid: int) -> str:
+        if Path(f"/proc/self/ns/{kind}").stat().st_ino != INIT_NAMESPACES[kind]:
+            raise Refused(f"stucktrace runs in a {kind} namespace of its own")
+        return f"in the node's {kind} namespace"
+
+    return own
+
+
+ROOT = "run as root or grant "
+TESTS = (
+    Test("btf", "the BPF engine", "a kernel with CONFIG_DEBUG_INFO_BTF=y, or --engine none", _btf),
+    Test("lockdown", "the BPF engine", "boot with lockdown=integrity or none, or use --engine none", _lockdown),
+    Test(
+        "bpf-iterators",
+        "exact ages of waits; sockets in other network namespaces; timers and queues",
+        ROOT + "CAP_BPF and CAP_PERFMON (CAP_SYS_ADMIN before Linux 5.8)",
+        _iterators,
+    ),
+    Test(
+        "bpf-syscall-hooks",
+        "the sampling window: what polls and spinning threads achieve",
+        ROOT + "CAP_BPF and CAP_PERFMON",
+        _waits,
+    ),
+    Test(
+        "bpf-tcp-hooks",
+        "the sampling window: retransmits and resets as they happen",
+        ROOT + "CAP_BPF and CAP_PERFMON",
+        _tcp,
+    ),
+    Test("python-stacks", "which code waits", "pip install py-spy; " + ROOT + "CAP_SYS_PTRACE", _python),
+    Test("memory", "lock owners, poll sets", ROOT + "CAP_SYS_PTRACE", _memory),
+    Test("pidfd-getfd", "socket options and TCP_INFO without BPF", ROOT + "CAP_SYS_PTRACE", _pidfd_getfd),
+    Test(
+        "sock-diag",
+        "socket timers and queues without BPF",
+        "allow AF_NETLINK in the container's seccomp profile",
+        _sock_diag,
+    ),
+    Test(
+        "setns",
+        "sockets of other network namespaces without BPF, kernel settings there",
+        ROOT + "CAP_SYS_ADMIN",
+        _setns,
+    ),
+    Test(
+        "other-users",
+        "fd tables, system calls and mappings of other users' processes",
+        ROOT + "CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, or run as the target's user",
+        _other_user,
+    ),
+    Test("hidepid", "finding processes, pipes and peers", "run as root, or mount -o remount,hidepid=0 /proc", _hidepid),
+    Test("yama", "memory, stacks and descriptors of other processes", ROOT + "CAP_SYS_PTRACE", _yama),
+    Test(
+        "pid-namespace",
+        "processes outside this PID namespace (pipe ends, peers, lock holders)",
+        "hostPID: true in the pod, or kubectl debug --target; nothing to do when the target is in this one",
+        _namespace("pid"),
+        needed=False,
+    ),
+    Test(
+        "cgroup-namespace",
+        "container and pod ids of other containers",
+        "run in the host's cgroup namespace (docker --cgroupns=host)",
+        _namespace("cgroup"),
+        needed=False,
+    ),
+)
