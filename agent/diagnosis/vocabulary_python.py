@@ -81,7 +81,9 @@ _PROCESSES = (
     weak("python", "multiprocessing/pool.py", "get apply map starmap", P.JOIN, "waits for a result of the pool"),
     strong("python", "multiprocessing/popen_fork.py multiprocessing/popen_forkserver.py billiard/popen_fork.py",
          "poll wait", P.JOIN, "waits for a child process to end"),
-    strong("python", "multiprocessing/managers.py", "_callmethod", P.REQUEST, "waits for a manager process"),
+    # As open-ended as the method that it calls there: a queue's get, an event's wait, a lock's acquire.
+    strong("python", "multiprocessing/managers.py", "_callmethod", P.SUBSCRIPTION,
+           "waits in a call to its manager process"),
     leaf("python", "multiprocessing/managers.py",
          "accepter serve_client serve_forever", P.WORK, "the manager waits for requests"),
     leaf("python", "multiprocessing/forkserver.py multiprocessing/resource_tracker.py",

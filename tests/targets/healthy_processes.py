@@ -1,0 +1,245 @@
+"""Healthy families of processes: pools, queues, children. The first argument names the case."""
+
+import concurrent.futures
+import multiprocessing
+import multiprocessing.connection
+import os
+import subprocess
+import sys
+import threading
+import time
+
+from ready import say_ready
+
+
+def works(*_) -> None:
+    while True:
+        time.sleep(0.3)
+
+
+def short(_) -> int:
+    time.sleep(0.05)
+    return os.getpid()
+
+
+def start(function, *args, context=multiprocessing) -> multiprocessing.Process:
+    process = context.Process(target=function, args=args, daemon=True)
+    process.start()
+    return process
+
+
+def pool_idle():
+    with multiprocessing.Pool(3) as pool:
+        pool.map(short, range(6))
+        say_ready()
+        threading.Event().wait()
+
+
+def pool_map():
+    """Waits for a map whose tasks make progress."""
+    with multiprocessing.Pool(2) as pool:
+        say_ready()
+        pool.map(short, range(100_000), chunksize=1)
+
+
+def executor_idle():
+    with concurrent.futures.ProcessPoolExecutor(3) as pool:
+        list(pool.map(short, range(6)))
+        say_ready()
+        threading.Event().wait()
+
+
+def executor_result():
+    with concurrent.futures.ProcessPoolExecutor(2) as pool:
+        future = pool.submit(works)
+        say_ready()
+        future.result()
+
+
+def spawned():
+    context = multiprocessing.get_context("spawn")
+    child = start(works, context=context)
+    say_ready()
+    child.join()
+
+
+def fork_server():
+    context = multiprocessing.get_context("forkserver")
+    child = start(works, context=context)
+    say_ready()
+    child.join()
+
+
+def _gets(items) -> None:
+    while True:
+        items.get()
+
+
+def shared_queue():
+    items = multiprocessing.Queue()
+    for _ in range(2):
+        start(_gets, items)
+    items.put(1)
+    say_ready()
+    threading.Event().wait()
+
+
+def joinable_queue():
+    items = multiprocessing.JoinableQueue()
+    start(_gets, items)
+    items.put(1)
+    say_ready()
+    items.join()
+
+
+def _waits(event) -> None:
+    event.wait()
+
+
+def shared_event():
+    event = multiprocessing.Event()
+    start(_waits, event)
+    say_ready()
+    event.wait()
+
+
+def shared_barrier():
+    meeting = multiprocessing.Barrier(3)
+    start(_waits, meeting)
+    say_ready()
+    meeting.wait()
+
+
+def _takes_turns(lock) -> None:
+    while True:
+        with lock:
+            time.sleep(0.2)
+        time.sleep(0.01)
+
+
+def shared_lock_contended():
+    lock = multiprocessing.Lock()
+    for _ in range(2):
+        start(_takes_turns, lock)
+    say_ready()
+    _takes_turns(lock)
+
+
+def manager():
+    with multiprocessing.Manager() as server:
+        items = server.dict()
+        items["a"] = 1
+        say_ready()
+        threading.Event().wait()
+
+
+def manager_queue():
+    """A blocking get through a manager: both sides wait for an item."""
+    with multiprocessing.Manager() as server:
+        items = server.Queue()
+        say_ready()
+        items.get()
+
+
+def _receives(connection) -> None:
+    connection.recv()
+
+
+def connection_of_a_child():
+    mine, theirs = multiprocessing.Pipe()
+    start(_receives, theirs)
+    say_ready()
+    mine.recv()
+
+
+def connection_polled():
+    mine, theirs = multiprocessing.Pipe()
+    start(_receives, theirs)
+    say_ready()
+    while True:
+        mine.poll(1)
+
+
+def sentinels():
+    children = [start(works) for _ in range(2)]
+    say_ready()
+    multiprocessing.connection.wait([child.sentinel for child in children])
+
+
+def connection_listener():
+    with multiprocessing.connection.Listener(f"\0healthy-{os.getpid()}") as listener:
+        say_ready()
+        listener.accept()
+
+
+def joins_a_child():
+    child = start(works)
+    say_ready()
+    child.join()
+
+
+def waits_for_a_program():
+    with subprocess.Popen(["sleep", "3600"]) as child:
+        say_ready()
+        child.wait()
+
+
+def waits_with_a_timeout():
+    with subprocess.Popen(["sleep", "3600"]) as child:
+        say_ready()
+        child.wait(3600)
+
+
+def communicates():
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        reader = threading.Thread(target=child.stdout.read)
+        reader.start()
+        say_ready()
+        child.stderr.read()
+
+
+def reads_its_output():
+    """The child prints a line now and then."""
+    with subprocess.Popen(["sh", "-c", "while sleep 3; do echo tick; done"], stdout=subprocess.PIPE) as child:
+        say_ready()
+        for _ in child.stdout:
+            pass
+
+
+def runs_to_the_end():
+    say_ready()
+    subprocess.run(["sleep", "3600"], capture_output=True)
+
+
+def shell_pipeline():
+    say_ready()
+    os.system("sleep 3600 | cat")
+
+
+def waits_for_any_child():
+    for _ in range(2):
+        if os.fork() == 0:
+            os.environ.pop("READY_FD", None)
+            works()
+    say_ready()
+    os.wait()
+
+
+def prefork_server():
+    """A master that restarts workers, and workers that read their orders from a pipe."""
+    for _ in range(2):
+        reader, writer = os.pipe()
+        if os.fork() == 0:
+            os.environ.pop("READY_FD", None)
+            os.close(writer)
+            os.read(reader, 4)
+            os._exit(0)
+        os.close(reader)
+    say_ready()
+    while True:
+        os.waitpid(-1, os.WNOHANG)
+        time.sleep(1)
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]]()
