@@ -131,6 +131,18 @@ def _is_loop(snapshot: Snapshot, loop: Loop, frame: Frame) -> bool:
     return not loop.library or loop.library in snapshot.process.packages
 
 
+def turns_a_loop(snapshot: Snapshot, tid: int) -> bool:
+    """The thread runs an event loop or a greenlets' hub, at rest or in a callback."""
+    frames = _since_fork(snapshot.frames(tid))
+    if any(_is_loop(snapshot, loop, frame) for frame in frames for loop in LOOPS):
+        return True
+    return tid == snapshot.process.pid and _has_greenlets(snapshot) and _has_epoll(snapshot)
+
+
+def _has_greenlets(snapshot: Snapshot) -> bool:
+    return any(name.startswith((*_GREEN_LIBRARIES, "_greenlet")) for name in snapshot.process.libraries)
+
+
 def _since_fork(frames: tuple[Frame, ...]) -> tuple[Frame, ...]:
     """Without the frames that a forked child inherited: its parent's loop is not its own."""
     for index, frame in enumerate(frames):

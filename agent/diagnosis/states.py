@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stucktrace.diagnosis import evidence, remedies
+from stucktrace.diagnosis import evidence, loops, remedies
 from stucktrace.diagnosis.futexes import in_futex, waits_for_gil
 from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Evidence, Finding, Later, Now
-from stucktrace.diagnosis.waits import Wait, waits
+from stucktrace.diagnosis.waits import POLL_CALLS, Wait, waits
 from stucktrace.diagnosis.words import age, count, listing
 from stucktrace.facts import CallActivity, Snapshot, ThreadFact
 
-STORM_PER_CPU_S = 10_000.0
-"""Calls in a second of CPU time. Below, 100 microseconds of Python lie between two of them: it computes something."""
+STORM_PER_CPU_S = 50_000.0
+"""Calls in a second of CPU time. Below, 20 microseconds of Python lie between two of them: it computes something."""
 EMPTY_SHARE = 0.99
 SPINNING_SHARE = 0.25
 """A thread that uses less of the window's time on a CPU sleeps in between, and spins no more than a poll does."""
@@ -254,6 +254,9 @@ def spinning(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
             continue
         if in_futex(thread) and all(entry.call.startswith("futex") for entry in calls):
             # Contended locks and the GIL look like this in a process that works.
+            continue
+        if all(entry.call in POLL_CALLS for entry in calls) and loops.turns_a_loop(snapshot, thread.tid):
+            # A loop whose callbacks are always ready polls between them without waiting.
             continue
         yield _spinning(snapshot, thread, max(calls, key=lambda entry: entry.returns), total)
 

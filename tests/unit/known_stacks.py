@@ -282,6 +282,13 @@ MP_CHILD = [
     f"BaseProcess._bootstrap {STDLIB}multiprocessing/process.py:314",
     *MAIN,
 ]
+MANAGER_QUEUE_GET = [
+    f"Connection._recv {STDLIB}multiprocessing/connection.py:395",
+    f"_ConnectionBase.recv {STDLIB}multiprocessing/connection.py:250",
+    f"BaseProxy._callmethod {STDLIB}multiprocessing/managers.py:822",
+    "get <string>:2",
+    *MAIN,
+]
 HANDLER = [
     f"Handler.acquire {STDLIB}logging/__init__.py:917",
     f"Handler.handle {STDLIB}logging/__init__.py:966",

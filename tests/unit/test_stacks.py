@@ -54,6 +54,7 @@ from tests.unit.snapshots import SITE, STDLIB, frame, frames
         ("ASYNCIO_IDLE", P.WORK),
         ("ASYNCIO_CALLBACK", P.REQUEST),
         ("MP_CHILD", P.WORK),
+        ("MANAGER_QUEUE_GET", P.SUBSCRIPTION),
         ("HANDLER", P.LOCK),
         ("IMPORT_LOCK", P.LOCK),
         ("SUBPROCESS", P.JOIN),

@@ -129,8 +129,9 @@ def test_a_storm_that_moves_nothing(entry):
             activity(name="write", fd=1, returns=1, moved_bytes=20),
         ],
         [activity(name="futex", fd=None, returns=50_000, empty=50_000)],
+        [activity(name="poll", fd=None, returns=18_000, empty=18_000)],
     ],
-    ids=["cpu alone", "few", "serves", "writes", "contended"],
+    ids=["cpu alone", "few", "serves", "writes", "contended", "computes between"],
 )
 def test_a_busy_process_works(entries):
     facts = spin(*entries)
@@ -139,3 +140,32 @@ def test_a_busy_process_works(entries):
             thread(syscall=GIL_POLL, cpu_s_in_window=0.3), stacks={100: APP}, activity=entries, window_s=0.5
         )
     assert verdict(facts).code == "working"
+
+
+BUSY_LOOP = [
+    "count /srv/app/work.py:12",
+    "Handle._run /usr/lib/python3.11/asyncio/events.py:80",
+    "BaseEventLoop._run_once /usr/lib/python3.11/asyncio/base_events.py:1922",
+]
+
+
+@pytest.mark.parametrize(
+    ("stack", "libraries", "code"),
+    [
+        (BUSY_LOOP, (), "working"),
+        (APP, ("_gevent_cgreenlet.cpython-311.so",), "working"),
+        (APP, (), "spinning"),
+    ],
+    ids=["asyncio", "gevent", "no loop"],
+)
+def test_a_loop_with_callbacks_ready_polls_between_them(stack, libraries, code):
+    facts = snapshot(
+        thread(syscall=None, cpu_s_in_window=0.48),
+        process=process(libraries=libraries),
+        stacks={100: stack},
+        fds={3: "anon_inode:[eventpoll]"},
+        activity=[activity(name="epoll_wait", fd=3, returns=100_000, empty=100_000)],
+        activity_complete=True,
+        window_s=0.5,
+    )
+    assert verdict(facts).code == code
