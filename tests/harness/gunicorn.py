@@ -36,23 +36,26 @@ class Gunicorn:
 
 
 @contextlib.contextmanager
-def serve(*options: str | int, workers: int = 1, titled: bool = False) -> Iterator[Gunicorn]:
+def serve(*options: str | int, workers: int = 1, titled: bool = False, netns: str | None = None) -> Iterator[Gunicorn]:
     """Yields once every worker is up and the port is open. `titled`: setproctitle has replaced its command lines."""
     command = [
         sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0", "-w", str(workers), "--no-control-socket", "--chdir", str(targets.TARGETS),
         *map(str, options), "web_app:application",
     ]  # fmt: skip
     env = {} if titled else {"PYTHONPATH": str(targets.TARGETS / "untitled")}
-    with targets.start(command, ready=False, env=env) as target:
+    with targets.start(command, ready=False, env=env, netns=netns) as target:
         kernel.wait_until(lambda: target.log().count("Booting worker") == workers, "all workers booted")
         children = tuple(kernel.wait_for_children(target.pid, workers))
-        yield Gunicorn(target.pid, children, listening_port(target.pid), target)
+        yield Gunicorn(target.pid, children, listening_port(target.pid, netns), target)
 
 
-def listening_port(pid: int) -> int:
+def listening_port(pid: int, netns: str | None) -> int:
     """The TCP port that this process listens on."""
+    inside = ["ip", "netns", "exec", netns] if netns else []
     inodes = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
-    for line in subprocess.run(["ss", "-tlneH"], capture_output=True, text=True, check=True).stdout.splitlines():
+    for line in subprocess.run(
+        [*inside, "ss", "-tlneH"], capture_output=True, text=True, check=True
+    ).stdout.splitlines():
         words = line.split()
         if any(word.startswith("ino:") and f"socket:[{word[4:]}]" in inodes for word in words):
             return int(words[3].rpartition(":")[2])

@@ -99,13 +99,20 @@ def wait_for_children(pid: int, count: int, deadline_s: float = DEADLINE_S) -> l
 
 
 def asleep_s(pid: int, tid: int | None = None) -> float:
-    """How long a thread's switch count has stood still is not to be had at once; its last arrival on a CPU is."""
-    text = Path(f"/proc/{pid}/task/{tid or pid}/sched").read_text()
-    start = re.search(r"se\.exec_start\s*:\s*([\d.]+)", text)
-    assert start, "no se.exec_start in /proc/PID/sched"
-    now = re.search(r"ktime\s*:\s*([\d.]+)|sched_clk\s*:\s*([\d.]+)", text)
-    now_ms = float(now.group(1) or now.group(2)) if now else time.clock_gettime(time.CLOCK_MONOTONIC) * 1000
-    return (now_ms - float(start.group(1))) / 1000
+    """How long ago a thread was last on a CPU, by the scheduler's clock: that is when it went to sleep.
+
+    The scheduler's clock drifts from the others by a second in an hour, so "now" is read from it too: a thread that just woke
+    has its own mark set to now.
+    """
+    time.sleep(0.001)
+    now_ms = _last_on_cpu_ms(Path("/proc/thread-self/sched"))
+    return (now_ms - _last_on_cpu_ms(Path(f"/proc/{pid}/task/{tid or pid}/sched"))) / 1000
+
+
+def _last_on_cpu_ms(path: Path) -> float:
+    mark = re.search(r"se\.exec_start\s*:\s*([\d.]+)", path.read_text())
+    assert mark, f"no se.exec_start in {path}"
+    return float(mark.group(1))
 
 
 def sockets(netns: str | None = None) -> list[dict[str, str]]:

@@ -115,3 +115,23 @@ def test_a_hung_request_is_judged_beside_an_idle_loop():
             assert report.verdict["tid"] == hung
             assert f"127.0.0.1:{holder.said}" in report.summary, report.summary
         assert kernel.children(server.master) == [worker]
+
+
+@pytest.mark.xdist_group("postgresql")
+def test_a_gevent_worker_whose_hub_sits_in_a_c_library(postgresql):
+    """psycopg2 waits in C, where gevent cannot switch: no other request of this worker is served meanwhile."""
+    with (
+        postgresql.client() as network,
+        gunicorn.serve("-k", "gevent", "--timeout", 600, netns=network.pair.here) as server,
+        targets.start(
+            "http_client.py", "urllib", f"{server.url}/sql?url={network.url}", netns=network.pair.here
+        ) as client,
+    ):
+        (worker,) = server.workers
+        long_wait(worker, "poll")
+        for engine in ENGINES:
+            report = command.explain(worker, "--engine", engine)
+            assert report.verdict["class"] == "stuck" and "blocked-loop" in report.codes, report.text()
+            assert "run_sql" in report.text()
+        # Its client waits for a worker that lives, inside its budget.
+        kernel.wait_for_call(client.pid, "recvfrom")

@@ -11,6 +11,14 @@ def fetch(url):
     return urllib.request.urlopen(url).read()
 
 
+def run_sql(url):
+    import psycopg2
+
+    cursor = psycopg2.connect(url).cursor()
+    cursor.execute("SELECT pg_sleep(3600)")
+    return b"done\n"
+
+
 def application(environ, start_response):
     path, query = environ["PATH_INFO"], urllib.parse.parse_qs(environ.get("QUERY_STRING", ""))
     start_response("200 OK", [("Content-Type", "text/plain")])
@@ -18,6 +26,8 @@ def application(environ, start_response):
         return (CHUNK for _ in range(1600))
     if path == "/fetch":
         return [fetch(query["url"][0])]
+    if path == "/sql":
+        return [run_sql(query["url"][0])]
     if path.startswith("/self"):
         return [fetch(f"http://{environ['HTTP_HOST']}/{path.removeprefix('/self').lstrip('/')}")]
     return [GREETING]
