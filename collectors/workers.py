@@ -61,17 +61,24 @@ def _below_a_worker(start: Start) -> bool:
 
 
 def _is_child(start: Start, mine: CommandLine) -> bool:
-    if mine.role:
-        return mine.role == "worker"
+    if mine.role == "worker":
+        return True
     try:
         parent = command_line.read(procfs.read_argv(start.ppid)) if start.ppid else CommandLine("")
     except CannotInspect:
         parent = CommandLine("")
     if parent.program == mine.program:
         # A master that its predecessor started anew (gunicorn's USR2) is a child too, but no fork.
-        return procfs.forked(start.pid, start.ppid) is not False
+        # And a fork that has not set its own title yet still shows its master's.
+        forked = procfs.forked(start.pid, start.ppid)
+        return forked if forked is not None else not mine.role
     # Its master is gone: a worker has its own heartbeat file and no children.
-    return mine.program == GUNICORN and not procfs.children(start.pid) and len(_heartbeat_files(start.pid)) == 1
+    return (
+        not mine.role
+        and mine.program == GUNICORN
+        and not procfs.children(start.pid)
+        and len(_heartbeat_files(start.pid)) == 1
+    )
 
 
 def read_worker(start: Start, *, is_python: bool, environ: Mapping[str, str] | None) -> WorkerFact:

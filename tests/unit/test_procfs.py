@@ -6,7 +6,7 @@ import errno
 import os
 
 import pytest
-from stucktrace.collectors import openfiles, procfs
+from stucktrace.collectors import candidates, openfiles, process, procfs
 from stucktrace.errors import CannotInspect, CollectorError, KernelThread, NoSuchProcess, NotPermitted
 
 STAT = (
@@ -107,10 +107,20 @@ def test_open_files_by_kind():
     assert files.epolls() == (6,)
 
 
-def test_kernel_threads_have_no_user_space():
-    from stucktrace.collectors import process
+@pytest.mark.parametrize(
+    ("pending", "same"), [("0000000000000000", True), ("0000000000000100", False), ("0000000000014002", True)]
+)
+@pytest.mark.parametrize("field", ["SigPnd", "ShdPnd"])
+def test_a_kill_on_its_way_ends_the_look(monkeypatch, pending, same, field):
+    fact = process.read_process(os.getpid())
+    monkeypatch.setattr(procfs, "read_status", lambda _: {"SigPnd": "0", "ShdPnd": "0", field: pending})
+    assert process.still_same(fact) is same
 
-    threads = [pid for pid in procfs.children(2)] if os.path.exists("/proc/2") else []
-    if threads and procfs.read_stat(2).kernel_thread:
-        with pytest.raises(KernelThread):
-            process.read_process(threads[0])
+
+def test_kernel_threads_have_no_user_space(monkeypatch):
+    stat = procfs.parse_stat(STAT.replace("4194368", str(0x04208060)))
+    monkeypatch.setattr(procfs, "read_stat", lambda _: stat)
+    for look in (process.read_process, candidates.find_python):
+        with pytest.raises(KernelThread) as caught:
+            look(4711)
+        assert caught.value.remedy
