@@ -88,6 +88,7 @@ def _self(snapshot: Snapshot, wait: Wait, socket: SocketFact, only_self: bool, a
         place = "its request is held by this very process, and no thread of it has read it"
     free = "it is the only worker there" if only_self else "no worker of the pool has taken it"
     whose = "the own pool" if len(network.own_family(snapshot)) > 1 else "this very process"
+    pool = (f"a worker of its own pool: {listing(f'pid {pid}' for pid in others)}",) if others else ()
     finding = Finding(
         "self-call",
         PROVEN if only_self else LIKELY,
@@ -114,9 +115,7 @@ def _self(snapshot: Snapshot, wait: Wait, socket: SocketFact, only_self: bool, a
                 "a bounded call fails instead of holding its worker",
             ),
         ),
-        chain=network.chain(
-            snapshot, wait, "own accept queue" if peer.in_accept_queue else "own process", *map(str, others)
-        ),
+        chain=network.chain(snapshot, wait, "own accept queue" if peer.in_accept_queue else "own process", *pool),
     )
     return network.about(snapshot, wait, finding)
 

@@ -104,11 +104,13 @@ def _headline(page: _Page, report: Json) -> None:
     verdict, process = report["verdict"], report["process"]
     verdict_class = verdict["class"]
     label = verdict["code"] if verdict_class == "healthy" else f"{verdict['code']} ({verdict['confidence']})"
-    page.lines.append(page.paint(label, _COLOURS[verdict_class]) + f"  {clean(_who(process), 200)}")
+    page.lines.append(
+        page.paint(label, _COLOURS[verdict_class]) + f"  {clean(_who(process, code=verdict['code']), 200)}"
+    )
     page.text(verdict["summary"], "", "", "1")
 
 
-def _who(process: Json) -> str:
+def _who(process: Json, *, code: str) -> str:
     kind = process["kind"].replace("-", " ")
     role = f" ({process['role']})" if process["role"] else ""
     words = [f"pid {process['pid']}", kind + role if kind != "other" else (process["argv"] or ["?"])[0]]
@@ -117,7 +119,8 @@ def _who(process: Json) -> str:
     if process["python"]:
         words.append(f"Python {process['python']['version']}".strip())
     worker = process["worker"]
-    if worker["seconds_to_kill"] is not None:
+    # An idle worker's next heartbeat comes long before.
+    if worker["seconds_to_kill"] is not None and code != "idle":
         left = worker["seconds_to_kill"]
         words.append(f"{left:.0f} s until gunicorn kills it" if left > 0 else "gunicorn kills it now")
     if process["container"]:
