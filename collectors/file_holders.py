@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -18,11 +19,16 @@ class Held:
 
 
 def find(links: Collection[str]) -> tuple[tuple[Held, ...], bool]:
-    """Every fd on the node that links to one of these, and whether every process's table could be read."""
+    """Every fd on the node that links to one of these, and whether every process's table could be read.
+
+    Ours are left out: we hold a pipe only as long as we look.
+    """
     wanted = frozenset(links)
     found: list[Held] = []
     complete = True
     for pid in procfs.all_pids():
+        if pid == os.getpid():
+            continue
         try:
             found += _of(pid, wanted)
         except PermissionError:
@@ -57,9 +63,16 @@ def _no_user_space(pid: int) -> bool:
 
 
 def access_mode(pid: int, fd: int) -> int | None:
-    """O_RDONLY, O_WRONLY or O_RDWR of an open file; None when it cannot be read."""
-    found = flags(pid, fd)
-    return None if found is None else found & os.O_ACCMODE
+    """O_RDONLY, O_WRONLY or O_RDWR of an open file, as the mode of its link tells; None when it cannot be read."""
+    try:
+        mode = os.lstat(f"/proc/{pid}/fd/{fd}").st_mode
+    except OSError:
+        return None
+    return {
+        stat.S_IRUSR: os.O_RDONLY,
+        stat.S_IWUSR: os.O_WRONLY,
+        stat.S_IRUSR | stat.S_IWUSR: os.O_RDWR,
+    }.get(mode & (stat.S_IRUSR | stat.S_IWUSR))
 
 
 def flags(pid: int, fd: int) -> int | None:

@@ -1,4 +1,4 @@
-"""Who holds which end of the target's pipes. Source: pipe inodes over /proc/*/fd, access modes from fdinfo."""
+"""Who holds which end of the target's pipes. Source: pipe inodes over /proc/*/fd, access modes from the links."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ def collect(
     if not mine_by_link:
         return ()
     held, complete = found or file_holders.find(mine_by_link)
+    held_by_link: dict[str, list[file_holders.Held]] = {}
+    for holder in held:
+        held_by_link.setdefault(holder.link, []).append(holder)
     facts = []
     for link, fds in mine_by_link.items():
         readers: dict[int, None] = {}
         writers: dict[int, None] = {}
         mine: set[int] = set()
         others: set[tuple[int, int]] = set()
-        for holder in held:
-            if holder.link != link:
-                continue
+        for holder in _same_file(process.pid, fds[0], link, held_by_link.get(link, [])):
             mode = file_holders.access_mode(holder.pid, holder.fd)
             if mode in (os.O_RDONLY, os.O_RDWR, None):
                 readers[holder.pid] = None
@@ -62,9 +63,25 @@ def collect(
     return tuple(facts)
 
 
+def _same_file(pid: int, fd: int, link: str, held: list[file_holders.Held]) -> list[file_holders.Held]:
+    """A path can mean another FIFO in another mount namespace: then only what is the very same file."""
+    if link.startswith("pipe:["):
+        return held
+    wanted = _identity(pid, fd)
+    return [holder for holder in held if holder.pid == pid or _identity(holder.pid, holder.fd) == wanted]
+
+
+def _identity(pid: int, fd: int) -> tuple[int, int] | None:
+    try:
+        found = os.stat(f"/proc/{pid}/fd/{fd}")
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def _write_nonblocking(pid: int, fds: tuple[int, ...]) -> bool:
-    found = [flags for fd in fds if (flags := file_holders.flags(pid, fd)) is not None]
-    return any(flags & os.O_NONBLOCK and flags & os.O_ACCMODE != os.O_RDONLY for flags in found)
+    writes = (fd for fd in fds if file_holders.access_mode(pid, fd) in (os.O_WRONLY, os.O_RDWR))
+    return any((file_holders.flags(pid, fd) or 0) & os.O_NONBLOCK for fd in writes)
 
 
 def _end(modes: set[int]) -> str:
@@ -89,7 +106,5 @@ def _fifos(pid: int, files: OpenFiles) -> dict[str, tuple[int, ...]]:
 def _inode(pid: int, fd: int, link: str) -> int:
     if link.startswith("pipe:["):
         return int(link[6:-1])
-    try:
-        return os.stat(f"/proc/{pid}/fd/{fd}").st_ino
-    except OSError:
-        return 0
+    found = _identity(pid, fd)
+    return found[1] if found else 0
