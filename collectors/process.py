@@ -65,8 +65,8 @@ def read_process(pid: int) -> ProcessFact:
         python_version=found.version if found else "",
         packages=packages.read_packages(pid, mapped, found, hidden or argv, environ or {}) if found and mapped else {},
         worker=workers.read_worker(start, is_python=found is not None, environ=environ),
-        container=containers.from_paths(paths),
-        frozen=cgroups.frozen(paths),
+        container=containers.read_container(pid, paths),
+        frozen=cgroups.frozen(pid, paths),
         tracer_pid=procfs.first_number(status.get("TracerPid", "")),
         hooked_c_clients=tuple(
             dict.fromkeys(match.group(1) for name in libraries if (match := _C_CLIENTS.match(name)))

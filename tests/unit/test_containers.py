@@ -55,3 +55,28 @@ def test_the_first_hierarchy_that_tells():
     paths = (("name=systemd", "/"), ("memory", f"/docker/{ID}"), ("", "/"))
     assert containers.from_paths(paths) == Container(id=ID, runtime="docker")
     assert containers.from_paths(()) is None
+
+
+KUBELET = f"/var/lib/kubelet/pods/{POD}"
+MOUNTS = f"""\
+1 0 0:50 / / rw - overlay overlay rw,lowerdir=/var/lib/containerd/x
+2 1 8:1 {KUBELET}/etc-hosts /etc/hosts rw - ext4 /dev/sda1 rw
+3 1 8:1 {KUBELET}/containers/web-app/0a1b2c3d /dev/termination-log rw - ext4 /dev/sda1 rw
+4 1 8:1 /var/lib/containerd/io.containerd.grpc.v1.cri/sandboxes/{OTHER}/hostname /etc/hostname rw - ext4 /dev/sda1 rw
+5 1 8:1 /var/lib/kubelet/pods/{"0" * 8}-0000-0000-0000-{"0" * 12}/volumes/data /data rw - ext4 /dev/sda1 rw
+"""
+DOCKER = f"9 1 8:1 /var/lib/docker/containers/{ID}/hostname /etc/hostname rw - ext4 /dev/sda1 rw\n"
+
+
+def test_mounts_of_a_pod_name_its_container_and_never_its_sandbox():
+    assert containers.from_mounts(MOUNTS) == Container("", pod=POD, name="web-app")
+
+
+def test_mounts_of_docker():
+    assert containers.from_mounts(DOCKER) == Container(ID, "docker")
+
+
+def test_mounts_of_no_container():
+    assert containers.from_mounts("22 1 0:20 / / rw - ext4 /dev/vda rw\nbroken\n") is None
+    elsewhere = DOCKER.replace(" /etc/hostname ", " /srv/backup/hostname ")
+    assert containers.from_mounts(elsewhere) is None, "the node's own view of a container's files"
