@@ -410,6 +410,8 @@ class ProcessFact:
     """C client libraries mapped in, by stem: "libpq", "librdkafka", "libmemcached" ..."""
     libraries: tuple[str, ...] = ()
     """Names of shared objects mapped (base names), for recognising libraries."""
+    handles_signals: bool = False
+    """It has handlers for signals other than SIGINT, which every Python handles."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 
 from stucktrace.collectors import (
     cgroups,
@@ -72,7 +73,14 @@ def read_process(pid: int) -> ProcessFact:
             dict.fromkeys(match.group(1) for name in libraries if (match := _C_CLIENTS.match(name)))
         ),
         libraries=tuple(libraries),
+        handles_signals=handles_signals(status.get("SigCgt", "")),
     )
+
+
+def handles_signals(caught: str) -> bool:
+    """Whether this mask (SigCgt) has more than SIGINT and the two that the C library keeps for itself (32 and 33)."""
+    own = {signal.SIGINT, 32, 33}
+    return bool(int(caught or "0", 16) & ~sum(1 << number - 1 for number in own))
 
 
 def _interpreter(pid: int) -> tuple[regions.Regions | None, interpreter.Interpreter | None]:

@@ -55,8 +55,8 @@ def _nobody_writes(snapshot: Snapshot, budgets: Budgets, wait: Wait, pipe: PipeF
     """A blocking read whose writers are the reader itself, orphans like itself, or stopped.
 
     Not for poll or select: a program that watches its own pipe is woken by its own signal handler (the self-pipe
-    trick), nor where its own write end is made for one (it does not block). Not for a named FIFO: anybody can open it
-    later, and daemons hold both ends on purpose.
+    trick), nor where its own write end is made for one (it does not block); `possible` where it has such handlers. Not
+    for a named FIFO: anybody can open it later, and daemons hold both ends on purpose.
     """
     call = wait.thread.syscall
     if call is None or call.name not in READ_CALLS or pipe.path or pipe.end == "write" or not pipe.writers:
@@ -68,7 +68,7 @@ def _nobody_writes(snapshot: Snapshot, budgets: Budgets, wait: Wait, pipe: PipeF
         return None
     if not others:
         why = "this process itself holds the only write end"
-        if alone(snapshot):
+        if alone(snapshot) and not _handler_may_write(snapshot):
             return _Reason(LIKELY, does, f"{why}, and its only thread is the one that reads", "writer")
         return _Reason(POSSIBLE, does, f"{why}, so no other process can write or close it", "writer")
     if stopped and len(stopped) == len(others) and own not in pipe.writers:
@@ -79,6 +79,11 @@ def _nobody_writes(snapshot: Snapshot, budgets: Budgets, wait: Wait, pipe: PipeF
         why = f"the parent that fed it is gone, and only {_pids(others)}, orphans too, still {holds} the write end"
         return _Reason(LIKELY, does, why, "writer")
     return None
+
+
+def _handler_may_write(snapshot: Snapshot) -> bool:
+    """It has signal handlers of its own making. Those of gunicorn and Celery are known not to write to such a pipe."""
+    return snapshot.process.handles_signals and snapshot.process.worker.kind in ("python", "other")
 
 
 def _nobody_reads(snapshot: Snapshot, budgets: Budgets, wait: Wait, pipe: PipeFact) -> _Reason | None:

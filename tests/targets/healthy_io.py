@@ -277,6 +277,33 @@ def self_pipe_read():
     os.read(reader, 1)
 
 
+def self_pipe_of_a_handler():
+    """The handler itself writes, into a pipe that blocks."""
+    reader, writer = os.pipe()
+    signal.signal(signal.SIGUSR1, lambda *_: os.write(writer, b"x"))
+    say_ready()
+    os.read(reader, 1)
+
+
+def message_queue():
+    messages = libc.msgget(0, 0o600)
+    say_ready()
+    libc.msgrcv(messages, ctypes.create_string_buffer(100), 50, 0, 0)
+
+
+def system_v_semaphore():
+    slots = libc.semget(0, 1, 0o600)
+    say_ready()
+    libc.semop(slots, (ctypes.c_short * 3)(0, -1, 0), 1)
+
+
+def exclusive_epoll():
+    epoll = select.epoll()
+    epoll.register(local_server(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
+    say_ready()
+    epoll.poll()
+
+
 def pipe_between_threads():
     """One thread tells the other through a pipe of the process."""
     reader, writer = os.pipe()

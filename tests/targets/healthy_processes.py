@@ -198,6 +198,37 @@ def communicates():
         child.stderr.read()
 
 
+def waits_for_one_that_wrote_much():
+    """All that it wrote fits into the pipe, just so."""
+    with subprocess.Popen(["sh", "-c", "head -c 65536 /dev/zero; sleep 3600"], stdout=subprocess.PIPE) as child:
+        say_ready()
+        child.wait()
+
+
+def under_strace():
+    """Held for an instant at every call."""
+    code = "import time\nwhile True: time.sleep(0.001)"
+    with subprocess.Popen(["strace", "-f", "-o", os.devnull, sys.executable, "-c", code]) as child:
+        say_ready()
+        child.wait()
+
+
+def children_that_ended():
+    """Zombies that nobody has waited for yet."""
+    for _ in range(3):
+        if os.fork() == 0:
+            os._exit(0)
+    say_ready()
+    time.sleep(3600)
+
+
+def shared_semaphore():
+    slots = multiprocessing.Semaphore(0)
+    start(slots.acquire)
+    say_ready()
+    slots.acquire()
+
+
 def reads_its_output():
     """The child prints a line now and then."""
     with subprocess.Popen(["sh", "-c", "while sleep 3; do echo tick; done"], stdout=subprocess.PIPE) as child:

@@ -7,9 +7,11 @@ import logging
 import logging.handlers
 import os
 import queue
+import re
 import sched
 import sqlite3
 import sys
+import tempfile
 import threading
 import time
 
@@ -374,6 +376,23 @@ def computes_in_c():
     say_ready()
     while True:
         hashlib.sha256(data).hexdigest()
+
+
+def computes_in_a_regex():
+    """One C call that keeps the GIL for ages, on the CPU; another thread waits for it."""
+    os.nice(19)
+    spawn(short_sleeps)
+    re.match(r"(a+)+$", "a" * 60 + "b")
+
+
+def serves_inside_an_import():
+    """A module that never finishes importing, because it is the program."""
+    with tempfile.TemporaryDirectory() as folder:
+        sys.path.insert(0, folder)
+        with open(f"{folder}/program.py", "w") as file:
+            file.write("import threading\nthreading.Event().wait()\n")
+        say_ready()
+        __import__("program")
 
 
 def computes_in_threads():

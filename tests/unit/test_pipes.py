@@ -1,8 +1,10 @@
 """pipe-stuck from literal snapshots, and pipes that are waited for as they should be."""
 
 import pytest
+from stucktrace.collectors.process import handles_signals
+from stucktrace.facts import WorkerFact
 
-from tests.unit.snapshots import call, codes, lock, parent, pipe, relative, snapshot, thread, verdict
+from tests.unit.snapshots import call, codes, lock, parent, pipe, process, relative, snapshot, thread, verdict
 
 APP = ["read_all /srv/app/pipes.py:4", "<module> /srv/app/main.py:3"]
 POOL_CHILD = [
@@ -46,6 +48,21 @@ def test_the_self_pipe_of_a_signal_handler(syscall):
 
 def test_the_wakeup_pipe_of_signals_read_the_blocking_way():
     assert verdict(reading(pipe(9, "both", own_write_nonblocking=True))).code == "idle"
+
+
+@pytest.mark.parametrize(
+    ("worker", "code"), [("python", "idle"), ("gunicorn-worker", "pipe-stuck"), ("celery-child", "pipe-stuck")]
+)
+def test_a_pipe_that_a_signal_handler_may_write_to(worker, code):
+    facts = reading(pipe(9, "both"), process=process(handles_signals=True, worker=WorkerFact(worker)))
+    assert verdict(facts).code == code
+
+
+def test_signals_that_every_python_handles():
+    assert not handles_signals("0000000000000002")
+    assert not handles_signals("0000000180000002")
+    assert not handles_signals("")
+    assert handles_signals("0000000180004202")
 
 
 def test_a_named_fifo_opened_for_both():
