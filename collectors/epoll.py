@@ -93,4 +93,4 @@ def _same_end(holder: file_holders.Held, events: int) -> bool:
     if not holder.link.startswith("pipe:"):
         return True
     other = os.O_WRONLY if events & select.EPOLLIN else os.O_RDONLY if events & select.EPOLLOUT else None
-    return other is None or file_holders.access_mode(holder.pid, holder.fd) != other
+    return other is None or holder.mode != other

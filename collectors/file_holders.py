@@ -16,6 +16,8 @@ class Held:
     pid: int
     fd: int
     link: str
+    mode: int | None = None
+    """O_RDONLY, O_WRONLY or O_RDWR; None when it could not be read. Read once, however many targets share the file."""
 
 
 def find(links: Collection[str]) -> tuple[tuple[Held, ...], bool]:
@@ -48,7 +50,7 @@ def _of(pid: int, wanted: frozenset[str]) -> list[Held]:
             except FileNotFoundError:
                 continue
             if link in wanted:
-                found.append(Held(pid, int(name), link))
+                found.append(Held(pid, int(name), link, access_mode(pid, int(name))))
     finally:
         os.close(directory)
     return found
@@ -81,6 +83,6 @@ def flags(pid: int, fd: int) -> int | None:
         for line in procfs.read(pid, f"fdinfo/{fd}").splitlines():
             if line.startswith(b"flags:"):
                 return int(line.split()[1], 8)
-    except CannotInspect:
+    except (CannotInspect, ValueError, IndexError):
         return None
     return None

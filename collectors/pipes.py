@@ -36,7 +36,7 @@ def collect(
         mine: set[int] = set()
         others: set[tuple[int, int]] = set()
         for holder in _same_file(process.pid, fds[0], link, held_by_link.get(link, [])):
-            mode = file_holders.access_mode(holder.pid, holder.fd)
+            mode = holder.mode
             if mode in (os.O_RDONLY, os.O_RDWR, None):
                 readers[holder.pid] = None
             if mode in (os.O_WRONLY, os.O_RDWR, None):

@@ -19,6 +19,8 @@ from stucktrace.collectors.regions import Regions
 _MOST_WORDS = 255
 _MOST_LETTERS = 4096
 _MOST_VARIABLES = 512
+_GAP_BYTES = 64 << 10
+"""Strings no further apart are read together."""
 _MOST_DATA_BYTES = 8 << 20
 _EARLY_HEAP_BYTES = 16 << 20
 """The arguments are among the first things that the interpreter allocates."""
@@ -137,7 +139,7 @@ def _environ_at(pid: int, table: int) -> dict[str, str]:
     together: list[int] = []
     for pointer in (*sorted(set(pointers[: pointers.index(0)])), 0):
         # Most variables lie side by side: they are read together.
-        if together and not 0 <= pointer - together[-1] < _MOST_LETTERS:
+        if together and not 0 <= pointer - together[-1] < _GAP_BYTES:
             data = memory.read_some(pid, together[0], together[-1] - together[0] + _MOST_LETTERS)
             for one in together:
                 text, ended, _ = data[one - together[0] :].partition(b"\0")
