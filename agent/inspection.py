@@ -184,11 +184,12 @@ def _processes(
 
 
 def _no_timeout(process: ProcessFact) -> Missing:
-    from stucktrace.collectors.workers import HIDDEN
+    from stucktrace.collectors.workers import EMBEDDED, HIDDEN
 
     source = process.worker.timeout_source
     because = {
         HIDDEN: "its process title hides the command line (setproctitle), and its memory does not tell",
+        EMBEDDED: "its application starts gunicorn from its own code, and sets it there",
         "environment": "it may stand in GUNICORN_CMD_ARGS, and the environment cannot be read",
     }.get(source, f"{source} computes it, or cannot be read" if source else "its command line cannot be read")
     return Missing(

@@ -1,28 +1,29 @@
 """What role a process has, and which limits apply to it.
 
 Source: its command line (behind a title: the original one, from its memory) and those of its parents, gunicorn's
-settings, Celery's options, and gunicorn's heartbeat: each worker touches an unlinked file named wgunicorn-* with the
-monotonic clock, and its master kills it when that is older than the timeout.
+settings, Celery's options, and gunicorn's heartbeat files (heartbeat.py), which master and worker share: they tell a
+worker from gunicorn's other children, and a gunicorn that an application started from its own code.
 """
 
 from __future__ import annotations
 
-import os
-import time
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from stucktrace.collectors import command_line, gunicorn_config, procfs
+from stucktrace.collectors import command_line, gunicorn_config, heartbeat, openfiles, procfs
 from stucktrace.collectors.command_line import CELERY_BEAT, CELERY_WORKER, GUNICORN, CommandLine
-from stucktrace.errors import CannotInspect
+from stucktrace.errors import CannotInspect, CollectorError
 from stucktrace.facts import WorkerFact
 
 _CLASSES = ("gthread", "gevent", "eventlet", "tornado", "uvicorn", "sync", "aiohttp")
 _ROLES = {GUNICORN: ("gunicorn-master", "gunicorn-worker"), CELERY_WORKER: ("celery-main", "celery-child")}
 _POOLS = {"processes": "prefork", "solo": "solo", "threads": "threads", "gevent": "gevent", "eventlet": "eventlet"}
-_HEARTBEAT = "wgunicorn-"
+_POOLS_WITHOUT_CHILDREN = frozenset({"solo", "threads", "gevent", "eventlet"})
 HIDDEN = "process title"
 """`WorkerFact.timeout_source` where the title hides the options, and they are not to be had from memory either."""
+EMBEDDED = "application"
+"""The same, where an application starts gunicorn from its own code and sets it there."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Start:
 
 
 def kind_of(start: Start, *, is_python: bool) -> str:
-    """The role alone: cheap, from two or three command lines."""
+    """The role alone: cheap, from two or three command lines and fd tables."""
     mine = command_line.read(start.argv)
     if mine.program == CELERY_BEAT:
         return "celery-beat"
@@ -46,28 +47,72 @@ def kind_of(start: Start, *, is_python: bool) -> str:
         if not _is_child(start, mine):
             return master
         if not _below_a_worker(start):
-            return worker
-    return "python" if is_python else "other"
+            return (_gunicorn_child if mine.program == GUNICORN else _celery_child)(start, mine) or worker
+    return (_embedded(start) or "python") if is_python else "other"
+
+
+def _gunicorn_child(start: Start, mine: CommandLine) -> str:
+    """ "python" for what else a gunicorn master forks; "" for a worker: the master opened its heartbeat file."""
+    return "python" if mine.role != "worker" and heartbeat.shared(start.pid, start.ppid) is False else ""
+
+
+def _celery_child(start: Start, mine: CommandLine) -> str:
+    """What else a Celery main process forks; "" for a child of its pool."""
+    parent = _line(start.ppid)
+    if mine.role or parent.program != CELERY_WORKER:
+        return ""
+    if command_line.option(parent.arguments, "-P", "--pool") in _POOLS_WITHOUT_CHILDREN:
+        return "python"
+    beat = any(word == "--beat" or re.match(r"^-[CDE]*B", word) for word in parent.arguments)
+    return "celery-beat" if beat and not _shares_a_pipe(start) else ""
+
+
+def _shares_a_pipe(start: Start) -> bool:
+    """With its parent, beside the standard streams: each child of a pool does; the embedded beat closed them all."""
+    try:
+        mine, theirs = openfiles.read_fds(start.pid), openfiles.read_fds(start.ppid)
+    except CollectorError:
+        return True
+    return any(max(fds) > 2 and inode in theirs.pipes() for inode, fds in mine.pipes().items())
+
+
+def _embedded(start: Start) -> str:
+    """The role in a gunicorn that an application runs from its own code, or under its own title; "" without one."""
+    files = heartbeat.files(start.pid)
+    if not files:
+        return ""
+    above = heartbeat.files(start.ppid) or frozenset()
+    if files & above:
+        # What a worker forked inherits the file too.
+        return "" if above & (heartbeat.files(_ppid(start.ppid)) or frozenset()) else "gunicorn-worker"
+    children = procfs.children(start.pid)
+    return "gunicorn-master" if any(files & (heartbeat.files(child) or frozenset()) for child in children) else ""
+
+
+def _line(pid: int) -> CommandLine:
+    try:
+        return command_line.read(procfs.read_argv(pid)) if pid else CommandLine("")
+    except CannotInspect:
+        return CommandLine("")
+
+
+def _ppid(pid: int) -> int:
+    try:
+        return procfs.read_stat(pid).ppid
+    except CannotInspect:
+        return 0
 
 
 def _below_a_worker(start: Start) -> bool:
     """A worker's own fork (of multiprocessing, say) looks just like the worker; but its parent is one."""
-    try:
-        parent = procfs.read_stat(start.ppid)
-        line = command_line.read(procfs.read_argv(start.ppid))
-    except CannotInspect:
-        return False
-    return line.program in _ROLES and _is_child(Start(parent.pid, parent.ppid, ()), line)
+    line = _line(start.ppid)
+    return line.program in _ROLES and _is_child(Start(start.ppid, _ppid(start.ppid), ()), line)
 
 
 def _is_child(start: Start, mine: CommandLine) -> bool:
     if mine.role == "worker":
         return True
-    try:
-        parent = command_line.read(procfs.read_argv(start.ppid)) if start.ppid else CommandLine("")
-    except CannotInspect:
-        parent = CommandLine("")
-    if parent.program == mine.program:
+    if _line(start.ppid).program == mine.program:
         # A master that its predecessor started anew (gunicorn's USR2) is a child too, but no fork.
         # And a fork that has not set its own title yet still shows its master's.
         forked = procfs.forked(start.pid, start.ppid)
@@ -77,7 +122,7 @@ def _is_child(start: Start, mine: CommandLine) -> bool:
         not mine.role
         and mine.program == GUNICORN
         and not procfs.children(start.pid)
-        and len(_heartbeat_files(start.pid)) == 1
+        and len(heartbeat.files(start.pid) or ()) == 1
     )
 
 
@@ -93,12 +138,16 @@ def read_worker(start: Start, *, is_python: bool, environ: Mapping[str, str] | N
 
 def _gunicorn(start: Start, kind: str, environ: Mapping[str, str] | None) -> WorkerFact:
     line = command_line.read(start.argv)
-    notified = last_notify_s(start.pid) if kind == "gunicorn-worker" else None
-    if line.title:
+    notified = heartbeat.last_notify_s(start.pid, start.ppid) if kind == "gunicorn-worker" else None
+    hidden = bool(line.title)
+    if hidden:
         line = command_line.read(start.hidden_argv)
-        if line.program != GUNICORN:
-            return WorkerFact(kind, timeout_source=HIDDEN, last_notify_s=notified)
-    settings = gunicorn_config.read(start.pid, line.arguments, environ, procfs.read_link(start.pid, "cwd"))
+    if line.program != GUNICORN:
+        return WorkerFact(kind, timeout_source=HIDDEN if hidden else EMBEDDED, last_notify_s=notified)
+    # An application may change its worker's directory; its master keeps the one that the settings were read in.
+    above = kind == "gunicorn-worker" and _line(start.ppid).program == GUNICORN
+    cwd = (procfs.read_link(start.ppid, "cwd") if above else "") or procfs.read_link(start.pid, "cwd")
+    settings = gunicorn_config.read(start.pid, line.arguments, environ, cwd)
     threads = command_line.number(_text(settings["threads"].value))
     worker_class = class_name(_text(settings["worker_class"].value) or "")
     if worker_class == "sync" and threads and threads > 1:
@@ -127,31 +176,6 @@ def class_name(given: str) -> str:
     if lowered.startswith("egg:"):
         lowered = lowered.rpartition("#")[2]
     return next((name for name in _CLASSES if name in lowered), given.rpartition(".")[2])
-
-
-def _heartbeat_files(pid: int) -> list[str]:
-    try:
-        names = os.listdir(f"/proc/{pid}/fd")
-        return [name for name in names if f"/{_HEARTBEAT}" in procfs.read_link(pid, f"fd/{name}")]
-    except OSError:
-        return []
-
-
-def last_notify_s(pid: int) -> float | None:
-    """Age of the worker's last heartbeat; None when it has none that could be told from another worker's.
-
-    Current gunicorn closes the files of other workers in a new worker; old versions do not, and then it is not known.
-    """
-    files = _heartbeat_files(pid)
-    if len(files) != 1:
-        return None
-    try:
-        touched = os.stat(f"/proc/{pid}/fd/{files[0]}").st_mtime
-    except OSError:
-        return None
-    age = time.monotonic() - touched
-    # A file that was never touched still has the wall clock of its creation.
-    return age if age >= -1 else None
 
 
 def _celery(start: Start, kind: str) -> WorkerFact:

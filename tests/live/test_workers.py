@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from stucktrace.collectors import candidates, process
-from stucktrace.collectors.workers import HIDDEN
+from stucktrace.collectors.workers import EMBEDDED, HIDDEN
 from stucktrace.facts import ProcessFact, WorkerFact
 
 from tests.harness import kernel, targets
@@ -116,8 +116,9 @@ def test_a_timeout_of_zero(tmp_path, titled):
         assert (fact.timeout_s, fact.seconds_to_kill) == (0, None)
 
 
-def test_an_application_that_starts_gunicorn_itself(tmp_path):
-    """Its options are code: a title is all that shows."""
+@TITLES
+def test_an_application_that_starts_gunicorn_itself(tmp_path, titled):
+    """Its options are code: a title, or the heartbeat file that master and worker share, is all that shows."""
     (tmp_path / "serve.py").write_text("""
 from gunicorn.app.base import BaseApplication
 import app
@@ -130,9 +131,10 @@ class Server(BaseApplication):
         return app.application
 Server().run()
 """)
-    with gunicorn(tmp_path, titled=True, command=[sys.executable, "serve.py"]) as (master, (pid,)):
+    with gunicorn(tmp_path, titled=titled, command=[sys.executable, "serve.py"]) as (master, (pid,)):
+        assert worker_of(master).kind == "gunicorn-master"
         assert (worker_of(pid).kind, worker_of(pid).timeout_s) == ("gunicorn-worker", None)
-        assert worker_of(pid).timeout_source == HIDDEN
+        assert worker_of(pid).timeout_source == (HIDDEN if titled else EMBEDDED)
         assert candidates.children_of(process.read_process(master)) == (pid,)
 
 
@@ -148,6 +150,23 @@ def test_a_workers_own_fork_is_no_worker(tmp_path, titled):
         assert (worker_of(worker).kind, worker_of(fork).kind) == ("gunicorn-worker", "python")
         assert worker_of(fork).seconds_to_kill is None
         assert candidates.children_of(process.read_process(master)) == (worker,)
+
+
+@TITLES
+def test_what_else_a_master_forks_is_no_worker(tmp_path, titled):
+    hook = "import os, time\ndef when_ready(server):\n    if os.fork() == 0:\n        time.sleep(600)\n"
+    (tmp_path / "gunicorn.conf.py").write_text(hook)
+    (tmp_path / "app.py").write_text(APP)
+    search = {} if titled else {"PYTHONPATH": UNTITLED}
+    with targets.start([*GUNICORN, "app"], ready=False, cwd=tmp_path, env=search) as master:
+        kernel.wait_until(lambda: "Booting worker" in master.log(), "the worker boots")
+        pids = kernel.wait_for_children(master.pid, 2)
+        kernel.wait_until(lambda: any(worker_of(pid).last_notify_s is not None for pid in pids), "a heartbeat")
+        # The fork keeps its master's title.
+        kinds = {pid: worker_of(pid).kind for pid in pids}
+        assert sorted(kinds.values()) == ["gunicorn-worker", "python"], kinds
+        (worker,) = candidates.children_of(process.read_process(master.pid))
+        assert kinds[worker] == "gunicorn-worker"
 
 
 @TITLES
@@ -188,6 +207,20 @@ def test_beat(tmp_path, titled):
         fact: ProcessFact = process.read_process(beat.pid)
         assert fact.worker.kind == "celery-beat"
         assert title(beat.pid).startswith("[celery beat") is titled
+
+
+@TITLES
+def test_a_beat_inside_a_worker(tmp_path, titled):
+    (tmp_path / "proj.py").write_text("import celery\napp = celery.Celery(broker='memory://')\n")
+    search = {} if titled else {"PYTHONPATH": UNTITLED}
+    command = [sys.executable, "-m", "celery", "-A", "proj", "worker", "-B", "-l", "info", "-c", "2"]
+    command += ["-s", str(tmp_path / "schedule")]
+    with targets.start(command, ready=False, cwd=tmp_path, env=search) as main:
+        kernel.wait_until(lambda: " ready." in main.log() and "beat: Starting" in main.log(), "worker and beat run")
+        pids = kernel.wait_for_children(main.pid, 3)
+        kinds = [worker_of(pid).kind for pid in pids]
+        assert sorted(kinds) == ["celery-beat", "celery-child", "celery-child"], kinds
+        assert pids[kinds.index("celery-beat")] not in candidates.children_of(process.read_process(main.pid))
 
 
 def test_the_environment_behind_a_title_never_leaves(tmp_path):
