@@ -32,6 +32,8 @@ class Syscall:
     """True: no timeout was given. False: one was. None: the call takes none, or it could not be read."""
     timeout_s: float | None = None
     """The relative timeout given, where it could be read."""
+    poll_events: int | None = None
+    """The events asked for, where it is a poll or ppoll of one fd."""
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,8 @@ def decode(pid: int, number: int, args: tuple[int, ...], since_ns: int | None = 
         fd = _int(args[0])
         call = replace(call, fd=fd, fds=(fd,), waits_to=_FD_FIRST[name]) if fd >= 0 else call
     elif name in ("poll", "ppoll"):
-        call = _with_fds(call, *_poll_set(pid, args[0], args[1]))
+        reading, writing, events = _poll_set(pid, args[0], args[1])
+        call = replace(_with_fds(call, reading, writing), poll_events=events)
     elif name in ("select", "pselect6"):
         call = _with_fds(call, *_select_sets(pid, _int(args[0]), args[1:4]))
     endless, timeout_s = _timeout(pid, name, args, since_ns)
@@ -89,19 +90,23 @@ def _with_fds(call: Syscall, reading: tuple[int, ...], writing: tuple[int, ...])
     return replace(call, fds=fds, fd=fds[0] if len(fds) == 1 else None, waits_to=waits_to)
 
 
-def _poll_set(pid: int, address: int, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(fds waited on to read, to write); an fd with no events asked for counts as reading: it waits for errors."""
+def _poll_set(pid: int, address: int, count: int) -> tuple[tuple[int, ...], tuple[int, ...], int | None]:
+    """(fds waited on to read, to write, the events of the only one).
+
+    An fd with no events asked for counts as reading: it waits for errors.
+    """
     count &= 0xFFFFFFFF
     data = _read(pid, address, 8 * count) if 0 < count <= _MOST_FDS else None
-    reading, writing = [], []
+    reading, writing, asked = [], [], []
     for fd, events, _ in struct.iter_unpack("=ihh", data or b""):
         if fd < 0:
             continue
+        asked.append(events)
         if events & _POLL_OUT:
             writing.append(fd)
         if events & _POLL_IN or not events & _POLL_OUT:
             reading.append(fd)
-    return tuple(reading), tuple(writing)
+    return tuple(reading), tuple(writing), asked[0] if len(asked) == 1 else None
 
 
 def _select_sets(pid: int, count: int, addresses: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -80,11 +80,29 @@ def one_at_a_time(snapshot: Snapshot, wait: Wait) -> bool:
         return False
     if any(frame.function.rpartition(".")[2] in _OWN_THREAD for frame in wait.frames):
         return False
+    if _forked_for_it(snapshot, wait):
+        return False
     if any(f"/{frame.file}".endswith(f"/{tail}") for frame in wait.frames for tail in _ONE_AT_A_TIME):
         return True
     return any(
         f"/{frame.file}".endswith("/socketserver.py") and "serve_forever" in frame.function for frame in wait.frames
     )
+
+
+def _forked_for_it(snapshot: Snapshot, wait: Wait) -> bool:
+    """A child of a server that forks one for each client (ForkingMixIn): its parent goes on accepting.
+
+    Before CPython 3.11 py-spy does not name the class, so there any child of the same program may be one.
+    """
+    handing = [
+        frame.function
+        for frame in wait.frames
+        if f"/{frame.file}".endswith("/socketserver.py") and frame.function.endswith("process_request")
+    ]
+    if any(function.startswith("ForkingMixIn.") for function in handing):
+        return True
+    parent = snapshot.parent
+    return "process_request" in handing and parent is not None and parent.alive and parent.same_program
 
 
 def peer_not_reading(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
@@ -117,12 +135,29 @@ def _blocked(socket: SocketFact) -> str:
 
 def _stalled_s(wait: Wait, socket: SocketFact) -> float | None:
     """For how long nothing was taken. A window probe is a send for the kernel, so only the wait's age is sure."""
-    if not wait.polls:
-        return wait.age_s
-    known = [value for value in (wait.age_s, None if socket.timer == "persist" else quiet(socket)) if value is not None]
-    if socket.timer == "persist" and socket.rto_s is not None and socket.backoff:
-        known.append(socket.rto_s * (2 ** min(socket.backoff, 9) - 1))
-    return max(known, default=None)
+    closed_s = _closed_s(socket)
+    if closed_s is not None:
+        # A window that opens now and then is a slow reader's, however long the send of all of it takes.
+        return closed_s if wait.polls or wait.age_s is None else min(wait.age_s, closed_s)
+    if wait.polls:
+        return max((value for value in (wait.age_s, quiet(socket)) if value is not None), default=None)
+    if socket.protocol == "tcp" and socket.last_send_s is not None and wait.age_s is not None:
+        return min(wait.age_s, socket.last_send_s)
+    return wait.age_s
+
+
+def _closed_s(socket: SocketFact) -> float | None:
+    """For how long the peer's window has been closed, from its probes: they begin anew whenever it opens.
+
+    After b probes the next one comes 2^b timeouts later. None where it is not probed.
+    """
+    if socket.timer != "persist" or socket.rto_s is None or socket.backoff is None:
+        return None
+    factor: int = 1 << min(socket.backoff, 9)
+    since_s = 0.0
+    if socket.timer_expires_s is not None:
+        since_s = max(0.0, socket.rto_s * factor - socket.timer_expires_s)
+    return socket.rto_s * (factor - 1) + since_s
 
 
 def _not_reading(snapshot: Snapshot, wait: Wait, socket: SocketFact, blocked: str, age_s: float) -> Finding:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stucktrace.diagnosis import evidence, remedies
-from stucktrace.diagnosis.futexes import alone
+from stucktrace.diagnosis.futexes import alone, bare
 from stucktrace.diagnosis.graph import CHILD_CALLS, waited_child
 from stucktrace.diagnosis.model import LIKELY, POSSIBLE, PROVEN, WARNING, Budgets, Evidence, Finding, Later, Now
 from stucktrace.diagnosis.waits import Wait, waits
@@ -74,7 +74,7 @@ def _nobody_writes(snapshot: Snapshot, budgets: Budgets, wait: Wait, pipe: PipeF
     if stopped and len(stopped) == len(others) and own not in pipe.writers:
         why = f"{_named(stopped)}, which would have to write, {'is' if len(stopped) == 1 else 'are'} stopped"
         return _Reason(PROVEN, does, why, "writer")
-    if _is_orphan(snapshot) and others <= _like_itself(snapshot):
+    if _is_orphan(snapshot) and others <= _like_itself(snapshot) and others & _siblings(snapshot):
         holds = "holds" if len(others) == 1 else "hold"
         why = f"the parent that fed it is gone, and only {_pids(others)}, orphans too, still {holds} the write end"
         return _Reason(LIKELY, does, why, "writer")
@@ -160,17 +160,27 @@ def _is_orphan(snapshot: Snapshot) -> bool:
 
 
 def _forked_worker(snapshot: Snapshot) -> bool:
-    """Its stack or its role says that it was made by a process pool."""
+    """Its role says that it was made by a pool, or the stack of its main thread begins as such a child's does.
+
+    Other frames of multiprocessing are a parent's as well: who started a `Pool` from a shell is no orphan.
+    """
     if snapshot.process.worker.kind in ("celery-child", "gunicorn-worker"):
         return True
     main = snapshot.main_thread
-    frames = snapshot.frames(main.tid) if main else ()
-    return any("multiprocessing/" in frame.file or "billiard/" in frame.file for frame in frames)
+    return any(
+        bare(frame) == "_bootstrap" and frame.file.endswith("/process.py")
+        for frame in (snapshot.frames(main.tid) if main else ())
+    )
 
 
 def _like_itself(snapshot: Snapshot) -> set[int]:
     """Siblings and descendants that share its fate."""
     return {relative.pid for relative in snapshot.relatives if relative.relation in ("sibling", "child")}
+
+
+def _siblings(snapshot: Snapshot) -> set[int]:
+    """Without one of these among its holders, a pipe is what the process shares with children of its own."""
+    return {relative.pid for relative in snapshot.relatives if relative.relation == "sibling"}
 
 
 def _stopped(snapshot: Snapshot, pids: set[int]) -> list[Relative]:

@@ -49,7 +49,7 @@ def read(frames: tuple[Frame, ...]) -> Reading:
             continue
         if passed and not _reaches(entry, passed):
             break
-        if entry.purpose is None:
+        if entry.purpose is None or (entry.relay and held is not None and held.family == entry.family):
             continue
         if held is not None and entry.leaf and held.purpose in (Purpose.JOIN, Purpose.LOCK):
             return held

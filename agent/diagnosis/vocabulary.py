@@ -104,6 +104,12 @@ def find(frame: Frame) -> Entry | None:
     return next((entry for entry in entries if _in_files(frame.file, entry.files)), None)
 
 
+def is_transport(frame: Frame) -> bool:
+    """A frame that only carries bytes or polls, for a wait that a frame above it names."""
+    entry = find(frame)
+    return entry is not None and entry.purpose is None
+
+
 def passes_through(frame: Frame) -> bool:
     return _in_files(frame.file, PASS_THROUGH)
 

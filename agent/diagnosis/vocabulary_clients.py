@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stucktrace.diagnosis.purposes import Purpose as P
-from stucktrace.diagnosis.vocabulary_entry import Entry, leaf, strong, transport, weak
+from stucktrace.diagnosis.vocabulary_entry import Entry, leaf, relay, strong, transport, weak
 
 # fmt: off
 
@@ -17,7 +17,8 @@ _AMQP = (
          "drain_events blocking_read", P.SUBSCRIPTION, "waits for the broker's next frame ({function})"),
     strong("amqp", "amqp/connection.py", "connect", P.OWED, "waits for the AMQP handshake"),
     weak("amqp", "amqp/connection.py", "close", P.OWED, "waits for connection.close-ok"),
-    weak("amqp", "amqp/abstract_channel.py", "wait", P.OWED, "waits for an AMQP reply"),
+    weak("amqp", "amqp/abstract_channel.py", "wait", P.SUBSCRIPTION, "waits for an AMQP method of its choice"),
+    weak("amqp", "amqp/abstract_channel.py", "send_method", P.OWED, "waits for an AMQP reply"),
     strong("amqp", "amqp/channel.py",
          "basic_publish_confirm", P.OWED, "waits for an AMQP confirm (basic_publish_confirm)"),
     strong("amqp", "amqp/channel.py amqp/connection.py",
@@ -83,7 +84,7 @@ _REDIS = (
          "blpop brpop brpoplpush blmove blmpop bzpopmin bzpopmax bzmpop xread xreadgroup wait waitaof",
          P.SUBSCRIPTION, "waits in {function}, a command whose purpose is to wait"),
     strong("redis", "redis/client.py redis/cluster.py valkey/client.py",
-         "listen get_message handle_message_loop next_command monitor",
+         "listen get_message handle_message_loop next_command monitor try_read",
          P.SUBSCRIPTION, "waits for a message of its subscription ({function})"),
     strong("redis", "redis/client.py valkey/client.py",
          "run", P.SUBSCRIPTION, "waits for a message of its subscription"),
@@ -173,8 +174,12 @@ _HTTP = (
     weak("http", "http/client.py httplib.py",
          "_read_status begin getresponse", P.REQUEST, "waits for an HTTP response"),
     weak("http", "http/client.py",
-         "read readinto read1 peek readline _read_next_chunk_size _get_chunk_left _read1_chunked _readinto_chunked "
-         "_read_chunked _safe_read _safe_readinto _readall_chunked", P.REQUEST, "reads an HTTP response"),
+         "_read_next_chunk_size", P.SUBSCRIPTION, "waits for the next chunk of a streamed HTTP response"),
+    relay("http", "http/client.py",
+         "readinto read1 peek readline _get_chunk_left _peek_chunked _read1_chunked _readinto_chunked",
+         P.REQUEST, "reads an HTTP response"),
+    weak("http", "http/client.py",
+         "read _read_chunked _safe_read _safe_readinto _readall_chunked", P.REQUEST, "reads an HTTP response"),
     weak("http", "http/client.py",
          "send _send_output endheaders _send_request request", P.REQUEST, "sends an HTTP request"),
     strong("http", "http/client.py", "_tunnel", P.OWED, "waits for the proxy's answer to CONNECT"),
@@ -183,13 +188,15 @@ _HTTP = (
          "urlopen open do_open http_open https_open", P.REQUEST, "waits for an HTTP response (urlopen)"),
     weak("http", "urllib3/ requests/packages/urllib3/",
          "_make_request urlopen request getresponse", P.REQUEST, "waits for an HTTP response"),
+    weak("http", "urllib3/response.py",
+         "_update_chunk_length", P.SUBSCRIPTION, "waits for the next chunk of a streamed HTTP response"),
     weak("http", "urllib3/",
-         "read read1 _fp_read _raw_read data _update_chunk_length read_chunked _handle_chunk",
-         P.REQUEST, "reads an HTTP response"),
-    weak("http", "urllib3/response.py", "stream", P.REQUEST, "reads an HTTP response"),
+         "read read1 _fp_read _raw_read data _handle_chunk", P.REQUEST, "reads an HTTP response"),
+    relay("http", "urllib3/response.py", "read_chunked stream", P.REQUEST, "reads an HTTP response"),
     strong("http", "urllib3/connection.py", "_new_conn", P.CONNECT, "connects to a web server"),
     strong("http", "urllib3/connectionpool.py", "_get_conn", P.CONDITION, "waits for a connection of its pool"),
-    weak("http", "requests/models.py", "generate iter_content content text json", P.REQUEST, "reads an HTTP response"),
+    relay("http", "requests/models.py", "generate iter_content", P.REQUEST, "reads an HTTP response"),
+    weak("http", "requests/models.py", "content text json", P.REQUEST, "reads an HTTP response"),
     weak("http", "requests/models.py", "iter_lines", P.SUBSCRIPTION, "reads a stream of lines over HTTP (iter_lines)"),
     weak("http", "requests/adapters.py requests/sessions.py requests/api.py",
          "send request get post put patch delete head options", P.REQUEST, "waits for an HTTP response"),
@@ -203,8 +210,9 @@ _HTTP = (
     weak("http", "httpx/_client.py httpx/_transports/default.py httpx/_api.py",
          "send request get post put patch delete head handle_request _send_single_request _send_handling_redirects "
          "_send_handling_auth", P.REQUEST, "waits for an HTTP response"),
-    weak("http", "httpx/_models.py", "iter_lines iter_text", P.SUBSCRIPTION, "reads a stream over HTTP"),
-    weak("http", "httpx/_models.py", "iter_raw iter_bytes read", P.REQUEST, "reads an HTTP response"),
+    weak("http", "httpx/_models.py",
+         "iter_lines iter_text iter_raw iter_bytes", P.SUBSCRIPTION, "reads a stream over HTTP"),
+    weak("http", "httpx/_models.py", "read", P.REQUEST, "reads an HTTP response"),
     strong("http", "sseclient/ sseclient.py httpx_sse/ requests_sse/",
          "__next__ events iter_sse _read", P.SUBSCRIPTION, "waits for a server-sent event"),
     weak("http", "botocore/",

@@ -24,6 +24,8 @@ class Entry:
     """A frame of the same family above it decides instead, if there is one."""
     leaf: bool = False
     """Counts only when nothing but transport lies inside it: an idle loop, not the callback that it runs."""
+    relay: bool = False
+    """Weak, and leaves to a frame of its family inside it what the wait is for, where there is one."""
 
 
 def transport(family: str, files: str, functions: str) -> Entry:
@@ -36,6 +38,10 @@ def strong(family: str, files: str, functions: str, purpose: Purpose, reason: st
 
 def weak(family: str, files: str, functions: str, purpose: Purpose, reason: str) -> Entry:
     return Entry(family, tuple(files.split()), frozenset(functions.split()), purpose, reason, weak=True)
+
+
+def relay(family: str, files: str, functions: str, purpose: Purpose, reason: str) -> Entry:
+    return Entry(family, tuple(files.split()), frozenset(functions.split()), purpose, reason, weak=True, relay=True)
 
 
 def leaf(family: str, files: str, functions: str, purpose: Purpose, reason: str) -> Entry:

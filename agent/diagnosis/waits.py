@@ -10,9 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from stucktrace.diagnosis import stacks, tcp_timers
+from stucktrace.diagnosis import stacks, tcp_timers, vocabulary
 from stucktrace.diagnosis.purposes import Purpose, Reading
 from stucktrace.facts import Frame, LockFact, PipeFact, Snapshot, SocketFact, Syscall, ThreadFact
+
+_POLLIN, _POLLPRI, _POLLERR = 0x1, 0x2, 0x8
+_C_CLIENT_EVENTS = {
+    "libpq": frozenset({_POLLIN | _POLLERR}),
+    "libmysqlclient": frozenset({_POLLIN, _POLLIN | _POLLPRI}),
+    "libmariadb": frozenset({_POLLIN}),
+}
+"""The events that each library asks for when it waits for an answer; a program's own poll asks for others."""
 
 POLL_S = 5.0
 """A call with a timeout below this is one of a series of polls; a longer one is a wait of its own."""
@@ -211,12 +219,19 @@ def _special_file(call: Syscall, snapshot: Snapshot) -> tuple[Purpose, str] | No
 def inside_c_client(call: Syscall, socket: SocketFact, frames: tuple[Frame, ...], snapshot: Snapshot) -> bool:
     """A database client in C waits for an answer: libpq and its kind poll one descriptor without an end.
 
-    Python's own sockets never do: they receive directly, or poll with their timeout. A program that waits for
-    notifications selects over its connection itself; `select` and polls of several fds are therefore left alone.
+    Python's own sockets receive directly or poll with their timeout, and its connections between processes poll
+    under a frame of Python's library. A program that waits for notifications selects or polls over its connection
+    itself; `select`, polls of several fds and polls for other events than the library's are therefore left alone.
     """
-    if not any(
-        name.startswith(("libpq", "libmysqlclient", "libmariadb")) for name in snapshot.process.hooked_c_clients
-    ):
+    asked = [
+        events
+        for stem, events in _C_CLIENT_EVENTS.items()
+        if any(name.startswith(stem) for name in snapshot.process.hooked_c_clients)
+    ]
+    if not asked or (call.poll_events is not None and not any(call.poll_events in events for events in asked)):
+        return False
+    innermost = next((frame for frame in frames if not frame.native), None)
+    if innermost is None or vocabulary.is_transport(innermost):
         return False
     return (
         call.name in ("poll", "ppoll")
@@ -225,7 +240,6 @@ def inside_c_client(call: Syscall, socket: SocketFact, frames: tuple[Frame, ...]
         and call.waits_to in ("read", "")
         and socket.protocol in ("tcp", "unix-stream")
         and socket.direction != "in"
-        and bool(frames)
         and _asked_last(socket)
     )
 

@@ -9,7 +9,7 @@ from stucktrace.diagnosis.network_inbound import peer_not_reading, slow_client
 from stucktrace.facts import Snapshot, WorkerFact
 
 from tests.unit import known_stacks as k
-from tests.unit.snapshots import black_hole, call, listen, peer, snapshot, tcp, thread
+from tests.unit.snapshots import STDLIB, black_hole, call, listen, parent, peer, snapshot, tcp, thread
 
 BUDGETS = Budgets()
 SYNC = WorkerFact("gunicorn-worker", worker_class="sync", timeout_s=30.0)
@@ -85,6 +85,27 @@ def test_where_others_go_on_it_is_only_possible(stack: str, worker: WorkerFact) 
     assert diagnose(snap, BUDGETS).verdict.verdict_class == "healthy"
 
 
+@pytest.mark.parametrize("qualified", [True, False])
+def test_a_child_forked_for_one_client_holds_nobody_up(qualified: bool) -> None:
+    """ForkingMixIn: the parent goes on accepting. Before CPython 3.11 the class is not named."""
+    names = ("ForkingMixIn.process_request", "BaseServer.serve_forever") if qualified else (
+        "process_request", "serve_forever")  # fmt: skip
+    stack = [
+        f"SocketIO.readinto {STDLIB}socket.py:706",
+        f"BaseHTTPRequestHandler.handle_one_request {STDLIB}http/server.py:402",
+        f"{names[0]} {STDLIB}socketserver.py:625",
+        f"{names[1]} {STDLIB}socketserver.py:238",
+        *k.MAIN,
+    ]
+    alive = [] if qualified else [parent()]
+    snap = snapshot(
+        thread(100, "recvfrom", fd=9, blocked_s=60.0), stacks={100: stack}, relatives=alive,
+        sockets=[client(bytes_received=80, last_receive_s=60.0), listen(5)], worker=WorkerFact("python"),
+    )  # fmt: skip
+    assert {finding.confidence for finding in slow(snap)} <= {POSSIBLE}
+    assert diagnose(snap, BUDGETS).verdict.verdict_class == "healthy"
+
+
 def test_a_raw_server_waiting_for_its_client_is_healthy() -> None:
     snap = reading([f"serve_client {k.APP}:9", *k.MAIN], 86400.0, worker=WorkerFact("python"))
     assert slow(snap) == []
@@ -108,6 +129,12 @@ def test_a_client_that_reads_nothing() -> None:
         assert word in finding.summary
     assert blocked(sending(40.0))[0].confidence == PROVEN
     assert diagnose(sending(40.0), BUDGETS).verdict.code == "peer-not-reading"
+
+
+def test_how_long_a_window_has_been_closed() -> None:
+    """Probes after 0.2, 0.6, 1.4, 3.0, 6.2 and 12.6 s; the next one comes in a second."""
+    (finding,) = blocked(sending(600.0, backoff=6, rto_s=0.2, timer_expires_s=1.0))
+    assert "24 s" in finding.summary
 
 
 def test_a_poll_for_writing_is_a_send_too() -> None:
@@ -137,6 +164,9 @@ def test_a_unix_peer_that_does_not_read() -> None:
     ("what", "snap"),
     [
         ("a slow reader whose window opens now and then", sending(window_acked_bytes=65536)),
+        ("a window that closed a second ago", sending(backoff=2, rto_s=0.204, timer_expires_s=0.4)),
+        ("a reader behind: data went out to it a second ago",
+         sending(timer="", backoff=0, last_send_s=1.0, peer=peer(600, command="nc", unread_bytes=6_000_000))),
         ("bytes are acknowledged", sending(timer="retransmit", backoff=0, unacked=10)),
         ("a dead path", snapshot(thread(100, "sendto", fd=7, blocked_s=20), sockets=[black_hole(send_bytes=2_600_000)])),
         ("a closed window with nothing to send", sending(send_bytes=0)),

@@ -165,3 +165,36 @@ def test_a_reader_that_waits_for_its_writer_to_end():
         "pipe-stuck",
         "likely",
     )
+
+
+RESULTS = [
+    "Connection._recv /usr/lib/python3.11/multiprocessing/connection.py:378",
+    "SimpleQueue.get /usr/lib/python3.11/multiprocessing/queues.py:367",
+    "<module> /srv/app/main.py:3",
+]
+
+
+@pytest.mark.parametrize("ppid", [1, 50])
+@pytest.mark.parametrize("writers", [[301], [100, 301, 302]])
+def test_a_parent_of_workers_that_a_shell_or_init_started_is_no_orphan(ppid, writers):
+    """Its children hold the write end of its results, and its own parent is no Python."""
+    relatives = [relative(301, "child"), relative(302, "child")]
+    relatives += [parent("other", command="bash")] if ppid == 50 else []
+    facts = reading(
+        pipe(9, "both" if 100 in writers else "read", writers=writers),
+        stack=RESULTS,
+        relatives=relatives,
+        process=process(ppid=ppid),
+    )
+    assert verdict(facts).verdict_class == "healthy"
+
+
+def test_an_orphan_that_waits_for_children_of_its_own():
+    bootstrap = "BaseProcess._bootstrap /usr/lib/python3.11/multiprocessing/process.py:314"
+    facts = reading(
+        pipe(9, "read", writers=[301]),
+        stack=[*RESULTS[:-1], bootstrap],
+        relatives=[relative(301, "child"), relative(302, "sibling")],
+        process=process(ppid=1),
+    )
+    assert verdict(facts).verdict_class == "healthy"

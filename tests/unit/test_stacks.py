@@ -185,3 +185,67 @@ def test_every_entry_has_a_reason_and_files() -> None:
     for entry in vocabulary.ENTRIES:
         assert entry.files and entry.functions
         assert entry.purpose is None or entry.reason, entry
+
+
+HTTP = f"{STDLIB}http/client.py"
+MANAGERS = f"{STDLIB}multiprocessing/managers.py"
+
+
+@pytest.mark.parametrize(
+    ("what", "stack", "purpose"),
+    [
+        ("lines of a chunked response", [
+            f"SocketIO.readinto {STDLIB}socket.py:706", f"HTTPResponse._read_next_chunk_size {HTTP}:526",
+            f"HTTPResponse._get_chunk_left {HTTP}:561", f"HTTPResponse._peek_chunked {HTTP}:731",
+            f"HTTPResponse.peek {HTTP}:680", f"HTTPResponse.readline {HTTP}:690",
+        ], P.SUBSCRIPTION),
+        ("amid a chunk", [
+            f"SocketIO.readinto {STDLIB}socket.py:706", f"HTTPResponse._safe_read {HTTP}:631",
+            f"HTTPResponse._read_chunked {HTTP}:591", f"HTTPResponse.read {HTTP}:466",
+        ], P.REQUEST),
+        ("all of a chunked response", [
+            f"SocketIO.readinto {STDLIB}socket.py:706", f"HTTPResponse._read_next_chunk_size {HTTP}:526",
+            f"HTTPResponse._get_chunk_left {HTTP}:561", f"HTTPResponse._read_chunked {HTTP}:589",
+            f"HTTPResponse.read {HTTP}:466",
+        ], P.REQUEST),
+        ("a response of a known length, piece by piece", [
+            f"SocketIO.readinto {STDLIB}socket.py:706", f"HTTPResponse.readinto {HTTP}:504",
+            f"HTTPResponse._raw_read {SITE}urllib3/response.py:900", f"HTTPResponse.read {SITE}urllib3/response.py:950",
+            f"HTTPResponse.stream {SITE}urllib3/response.py:1066", f"generate {SITE}requests/models.py:820",
+        ], P.REQUEST),
+        ("a chunked response, piece by piece", [
+            f"SocketIO.readinto {STDLIB}socket.py:706", f"HTTPResponse._update_chunk_length {SITE}urllib3/response.py:1100",
+            f"HTTPResponse.read_chunked {SITE}urllib3/response.py:1250",
+            f"HTTPResponse.stream {SITE}urllib3/response.py:1066", f"generate {SITE}requests/models.py:820",
+        ], P.SUBSCRIPTION),
+        ("all of it, by requests", [
+            f"SocketIO.readinto {STDLIB}socket.py:706", f"HTTPResponse._update_chunk_length {SITE}urllib3/response.py:1100",
+            f"HTTPResponse.read_chunked {SITE}urllib3/response.py:1250",
+            f"HTTPResponse.stream {SITE}urllib3/response.py:1066", f"generate {SITE}requests/models.py:820",
+            f"Response.content {SITE}requests/models.py:902", f"Session.send {SITE}requests/sessions.py:746",
+        ], P.REQUEST),
+        ("a queue in a manager process", [
+            f"Connection._recv {STDLIB}multiprocessing/connection.py:378",
+            f"BaseProxy._callmethod {MANAGERS}:822", "get <string>:2",
+        ], P.SUBSCRIPTION),
+        ("an event in a manager process", [
+            f"Connection._recv {STDLIB}multiprocessing/connection.py:378",
+            f"BaseProxy._callmethod {MANAGERS}:822", f"EventProxy.wait {MANAGERS}:1093",
+        ], P.SUBSCRIPTION),
+        ("the block of a subscription, the parser called directly", [
+            f"AbstractConnection.read_response {SITE}redis/connection.py:900",
+            f"PubSub.parse_response.<locals>.try_read {SITE}redis/client.py:1000",
+            f"Retry.call_with_retry {SITE}redis/retry.py:80", f"PubSub._execute {SITE}redis/client.py:950",
+            f"PubSub.parse_response {SITE}redis/client.py:1010",
+        ], P.SUBSCRIPTION),
+        ("a method that the program itself waits for", [
+            f"Connection.drain_events {SITE}amqp/connection.py:526", f"AbstractChannel.wait {SITE}amqp/abstract_channel.py:99",
+        ], P.SUBSCRIPTION),
+        ("a reply that amqp waits for", [
+            f"Connection.drain_events {SITE}amqp/connection.py:526", f"AbstractChannel.wait {SITE}amqp/abstract_channel.py:99",
+            f"AbstractChannel.send_method {SITE}amqp/abstract_channel.py:66", f"Channel.unheard_of {SITE}amqp/channel.py:9",
+        ], P.OWED),
+    ],
+)  # fmt: skip
+def test_streams_and_replies(what: str, stack: list[str], purpose: P) -> None:
+    assert stacks.read(frames([*stack, *k.MAIN])).purpose is purpose, what

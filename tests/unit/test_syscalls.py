@@ -89,6 +89,12 @@ def test_poll_on_one_fd(events, waits_to):
     assert (call.endless, call.timeout_s) == (False, 1.5)
 
 
+def test_the_events_of_a_poll_on_one_fd():
+    assert decode("poll", poll_set((5, select.POLLIN | select.POLLERR)), 1, 1500).poll_events == 9
+    assert decode("poll", poll_set((5, 1), (6, 1)), 2, 1500).poll_events is None
+    assert decode("poll", 0xDEAD0000, 1, 100).poll_events is None
+
+
 def test_poll_on_several_fds_leaves_out_the_negative_ones():
     call = decode("poll", poll_set((5, select.POLLIN), (-1, select.POLLIN), (9, select.POLLIN)), 3, 0xFFFFFFFF)
     assert (call.fd, call.fds, call.waits_to) == (None, (5, 9), "read")

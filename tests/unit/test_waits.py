@@ -10,6 +10,7 @@ from stucktrace.facts import Snapshot
 
 from tests.unit import known_stacks as k
 from tests.unit.snapshots import (
+    STDLIB,
     activity,
     black_hole,
     call,
@@ -155,11 +156,34 @@ def test_libpq_waits_without_a_frame() -> None:
         ("a poll with an end", call("poll", 7, endless=False, timeout_s=30.0), tcp()),
         ("data came last", call("poll", 7, waits_to="read"), tcp(last_send_s=600.0, last_receive_s=2.0)),
         ("an inbound connection", call("poll", 7, waits_to="read"), tcp(direction="in")),
+        ("the program's own select.poll(), POLLIN alone", call("poll", 7, waits_to="read", poll_events=1), tcp()),
+        ("the same with POLLPRI, POLLERR and POLLHUP", call("poll", 7, waits_to="read", poll_events=27), tcp()),
     ],
 )
 def test_not_libpq(what: str, poll, socket) -> None:  # type: ignore[no-untyped-def]
     wait = only(snapshot(thread(100, poll), stacks={100: k.MAIN}, sockets=[socket], process=LIBPQ))
     assert wait.purpose is P.UNKNOWN, what
+
+
+def test_libpq_asks_for_errors_by_name() -> None:
+    poll = call("poll", 7, waits_to="read", poll_events=1 | 8)
+    wait = only(snapshot(thread(100, poll), stacks={100: k.MAIN}, sockets=[tcp()], process=LIBPQ))
+    assert wait.purpose is P.REQUEST
+
+
+def test_a_connection_between_processes_is_no_database() -> None:
+    """`Connection.poll(None)` of a socket pair, in a worker that has psycopg2 loaded."""
+    stack = [
+        f"_PollLikeSelector.select {STDLIB}selectors.py:415",
+        f"wait {STDLIB}multiprocessing/connection.py:930",
+        f"Connection._poll {STDLIB}multiprocessing/connection.py:440",
+        f"_ConnectionBase.poll {STDLIB}multiprocessing/connection.py:257",
+        *k.MAIN,
+    ]
+    pair = tcp(family="unix", protocol="unix-stream", state="CONNECTED", local="", remote="", last_send_s=None,
+               last_receive_s=None)  # fmt: skip
+    facts = snapshot(thread(100, call("poll", 7, waits_to="read")), stacks={100: stack}, sockets=[pair], process=LIBPQ)
+    assert only(facts).purpose is P.UNKNOWN
 
 
 def test_without_libpq_a_poll_is_just_a_poll() -> None:
