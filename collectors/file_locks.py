@@ -1,4 +1,7 @@
-"""Threads that wait for a flock, fcntl or lease, and who holds it. Source: /proc/locks, where "->" marks a waiter."""
+"""Threads that wait for a flock, fcntl or lease, and who holds it.
+
+Source: /proc/locks, where "->" marks a waiter, and the fdinfo of everybody who has the file open.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from stucktrace.collectors import procfs
+from stucktrace.collectors import file_holders, procfs
 from stucktrace.errors import CannotInspect
 from stucktrace.facts import FileLockFact, ProcessFact, ThreadFact
 
 _LINE = re.compile(r"^(\d+): (-> )?(\w+)\s+\w+\s+\w+\s+(-?\d+) (?:([0-9a-f]+:[0-9a-f]+):(\d+)|<none>)")
+# F_SETLKW and F_OFD_SETLKW.
+_COMMANDS = {7: "posix", 38: "ofdlck"}
 _CALLS = {"flock", "fcntl", "open", "openat", "truncate", "ftruncate"}
 
 
@@ -52,23 +57,48 @@ def collect(process: ProcessFact, threads: Iterable[ThreadFact]) -> tuple[FileLo
     facts = []
     for thread in waiting:
         call = thread.syscall
-        file, path = _file(process.pid, call.fd if call and call.fd is not None else _first_argument(thread))
+        fd = call.fd if call and call.fd is not None else _first_argument(thread)
+        file, path = _file(process.pid, fd)
         waits = [
             entry
             for entry in entries
             if entry.waits and entry.pid in (process.pid, thread.tid, -1) and _same_file(entry, file, process.pid)
         ]
-        if not file or not waits:
+        kind = waits[0].kind.lower() if waits else _kind(thread)
+        if not file or not kind:
             continue
-        holders = tuple(
-            dict.fromkeys(
-                entry.pid for entry in entries if not entry.waits and entry.number == waits[0].number and entry.pid > 0
-            )
-        )
-        facts.append(
-            FileLockFact(thread.tid, waits[0].kind.lower(), path, holders, tuple(_command(pid) for pid in holders))
-        )
+        named = [entry.pid for entry in entries if waits and not entry.waits and entry.number == waits[0].number]
+        holders = tuple(dict.fromkeys(pid for pid in (*filter(_alive, named), *_keepers(path, kind))))
+        facts.append(FileLockFact(thread.tid, kind, path, holders, tuple(_command(pid) for pid in holders)))
     return tuple(facts)
+
+
+def _kind(thread: ThreadFact) -> str:
+    """What it waits for, by its call alone; "" for a call that does not have to be one for a lock.
+
+    The kernel does not list a lock, nor who waits for it, when the process that took it is gone: its forks keep it.
+    """
+    call = thread.syscall
+    if call is None or len(call.args) < 2:
+        return ""
+    return "flock" if call.name == "flock" else _COMMANDS.get(call.args[1], "") if call.name == "fcntl" else ""
+
+
+def _keepers(path: str, kind: str) -> list[int]:
+    """Who has an open file that holds such a lock: the one who took it, and whoever inherited or was sent that file.
+
+    Source: the "lock:" lines of /proc/PID/fdinfo. Also for locks of an open file description, which name nobody.
+    """
+    found, _ = file_holders.find([path]) if path else ((), True)
+    lock = re.compile(rf"^lock:\s+\d+: {kind.upper()}\s", re.MULTILINE)
+    keepers = []
+    for held in found:
+        try:
+            if lock.search(procfs.read(held.pid, f"fdinfo/{held.fd}").decode(errors="replace")):
+                keepers.append(held.pid)
+        except CannotInspect:
+            continue
+    return keepers
 
 
 def _same_file(entry: Entry, file: str, pid: int) -> bool:
@@ -91,6 +121,14 @@ def _file(pid: int, fd: int | None) -> tuple[str, str]:
         return "", ""
     name = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     return name, procfs.read_link(pid, f"fd/{fd}")
+
+
+def _alive(pid: int) -> bool:
+    """Not -1, as an open file description is listed, and not the zombie of one whose fork keeps the lock."""
+    try:
+        return pid > 0 and not procfs.read_stat(pid).ending
+    except CannotInspect:
+        return False
 
 
 def _command(pid: int) -> str:
