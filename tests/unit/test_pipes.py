@@ -117,6 +117,23 @@ def test_an_orphan_behind_its_sibling():
     assert verdict(facts([301, 50], [parent(), relative(301, "sibling")])).code == "idle"
 
 
+def test_a_main_process_under_init_that_joins_its_queue_is_no_orphan():
+    """As in a container, where its parent is pid 1 or a shell: it feeds the queue itself."""
+    stack = [
+        "Condition.wait /usr/lib/python3.11/multiprocessing/synchronize.py:268",
+        "JoinableQueue.join /usr/lib/python3.11/multiprocessing/queues.py:331",
+        "<module> /app/main.py:7",
+    ]
+    facts = snapshot(
+        thread(),
+        stacks={100: stack},
+        pipes=[pipe(9, "both", readers=[301], writers=[301])],
+        locks=[lock(kind="shared-semaphore", shared=True)],
+        relatives=[relative(1, "parent", kind="other", command="sh"), relative(301, "child")],
+    )
+    assert "pipe-stuck" not in [code for code, _ in codes(facts)]
+
+
 def test_a_writer_that_holds_the_only_read_end():
     facts = reading(pipe(9, "both", unread_bytes=65536), syscall="write")
     assert codes(facts)[0] == ("pipe-stuck", "proven")
