@@ -11,7 +11,16 @@ from stucktrace.errors import CannotInspect, KernelThread, NotPermitted
 from stucktrace.facts import ProcessFact
 
 # Python programs whose own work is to keep other programs running: their children are what a user means.
-_SUPERVISORS = ("supervisord", "supervisor.supervisord", "circusd", "circus.circusd", "honcho", "honcho.command")
+_SUPERVISORS = (
+    "watchmedo",
+    "watchfiles",
+    "supervisord",
+    "supervisor.supervisord",
+    "circusd",
+    "circus.circusd",
+    "honcho",
+    "honcho.command",
+)
 _NAMES = re.compile(rb"python|pypy")
 _MOST_MAPS_BYTES = 4 << 20
 _CHILD_KIND = {"gunicorn-master": "gunicorn-worker", "celery-main": "celery-child"}

@@ -18,6 +18,10 @@ _PYTHON_OPTIONS_WITH_VALUE = {"-W", "-X", "--check-hash-based-pycs"}
 _GUNICORN_PROGRAMS = {"gunicorn", "gunicorn3", "gunicorn.app.wsgiapp", "gunicorn_paster"}
 _CELERY_PROGRAMS = {"celery", "celery.bin.celery", "celery.__main__", "celeryd", "celerybeat"}
 _CELERY_OPTIONS_WITH_VALUE = {"-A", "--app", "-b", "--broker", "--result-backend", "--loader", "--config", "--workdir"}
+# Python programs that run another one in their own process, and keep their own command line.
+_LAUNCHERS = {"coverage", "ddtrace-run", "debugpy", "kernprof", "memray", "pyinstrument", "viztracer"}
+# Options without a value that are one letter, of gunicorn and of Celery's worker; none has a value in the other.
+_FLAGS = "BCDER"
 
 _GUNICORN_TITLE = re.compile(r"^gunicorn: (master|worker|arbiter)\b")
 _CELERY_TITLE = re.compile(r"^\[(celeryd|celery beat|celery worker|celery)(?:: ([^\]]*))?\]")
@@ -45,6 +49,8 @@ def read(argv: Sequence[str]) -> CommandLine:
     if titled:
         return titled
     name, arguments = _program(argv)
+    if name in _LAUNCHERS:
+        name, arguments = _launched(arguments)
     if name in _GUNICORN_PROGRAMS:
         return CommandLine(GUNICORN, arguments)
     if name == "manage.py" and arguments[:1] == ("celery",):
@@ -56,6 +62,13 @@ def read(argv: Sequence[str]) -> CommandLine:
         if command == "worker":
             return CommandLine(CELERY_WORKER, arguments)
     return CommandLine(OTHER, arguments)
+
+
+def _launched(arguments: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    for index, word in enumerate(arguments):
+        if _base(word) in _GUNICORN_PROGRAMS | _CELERY_PROGRAMS:
+            return _base(word), tuple(arguments[index + 1 :])
+    return "", ()
 
 
 def program_name(argv: Sequence[str]) -> str:
@@ -95,11 +108,10 @@ def _program(argv: Sequence[str]) -> tuple[str, tuple[str, ...]]:
         rest.pop(0)
         while rest and rest[0].startswith("-") and rest[0] != "-":
             option = rest.pop(0)
-            short = not option.startswith(("--", "-X", "-W"))
-            if short and option.endswith("m"):
-                return (rest[0], tuple(rest[1:])) if rest else ("", ())
-            if short and option.endswith("c"):
-                return "", ()
+            # Flags of one letter can stand together, the last of them with a value: -um gunicorn, -mgunicorn.
+            if match := re.match(r"^-[bBdEiIOPqRsSuvx]*([mc])(.*)$", option):
+                module = match[2] or (rest.pop(0) if rest else "")
+                return (module, tuple(rest)) if match[1] == "m" else ("", ())
             if option in _PYTHON_OPTIONS_WITH_VALUE and rest:
                 rest.pop(0)
         if not rest:
@@ -112,7 +124,8 @@ def _base(path: str) -> str:
 
 
 def option(arguments: Sequence[str], *names: str) -> str | None:
-    """The last value of an option: "--name value", "--name=value", "-nvalue" or "-n value"; None when absent.
+    """The last value of an option: "--name value", "--name=value", "-nvalue", "-n value", "-Fn value" with a
+    flag F before it; None when absent.
 
     A long name may be shortened: a program that allows it refuses what fits two of its options.
     """
@@ -125,8 +138,12 @@ def option(arguments: Sequence[str], *names: str) -> str | None:
                     found = value
                 elif index + 1 < len(arguments):
                     found = arguments[index + 1]
-            elif not name.startswith("--") and argument.startswith(name) and not argument.startswith("--"):
-                found = argument[len(name) :]
+            elif not name.startswith("--") and not argument.startswith("--"):
+                letters = argument[1:].lstrip(_FLAGS) if argument.startswith("-") else ""
+                if letters == name[1:] and index + 1 < len(arguments):
+                    found = arguments[index + 1]
+                elif letters.startswith(name[1:]) and len(letters) > 1:
+                    found = letters[1:]
     return found
 
 
