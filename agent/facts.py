@@ -226,6 +226,10 @@ class SocketFact:
     peer: Peer | None = None
     conntrack: str | None = None
     """"present", "absent" (only where conntrack is hooked), or None."""
+    conntrack_where: str = ""
+    """The network namespace that `conntrack` is about."""
+    conntrack_assumes: str = ""
+    """What "absent" takes for granted to mean that packets are lost; "" when nothing."""
     window_received_bytes: int | None = None
     """Bytes that arrived between two looks; None when there was one look."""
     window_acked_bytes: int | None = None

@@ -45,6 +45,7 @@ def look(run: Run, processes: Mapping[int, ProcessFact], before: Mapping[int, Lo
         for pid in files
     }
     sockets_of = _sockets(run, pids, files, details)
+    sockets_of = {pid: _entries(run, pid, sockets_of[pid], details.get(pid, ())) for pid in sockets_of}
     held = run.collect("pipes", None, partial(_pipe_holders, processes, files)) if len(files) > 1 else None
     pipes_of = {
         pid: run.collect("pipes", (), partial(pipes.collect, processes[pid], files[pid], held), pid) for pid in files
@@ -98,6 +99,17 @@ def _sockets(
     for missing in seen.missing:
         run.miss(missing, None)
     return seen
+
+
+def _entries(
+    run: Run, pid: int, sockets: tuple[SocketFact, ...], waited_fds: Collection[int]
+) -> tuple[SocketFact, ...]:
+    """The same sockets; conntrack is asked about those that a thread waits on and that retransmit, if there are any."""
+    if not any(socket.unacked and socket.retransmits and socket.protocol == "tcp" for socket in sockets):
+        return sockets
+    from stucktrace.collectors import conntrack
+
+    return run.collect("conntrack", sockets, partial(conntrack.collect, pid, sockets, waited_fds), pid)
 
 
 def _pipe_holders(

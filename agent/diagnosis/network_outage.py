@@ -66,7 +66,7 @@ def _unacknowledged(snapshot: Snapshot, socket: SocketFact, budgets: Budgets) ->
     outage_s = tcp_timers.outage_s(socket)
     if outage_s is None:
         return None
-    evicted = socket.conntrack == "absent"
+    evicted = socket.conntrack == "absent" and not socket.conntrack_assumes
     if outage_s < budgets.owed_s and not (evicted and (socket.retransmits or 0) >= 2):
         return None
     lines = list(network.retransmit_lines(snapshot, socket))
@@ -80,15 +80,28 @@ def _unacknowledged(snapshot: Snapshot, socket: SocketFact, budgets: Budgets) ->
             f"what it sent has not been acknowledged for {age(outage_s)} although an ACK came {age(socket.last_ack_s)} "
             "ago (large segments may be lost on the way)"
         )
-    if evicted:
-        lines.append(Evidence("conntrack", "entry", "absent", "conntrack has no entry for this flow any more"))
+    if socket.conntrack == "absent":
+        lines.append(conntrack_line(socket))
         what += ", and conntrack has lost the flow's entry"
+    elif socket.conntrack == "present":
+        lines.append(conntrack_line(socket))
     if socket.soft_error:
         lines.append(
             Evidence("tcp_info", "soft_error", socket.soft_error, f"the network answers with errno {socket.soft_error}")
         )
     lines.append(_gives_up(socket))
     return Outage(confidence, what, outage_s, tuple(lines))
+
+
+def conntrack_line(socket: SocketFact) -> Evidence:
+    """What conntrack knows of this very flow, where, and what is assumed when that is to explain the outage."""
+    flow = f"{socket.local} -> {socket.remote}" + (f" in {socket.conntrack_where}" if socket.conntrack_where else "")
+    if socket.conntrack == "present":
+        return Evidence("conntrack", "entry", "present", f"conntrack has the entry of {flow}: it was not evicted")
+    text = f"conntrack is hooked and has no entry any more for {flow}"
+    if socket.conntrack_assumes:
+        text += f"; that this cuts the flow assumes that {socket.conntrack_assumes}"
+    return Evidence("conntrack", "entry", "absent", text)
 
 
 def _gives_up(socket: SocketFact) -> Evidence:
@@ -178,7 +191,7 @@ def _evicted(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
             evidence=(
                 network.call_line(snapshot, wait),
                 *network.frame_lines(wait),
-                Evidence("conntrack", "entry", "absent", "conntrack is hooked here and has no entry for this flow"),
+                conntrack_line(socket),
                 *network.queue_lines(snapshot, socket),
                 *network.option_lines(snapshot, socket),
             ),

@@ -71,6 +71,36 @@ def test_an_evicted_flow_is_proof_at_once() -> None:
     assert "conntrack" in finding.summary
 
 
+RETRANSMITTED_TWICE = {"rto_s": 0.8, "backoff": 2, "retransmits": 2, "last_send_s": 0.1, "last_ack_s": 1.0}
+
+
+def test_an_eviction_that_rests_on_an_assumption_proves_nothing_and_says_so() -> None:
+    finding = only(cut_for_10_s(conntrack="absent", conntrack_assumes="a firewall rule drops it"))
+    assert finding.confidence == LIKELY
+    assert "assumes that a firewall rule drops it" in next(
+        line.text for line in finding.evidence if line.source == "conntrack"
+    )
+    young = publisher(age_s=1.0, **RETRANSMITTED_TWICE, conntrack="absent", conntrack_assumes="a rule")
+    assert found(young) == []
+
+
+def test_a_certain_eviction_shows_with_the_second_retransmission() -> None:
+    young = publisher(
+        age_s=1.0, **RETRANSMITTED_TWICE, conntrack="absent", conntrack_where="the target's network namespace"
+    )
+    finding = only(young)
+    assert finding.confidence == PROVEN
+    line = next(line.text for line in finding.evidence if line.source == "conntrack")
+    assert "10." in line and " -> " in line and "the target's network namespace" in line
+
+
+def test_an_entry_that_is_there_is_said_and_weighs_nothing() -> None:
+    finding = only(cut_for_10_s(conntrack="present"))
+    assert finding.confidence == LIKELY
+    assert any(line.value == "present" for line in finding.evidence)
+    assert "conntrack" not in finding.summary
+
+
 def test_an_evicted_flow_while_a_reply_is_awaited() -> None:
     snap = snapshot(
         thread(100, "recvfrom", fd=7, blocked_s=60), stacks={100: k.REQUESTS}, sockets=[tcp(conntrack="absent")]

@@ -1,0 +1,189 @@
+"""Asks netfilter of one network namespace: the conntrack entry of a tuple, the entries of an address, nftables rules.
+
+Source: NETLINK_NETFILTER (ctnetlink, nf_tables), opened in the namespace in question; only questions are sent, never a
+change. Needs NET_ADMIN in that namespace. `struct nfgenmsg` and every number in an attribute are in network order.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+NETLINK_NETFILTER = 12
+CTNETLINK, NF_TABLES = 1, 10
+"""Subsystems."""
+CT_GET = 1
+NLM_F_REQUEST, NLM_F_DUMP = 1, 0x300
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+NLA_F_NESTED = 0x8000
+NLA_TYPE = 0x3FFF
+
+TUPLE_ORIG, TUPLE_REPLY, STATUS, ZONE, FILTER = 1, 2, 3, 18, 25
+TUPLE_IP, TUPLE_PROTO = 1, 2
+IP_V4_SOURCE, IP_V4_TARGET, IP_V6_SOURCE, IP_V6_TARGET = 1, 2, 3, 4
+PROTO_NUM, PROTO_SOURCE_PORT, PROTO_TARGET_PORT = 1, 2, 3
+FILTER_ORIG_FLAGS, FILTER_REPLY_FLAGS = 1, 2
+FILTER_SOURCE, FILTER_PROTOCOL = 1 << 0, 1 << 3
+SEEN_REPLY = 1 << 1
+"""IPS_SEEN_REPLY of CTA_STATUS."""
+
+HEADER = struct.Struct("=IHHII")
+GENERAL = struct.Struct("!BBH")
+ATTRIBUTE = struct.Struct("=HH")
+REPLY_S = 1.0
+"""A namespace that does not answer a question in this time is not asked further."""
+
+
+@dataclass(frozen=True)
+class Tuple:
+    """One direction of a TCP flow; addresses are 4 or 16 bytes in network order."""
+
+    source: bytes
+    source_port: int
+    target: bytes
+    target_port: int
+
+    def reversed(self) -> Tuple:
+        return Tuple(self.target, self.target_port, self.source, self.source_port)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tracked TCP flow."""
+
+    orig: Tuple
+    """As the side that opened it sends."""
+    reply: Tuple
+    """As the answers come; not the reverse of `orig` where addresses are translated."""
+    status: int
+    zone: int = 0
+
+    @property
+    def answered(self) -> bool:
+        """Packets of both directions have crossed this namespace."""
+        return bool(self.status & SEEN_REPLY)
+
+    def is_of(self, flow: Tuple) -> bool:
+        """Whether this is the entry of a flow, given in either direction as either side sees it."""
+        return not {self.orig, self.reply}.isdisjoint({flow, flow.reversed()})
+
+
+def open_socket() -> socket.socket:
+    """A netfilter socket in the calling thread's network namespace; it stays there. OSError where there is none."""
+    netfilter = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+    netfilter.settimeout(REPLY_S)
+    return netfilter
+
+
+def find(netfilter: socket.socket, flow: Tuple) -> Entry | None:
+    """The entry in the default zone with this tuple as its original or its reply direction."""
+    family = socket.AF_INET if len(flow.source) == 4 else socket.AF_INET6
+    for _, body in ask(netfilter, CTNETLINK, CT_GET, family, encode_tuple(TUPLE_ORIG, flow), dump=False):
+        return decode_entry(body)
+    return None
+
+
+def from_address(netfilter: socket.socket, address: bytes) -> Iterator[Entry]:
+    """TCP entries of every zone in which `address` opened the flow or answers it.
+
+    The kernel filters (5.9 and later); an older one sends its whole table, which is filtered here.
+    """
+    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
+    wanted = Tuple(address, 0, bytes(len(address)), 0)
+    for side, flags in ((TUPLE_ORIG, FILTER_ORIG_FLAGS), (TUPLE_REPLY, FILTER_REPLY_FLAGS)):
+        question = encode_tuple(side, wanted) + attribute(
+            FILTER | NLA_F_NESTED, attribute(flags, struct.pack("=I", FILTER_SOURCE | FILTER_PROTOCOL))
+        )
+        for _, body in ask(netfilter, CTNETLINK, CT_GET, family, question, dump=True):
+            entry = decode_entry(body)
+            if entry is not None and address == (entry.orig if side == TUPLE_ORIG else entry.reply).source:
+                yield entry
+
+
+def ask(
+    netfilter: socket.socket, subsystem: int, message: int, family: int, attributes: bytes, *, dump: bool
+) -> Iterator[tuple[int, bytes]]:
+    """(family, attributes) of each answer. OSError as the kernel says it, ENOENT (no such entry) as an empty answer."""
+    body = GENERAL.pack(family, 0, 0) + attributes
+    flags = NLM_F_REQUEST | (NLM_F_DUMP if dump else 0)
+    netfilter.send(HEADER.pack(HEADER.size + len(body), subsystem << 8 | message, flags, 0, 0) + body)
+    until = time.monotonic() + REPLY_S
+    while True:
+        if time.monotonic() > until:
+            raise TimeoutError(errno.ETIMEDOUT, "netfilter sends more than could be read in time")
+        data = netfilter.recv(1 << 18)
+        offset = 0
+        while offset + HEADER.size <= len(data):
+            length, kind, _, _, _ = HEADER.unpack_from(data, offset)
+            if kind == NLMSG_DONE:
+                return
+            if kind == NLMSG_ERROR:
+                code = -struct.unpack_from("=i", data, offset + HEADER.size)[0]
+                if code in {0, errno.ENOENT}:
+                    return
+                raise OSError(code, os.strerror(code))
+            start = offset + HEADER.size
+            yield data[start], data[start + GENERAL.size : offset + length]
+            offset += max((length + 3) & ~3, HEADER.size)
+        if not dump:
+            return
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    return ATTRIBUTE.pack(ATTRIBUTE.size + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def attributes(body: bytes) -> Iterator[tuple[int, bytes]]:
+    """(type, value) of each attribute, nested ones as they are; stops at what is cut off."""
+    offset = 0
+    while offset + ATTRIBUTE.size <= len(body):
+        length, kind = ATTRIBUTE.unpack_from(body, offset)
+        if length < ATTRIBUTE.size or offset + length > len(body):
+            return
+        yield kind & NLA_TYPE, body[offset + ATTRIBUTE.size : offset + length]
+        offset += (length + 3) & ~3
+
+
+def number(value: bytes) -> int:
+    return int.from_bytes(value, "big")
+
+
+def encode_tuple(kind: int, flow: Tuple) -> bytes:
+    """A TCP tuple as CTA_TUPLE_ORIG or CTA_TUPLE_REPLY."""
+    v4 = len(flow.source) == 4
+    ip = attribute(IP_V4_SOURCE if v4 else IP_V6_SOURCE, flow.source) + attribute(
+        IP_V4_TARGET if v4 else IP_V6_TARGET, flow.target
+    )
+    protocol = (
+        attribute(PROTO_NUM, bytes([socket.IPPROTO_TCP]))
+        + attribute(PROTO_SOURCE_PORT, flow.source_port.to_bytes(2, "big"))
+        + attribute(PROTO_TARGET_PORT, flow.target_port.to_bytes(2, "big"))
+    )
+    nested = attribute(TUPLE_IP | NLA_F_NESTED, ip) + attribute(TUPLE_PROTO | NLA_F_NESTED, protocol)
+    return attribute(kind | NLA_F_NESTED, nested)
+
+
+def decode_tuple(body: bytes) -> Tuple | None:
+    """None for what is not TCP, or not whole."""
+    parts = dict(attributes(body))
+    ip, protocol = dict(attributes(parts.get(TUPLE_IP, b""))), dict(attributes(parts.get(TUPLE_PROTO, b"")))
+    source = ip.get(IP_V4_SOURCE) or ip.get(IP_V6_SOURCE)
+    target = ip.get(IP_V4_TARGET) or ip.get(IP_V6_TARGET)
+    ports = protocol.get(PROTO_SOURCE_PORT), protocol.get(PROTO_TARGET_PORT)
+    if protocol.get(PROTO_NUM) != bytes([socket.IPPROTO_TCP]) or not source or not target or None in ports:
+        return None
+    return Tuple(source, number(ports[0] or b""), target, number(ports[1] or b""))
+
+
+def decode_entry(body: bytes) -> Entry | None:
+    """None for what is not a whole TCP entry."""
+    parts = dict(attributes(body))
+    orig, reply = decode_tuple(parts.get(TUPLE_ORIG, b"")), decode_tuple(parts.get(TUPLE_REPLY, b""))
+    if orig is None or reply is None:
+        return None
+    return Entry(orig, reply, number(parts.get(STATUS, b"")), number(parts.get(ZONE, b"")))
