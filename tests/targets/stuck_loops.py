@@ -1,5 +1,7 @@
 """Event loops that stand still. Says "PID TID" of the loop's thread."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import ctypes
