@@ -135,10 +135,10 @@ def _blocked(socket: SocketFact) -> str:
 
 def _stalled_s(wait: Wait, socket: SocketFact) -> float | None:
     """For how long nothing was taken. A window probe is a send for the kernel, so only the wait's age is sure."""
-    closed_s = _closed_s(socket)
-    if closed_s is not None:
+    shut_s = closed_s(socket)
+    if shut_s is not None:
         # A window that opens now and then is a slow reader's, however long the send of all of it takes.
-        return closed_s if wait.polls or wait.age_s is None else min(wait.age_s, closed_s)
+        return shut_s if wait.polls or wait.age_s is None else min(wait.age_s, shut_s)
     if wait.polls:
         return max((value for value in (wait.age_s, quiet(socket)) if value is not None), default=None)
     if socket.protocol == "tcp" and socket.last_send_s is not None and wait.age_s is not None:
@@ -146,7 +146,7 @@ def _stalled_s(wait: Wait, socket: SocketFact) -> float | None:
     return wait.age_s
 
 
-def _closed_s(socket: SocketFact) -> float | None:
+def closed_s(socket: SocketFact) -> float | None:
     """For how long the peer's window has been closed, from its probes: they begin anew whenever it opens.
 
     After b probes the next one comes 2^b timeouts later. None where it is not probed.

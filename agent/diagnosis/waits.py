@@ -23,7 +23,8 @@ _C_CLIENT_EVENTS = {
 """The events that each library asks for when it waits for an answer; a program's own poll asks for others."""
 
 POLL_S = 5.0
-"""A call with a timeout below this is one of a series of polls; a longer one is a wait of its own."""
+"""A call with a timeout below this is one of a series of polls, and an epoll of just this (pika's); a longer one is a
+wait of its own."""
 
 RECEIVE_CALLS = frozenset({"read", "readv", "recvfrom", "recvmsg", "recvmmsg", "pread64", "preadv"})
 SEND_CALLS = frozenset({"write", "writev", "sendto", "sendmsg", "sendmmsg", "sendfile", "splice"})
@@ -145,10 +146,16 @@ def _fds(snapshot: Snapshot, call: Syscall | None) -> tuple[int, ...]:
 
 
 def _one_socket(snapshot: Snapshot, call: Syscall | None, fds: tuple[int, ...]) -> tuple[int | None, SocketFact | None]:
-    """The socket that the wait is about: the only one, or the only connection beside the wake-up sockets of a loop."""
+    """The socket that the wait is about: the only one, or the only connection beside the wake-up sockets of a loop.
+
+    A wake-up socket is a UNIX pair, or one on loopback whose two ends are both this process's (pika's).
+    """
     sockets = [(fd, socket) for fd in fds if (socket := snapshot.socket(fd))]
     if len(sockets) > 1:
         sockets = [(fd, socket) for fd, socket in sockets if socket.family != "unix" and socket.state != "LISTEN"]
+    if len(sockets) > 1:
+        own = {(socket.local, socket.remote) for socket in snapshot.sockets if socket.remote}
+        sockets = [(fd, socket) for fd, socket in sockets if (socket.remote, socket.local) not in own]
     return sockets[0] if len(sockets) == 1 else (None, None)
 
 
@@ -256,7 +263,9 @@ def _polls(thread: ThreadFact) -> bool:
     call = thread.syscall
     if call is None or call.endless is not False:
         return False
-    return call.timeout_s < POLL_S if call.timeout_s is not None else (thread.blocked_s or 0.0) < POLL_S
+    if call.timeout_s is None:
+        return (thread.blocked_s or 0.0) < POLL_S
+    return call.timeout_s < POLL_S or (call.timeout_s == POLL_S and call.name.startswith("epoll"))
 
 
 def _age(wait: Wait) -> tuple[float | None, str]:

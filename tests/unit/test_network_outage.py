@@ -153,11 +153,11 @@ def test_an_unused_connection_of_a_pool_is_not_stuck() -> None:
     assert diagnose(snap, BUDGETS).verdict.verdict_class == "healthy"
 
 
-def test_an_event_loop_does_not_hang_on_one_of_its_connections() -> None:
+def test_an_event_loop_does_not_hang_at_once_on_one_of_its_connections() -> None:
     snap = snapshot(
         thread(100, call("epoll_wait", 4, endless=False, timeout_s=1.0), blocked_s=0.2),
         stacks={100: k.ASYNCIO_IDLE},
-        sockets=[black_hole(7)],
+        sockets=[black_hole(7, age_s=12.0, rto_s=6.4, backoff=5, retransmits=5, last_send_s=6.0)],
         epolls=[epoll(4, watch(7))],
     )
     assert only(snap).confidence == POSSIBLE
