@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from stucktrace.collectors import process, relatives
+from stucktrace.collectors import process, procfs, relatives
 from stucktrace.facts import Relative
 
 from tests.harness import kernel, targets
@@ -104,3 +104,35 @@ time.sleep(600)
         )
         found = relatives.collect(process.read_process(first))
         assert second in named(found, "sibling")
+
+
+THREADED = """
+import os, subprocess, threading, time
+threading.stack_size(65536)
+for _ in range(600):
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+started = []
+def start():
+    started.append(subprocess.Popen(["sleep", "600"]).pid)
+    threading.Event().wait()
+threading.Thread(target=start, daemon=True).start()
+while not started:
+    time.sleep(0.01)
+print("ready", *started, flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_children_of_one_thread_among_hundreds():
+    with run(THREADED) as parent:
+        (child,) = map(int, parent.words)
+        assert procfs.children(parent.pid) == [child]
+        assert procfs._children_by_parent(parent.pid, procfs.all_pids()) == [child]
+
+
+def test_threads_that_come_and_go_hide_no_child():
+    churn = "import threading\ndef churn():\n    while True:\n        threading.Thread(target=int).start()\n"
+    program = churn + FORKS.replace("print(", "threading.Thread(target=churn, daemon=True).start()\nprint(")
+    with run(program) as parent:
+        pids = sorted(map(int, parent.words))
+        assert all(procfs.children(parent.pid) == pids for _ in range(200))
