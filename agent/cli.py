@@ -217,6 +217,52 @@ def list_candidates(as_json: bool) -> int:
     return 0
 
 
+@cli.command("agent")
+@click.option("--match", metavar="REGEX", help="Watch other Python processes too, whose command line matches.")
+@click.option(
+    "--interval",
+    "interval_s",
+    type=click.FloatRange(0.05, 60),
+    default=0.25,
+    show_default=True,
+    metavar="SECONDS",
+    help="How often all processes are glanced at; without BPF at least 2.",
+)
+@click.option(
+    "--stuck-after",
+    "stuck_after_s",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="When an open-ended request counts as stuck.  [default: a share of Celery's soft time limit, else 30]",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "core", "none"]),
+    default="auto",
+    show_default=True,
+    help="How the kernel is asked, as for pid.",
+)
+@click.option("--json", "as_json", is_flag=True, help="JSON lines (schema stucktrace.alert/1), on a terminal too.")
+def agent_command(
+    *, match: str | None, interval_s: float, stuck_after_s: float | None, engine: str, as_json: bool
+) -> NoReturn:
+    """Watch every gunicorn and Celery process of this node, and say it as it happens.
+
+    A process that gets stuck opens an alert, with its stack and the proof, before gunicorn's timeout kills it. The
+    alert is updated while it lasts and resolved when it is over. Ends with status 0 on SIGTERM.
+    """
+    import re
+
+    from stucktrace.node.loop import Agent
+
+    try:
+        pattern = re.compile(match) if match is not None else None
+    except re.error as error:
+        raise UsageError(f"--match: not a regular expression: {error}", "escape what is meant literally") from None
+    Agent(pattern, interval_s, stuck_after_s, engine, as_json or not os.isatty(1)).run()
+    leave(0)
+
+
 @cli.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def doctor_command(as_json: bool) -> NoReturn:

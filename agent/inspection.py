@@ -165,7 +165,7 @@ def _processes(
                 answers[pid] = error
                 continue
             processes[pid] = process
-            if processes[pid].worker.kind not in MASTERS:
+            if not run.options.children or processes[pid].worker.kind not in MASTERS:
                 continue
             children = run.collect("children", (), partial(candidates.children_of, processes[pid]), pid)
             families[pid] = children

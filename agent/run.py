@@ -33,6 +33,8 @@ class Options:
     show_locals: bool = False
     sample_s: float = 0.5
     budgets: Budgets = field(default_factory=Budgets)
+    children: bool = True
+    """A master's children are looked at with it."""
 
 
 class Run:

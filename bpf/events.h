@@ -19,6 +19,7 @@
 enum record_kind {
 	RECORD_THREAD = 1,
 	RECORD_STACK = 2,
+	RECORD_INFLIGHT = 3,
 	RECORD_SOCKET = 16,
 	RECORD_UNIX_SOCKET = 17,
 	RECORD_END = 18,
@@ -62,6 +63,33 @@ struct stack_record {
 	__u32 tid;
 	__u32 depth; /* how many symbols are filled */
 	char symbols[STACK_DEPTH][SYMBOL_BYTES];
+};
+
+/* A thread whose wait has lasted longer than its process's limit, from inflight.bpf.c. All times: scheduler clock. */
+struct inflight_record {
+	struct record header;
+	__u32 pid;
+	__u32 tid;
+	__u32 kernel_tid;
+	__s32 syscall;
+	__u64 arg0; /* the call's first argument: its fd, mostly */
+	__u64 since_ns; /* when this call on this fd was first seen, over any number of short polls */
+	__u64 slept_at_ns; /* when the present sleep began */
+	__u64 now_ns;
+};
+
+/* Value of the map `limits` in inflight.bpf.c: a process to watch, by its pid as the tool sees it. */
+struct inflight_limit {
+	__u64 after_ns; /* a wait is reported from this age on */
+	__u32 skip_main; /* the main thread has a heartbeat of its own to be judged by */
+	__u32 pad;
+};
+
+/* Value of the map `mutes` in inflight.bpf.c: a wait, by the thread's kernel_tid, that was examined and found healthy. */
+struct inflight_mute {
+	__u64 slept_at_ns; /* this very sleep is not reported again; 0: only until `until_ns` */
+	__u64 since_ns; /* nor is this wait ... */
+	__u64 until_ns; /* ... before this time */
 };
 
 /* What one thread did through one call on one fd: key and value of the map in waits.bpf.c, not a stream. */

@@ -7,6 +7,7 @@
 #include "events.h"
 #include "ids.h"
 #include "lost.h"
+#include "sleep.h"
 
 ANCHOR(thread_record);
 
@@ -43,20 +44,6 @@ static __always_inline void emit_stack(struct seq_file *seq, struct task_struct 
 		record->depth++;
 	}
 	bpf_seq_write(seq, record, sizeof(*record));
-}
-
-/*
- * When the task last left its CPU. The runtime of its last turn is kept by the fair class alone (SCHED_NORMAL, BATCH, IDLE);
- * for a real-time task the turn's begin has to do.
- */
-static __always_inline __u64 left_cpu_ns(struct task_struct *task)
-{
-	__u64 arrival_ns = task->sched_info.last_arrival;
-	__u32 policy = task->policy;
-
-	if (policy == 0 || policy == 3 || policy == 5)
-		arrival_ns += task->se.sum_exec_runtime - task->se.prev_sum_exec_runtime;
-	return arrival_ns;
 }
 
 SEC("iter/task")

@@ -82,6 +82,46 @@ class StackRecord(ctypes.Structure):
     symbols: ctypes.Array[ctypes.Array[c_char]]
 
 
+class InflightRecord(ctypes.Structure):
+    KIND: ClassVar = 3
+    _fields_ = (
+        ("header", Record),
+        ("pid", c_uint32),
+        ("tid", c_uint32),
+        ("kernel_tid", c_uint32),
+        ("syscall", c_int32),
+        ("arg0", c_uint64),
+        ("since_ns", c_uint64),
+        ("slept_at_ns", c_uint64),
+        ("now_ns", c_uint64),
+    )
+    pid: int
+    tid: int
+    kernel_tid: int
+    syscall: int
+    arg0: int
+    since_ns: int
+    slept_at_ns: int
+    now_ns: int
+
+
+class InflightLimit(ctypes.Structure):
+    """Value of the map `limits` in inflight.bpf.c."""
+
+    _fields_ = (("after_ns", c_uint64), ("skip_main", c_uint32), ("pad", c_uint32))
+    after_ns: int
+    skip_main: int
+
+
+class InflightMute(ctypes.Structure):
+    """Value of the map `mutes` in inflight.bpf.c."""
+
+    _fields_ = (("slept_at_ns", c_uint64), ("since_ns", c_uint64), ("until_ns", c_uint64))
+    slept_at_ns: int
+    since_ns: int
+    until_ns: int
+
+
 class CallKey(ctypes.Structure):
     """Key of the map `calls` in waits.bpf.c."""
 

@@ -79,6 +79,10 @@ class Kernel:
             followed.update(ctypes.c_uint32(pid), ctypes.c_uint8(1))
         self._followed = wanted
 
+    def iterate_over_node(self, name: str, program: str) -> bytes:
+        """All records of one run of an iterator of the object NAME.bpf.o, which chooses by itself what it reports."""
+        return _read_all(self.load(name).open_iterator(program))
+
     def iterate(self, program: str, pid: int | None) -> bytes:
         """All records of one run of an iterator: over this process only, or (None) node-wide over those followed.
 

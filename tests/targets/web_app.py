@@ -5,6 +5,7 @@ import urllib.request
 
 GREETING = b"hello\n"
 CHUNK = b"x" * (1 << 16)
+CLIENTS = {}
 
 
 def fetch(url):
@@ -19,6 +20,14 @@ def run_sql(url):
     return b"done\n"
 
 
+def ask_redis(url):
+    """Over one connection for all requests."""
+    import redis
+
+    client = CLIENTS.setdefault(url, redis.Redis.from_url(url, socket_timeout=None))
+    return repr(client.ping()).encode()
+
+
 def application(environ, start_response):
     path, query = environ["PATH_INFO"], urllib.parse.parse_qs(environ.get("QUERY_STRING", ""))
     start_response("200 OK", [("Content-Type", "text/plain")])
@@ -28,6 +37,8 @@ def application(environ, start_response):
         return [fetch(query["url"][0])]
     if path == "/sql":
         return [run_sql(query["url"][0])]
+    if path == "/redis":
+        return [ask_redis(query["url"][0])]
     if path.startswith("/self"):
         return [fetch(f"http://{environ['HTTP_HOST']}/{path.removeprefix('/self').lstrip('/')}")]
     return [GREETING]

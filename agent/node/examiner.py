@@ -1,0 +1,126 @@
+"""Examines suspects beside the loop: a few threads, each with a kernel side of its own, for those cannot be shared.
+
+What hangs (a read of /proc can) is given up after a while and costs its thread; what fails costs its own answer only.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from stucktrace import report
+from stucktrace.collectors.kernel import open_kernel
+from stucktrace.diagnosis.model import STUCK, Budgets
+from stucktrace.errors import NoSuchProcess
+from stucktrace.inspection import Inspection, inspect_all
+from stucktrace.run import Options
+
+THREADS = 2
+MOST_AT_ONCE = 16
+"""Processes in one examination: they share its sampling window."""
+DEADLINE_S = 60.0
+MOST_GIVEN_UP = 4
+"""Hanging threads that are replaced."""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """The answer about one process."""
+
+    pid: int
+    inspection: Inspection | None = None
+    report: report.Json | None = None
+    """For stuck ones only: building it costs."""
+    gone: bool = False
+    error: str = ""
+    """Why there is no inspection, in one line."""
+
+
+@dataclass(eq=False)
+class _Job:
+    pids: tuple[int, ...]
+    budgets: Budgets
+    began: float = field(default_factory=time.monotonic)
+    given_up: bool = False
+
+
+class Examiner:
+    def __init__(self, engine: str, wake: Callable[[], None]) -> None:
+        self._engine = engine
+        self._wake = wake
+        self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[_Job, list[Examined]]] = queue.SimpleQueue()
+        self._running: list[_Job] = []
+        self._given_up = 0
+        self.busy: set[int] = set()
+        """Who is being examined now."""
+        for _ in range(THREADS):
+            self._start()
+
+    def _start(self) -> None:
+        threading.Thread(target=self._work, name="examiner", daemon=True).start()
+
+    @property
+    def free(self) -> int:
+        """How many more examinations would begin at once."""
+        return THREADS - len(self._running)
+
+    def submit(self, pids: tuple[int, ...], budgets: Budgets) -> None:
+        job = _Job(pids, budgets)
+        self._running.append(job)
+        self.busy.update(pids)
+        self._jobs.put(job)
+
+    def answers(self) -> list[Examined]:
+        """What is done since the last call; never waits."""
+        found: list[Examined] = []
+        with suppress(queue.Empty):
+            while True:
+                job, examined = self._answers.get_nowait()
+                if not job.given_up:
+                    self._running.remove(job)
+                    self.busy.difference_update(job.pids)
+                    found += examined
+        for job in [job for job in self._running if time.monotonic() - job.began > DEADLINE_S]:
+            if self._given_up == MOST_GIVEN_UP:
+                continue
+            self._given_up += 1
+            job.given_up = True
+            self._running.remove(job)
+            self.busy.difference_update(job.pids)
+            found += [Examined(pid, error=f"no answer within {DEADLINE_S:.0f} s") for pid in job.pids]
+            self._start()
+        return found
+
+    def _work(self) -> None:
+        opened = None
+        while True:
+            job = self._jobs.get()
+            try:
+                if opened is None:
+                    opened = open_kernel(self._engine)
+                options = Options(self._engine, budgets=job.budgets, children=False)
+                kernel = opened
+                answers = inspect_all(job.pids, options, lambda kernel=kernel: kernel)  # type: ignore[misc]
+                examined = [_examined(job, pid, answer) for pid, answer in answers.items()]
+            except Exception as error:
+                if os.environ.get("STUCKTRACE_DEBUG"):
+                    import traceback
+
+                    traceback.print_exc()
+                examined = [Examined(pid, error=f"{type(error).__name__}: {error}") for pid in job.pids]
+            self._answers.put((job, examined))
+            self._wake()
+
+
+def _examined(job: _Job, pid: int, answer: Inspection | Exception) -> Examined:
+    if isinstance(answer, Inspection):
+        answer.timings_ms["total"] = (time.monotonic() - job.began) * 1000
+        stuck = answer.diagnosis.verdict.verdict_class == STUCK
+        return Examined(pid, answer, report.build(answer) if stuck else None)
+    return Examined(pid, gone=isinstance(answer, NoSuchProcess), error=str(answer))

@@ -1,0 +1,218 @@
+"""Which processes the agent watches, and how each of them ends.
+
+Every second /proc is listed and what is new is classified by its command line; what was no worker is asked again now
+and then, for a shell may become one by exec. Each watched process is held by a pidfd: it tells of the end at once,
+keeps the pid from being mistaken for its successor, and since Linux 6.15 says how it ended.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import select
+import struct
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from stucktrace.alerts import EXITED, KILLED
+from stucktrace.collectors import candidates, cgroups, containers, heartbeat, procfs, workers
+from stucktrace.collectors.process import read_process
+from stucktrace.errors import StucktraceError
+from stucktrace.facts import WorkerFact
+from stucktrace.node.thresholds import Thresholds, thresholds
+
+SCAN_EVERY_S = 1.0
+ASK_AGAIN_S = 30.0
+"""Within this time every process that is not watched is classified anew."""
+YOUNG_S = 5.0
+"""A process this young may not have begun its own program yet: it is asked at every scan."""
+_KINDS = frozenset({"gunicorn-master", "gunicorn-worker", "celery-main", "celery-child", "celery-beat"})
+# include/uapi/linux/pidfd.h: struct pidfd_info is 64 bytes at first, exit_code the last of them.
+_PIDFD_GET_INFO = 0xC000FF0B | 64 << 16
+_PIDFD_INFO_EXIT = 1 << 3
+_REAPED_WITHIN_S = 2.0
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """A watched process."""
+
+    pid: int
+    ppid: int
+    start_time: int
+    worker: WorkerFact
+    thresholds: Thresholds
+    pod: str | None
+    pidfd: int
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A watched process that is gone."""
+
+    process: Tracked
+    how: str
+    """KILLED or EXITED."""
+
+
+class Tracker:
+    def __init__(self, match: re.Pattern[str] | None, stuck_after_s: float | None) -> None:
+        self._match = match
+        self._stuck_after_s = stuck_after_s
+        self.processes: dict[int, Tracked] = {}
+        self._others: dict[int, float] = {}
+        """pid -> when it is classified again."""
+        self._ends = select.epoll()
+        self._ending: dict[int, float] = {}
+        """pid of an ended process whose status is not there yet -> when it is waited for no longer."""
+        self._limits: dict[tuple[int, str], WorkerFact] = {}
+        """(parent, kind) -> what is common to all of a master's children."""
+
+    def scan(self) -> None:
+        """Lists /proc and takes in what is new."""
+        now = time.monotonic()
+        there = set(procfs.all_pids())
+        self._others = {pid: again for pid, again in self._others.items() if pid in there}
+        self._limits = {key: fact for key, fact in self._limits.items() if key[0] in there}
+        for pid in sorted(there - self.processes.keys() - {os.getpid()}):
+            if self._others.get(pid, 0.0) > now:
+                continue
+            found = None
+            with suppress(StucktraceError):
+                found = self._classify(pid)
+            if found is not None:
+                self.processes[pid] = found
+                self._others.pop(pid, None)
+            else:
+                self._others[pid] = now + self._ask_again_s(pid)
+
+    def _ask_again_s(self, pid: int) -> float:
+        try:
+            young = procfs.read_stat(pid).age_s < YOUNG_S
+        except StucktraceError:
+            young = True
+        # Spread over the scans, so that no single one reads all command lines.
+        return 0.0 if young else ASK_AGAIN_S / 2 + pid % int(ASK_AGAIN_S / 2)
+
+    def _classify(self, pid: int) -> Tracked | None:
+        argv = procfs.read_argv(pid)
+        if not argv:
+            return None
+        stat = procfs.read_stat(pid)
+        # Enough to ask whether a program that starts gunicorn by itself is one; what --match finds is asked properly.
+        maybe_python = "py" in procfs.read_link(pid, "exe").rpartition("/")[2]
+        kind = workers.kind_of(workers.Start(pid, stat.ppid, argv), is_python=maybe_python)
+        if stat.ending or (kind not in _KINDS and not self._matches(pid, argv)):
+            return None
+        pidfd = os.pidfd_open(pid)
+        try:
+            worker = self._worker(pid, stat.ppid, kind)
+            container = containers.from_paths(cgroups.read_paths(pid))
+            if procfs.read_stat(pid).start_time != stat.start_time:
+                raise ProcessLookupError
+            self._ends.register(pidfd, select.EPOLLIN)
+        except (OSError, StucktraceError):
+            os.close(pidfd)
+            return None
+        found = thresholds(worker, self._stuck_after_s)
+        return Tracked(
+            pid, stat.ppid, stat.start_time, worker, found, (container.pod or None) if container else None, pidfd
+        )
+
+    def _matches(self, pid: int, argv: tuple[str, ...]) -> bool:
+        return self._match is not None and self._match.search(" ".join(argv)) is not None and candidates.is_python(pid)
+
+    def _worker(self, pid: int, ppid: int, kind: str) -> WorkerFact:
+        known = self._limits.get((ppid, kind))
+        if known is None:
+            known = read_process(pid).worker
+            if known.kind in ("gunicorn-worker", "celery-child"):
+                self._limits[ppid, kind] = replace(known, last_notify_s=None, seconds_to_kill=None)
+        return known
+
+    def ended(self) -> Iterator[Ended]:
+        """Those that ended since the last call."""
+        gone = {fd for fd, _ in self._ends.poll(0)}
+        for process in [process for process in self.processes.values() if process.pidfd in gone]:
+            now = time.monotonic()
+            how = _how(process)
+            if how is None and now < self._ending.setdefault(process.pid, now + _REAPED_WITHIN_S):
+                continue
+            self._ending.pop(process.pid, None)
+            del self.processes[process.pid]
+            os.close(process.pidfd)
+            yield Ended(process, how or EXITED)
+
+    def close(self) -> None:
+        for process in self.processes.values():
+            os.close(process.pidfd)
+        self._ends.close()
+
+
+def _how(process: Tracked) -> str | None:
+    """How it ended; None while nobody can say yet: it is not reaped, and its stat hides the status."""
+    status = _status(process)
+    if status is None:
+        return None
+    return KILLED if status & 0x7F else EXITED
+
+
+def _status(process: Tracked) -> int | None:
+    """As wait(2) tells it."""
+    try:
+        text = procfs.read(process.pid, "stat").decode(errors="surrogateescape")
+        fields = text.rpartition(")")[2].split()
+        if int(fields[19]) == process.start_time and fields[0] in "ZX":
+            return int(fields[49])
+    except (StucktraceError, ValueError, IndexError):
+        pass
+    info = bytearray(struct.pack("Q56x", _PIDFD_INFO_EXIT))
+    try:
+        fcntl.ioctl(process.pidfd, _PIDFD_GET_INFO, info)
+    except OSError:
+        return None
+    mask, status = struct.unpack("Q52xi", info)
+    return status if mask & _PIDFD_INFO_EXIT else None
+
+
+class Heartbeats:
+    """Age of the heartbeats of gunicorn's workers: read only when one could be overdue."""
+
+    def __init__(self) -> None:
+        self._not_before: dict[tuple[int, int], float] = {}
+        """(pid, start time) -> when it can be overdue; of those whose heartbeat could be read."""
+        self._overdue: dict[tuple[int, int], float] = {}
+        """The last heartbeat of those that were overdue when last looked at, CLOCK_MONOTONIC."""
+
+    def forget(self, process: Tracked) -> bool:
+        """It has ended. True: when its master's patience had."""
+        key = process.pid, process.start_time
+        self._not_before.pop(key, None)
+        last = self._overdue.pop(key, None)
+        return last is not None and time.monotonic() - last >= (process.worker.timeout_s or 0.0)
+
+    def overdue(self, processes: Mapping[int, Tracked]) -> set[int]:
+        """The workers whose heartbeat is older than their threshold."""
+        found = set()
+        for process in processes.values():
+            limit_s, now = process.thresholds.heartbeat_s, time.monotonic()
+            key = process.pid, process.start_time
+            if limit_s is None or self._not_before.get(key, 0.0) > now:
+                continue
+            age_s = heartbeat.last_notify_s(process.pid, process.ppid)
+            if age_s is None:
+                # Not made yet; or closed by a worker on its way out, whose last heartbeat still counts.
+                continue
+            self._overdue.pop(key, None)
+            self._not_before[key] = now + max(0.0, limit_s - age_s)
+            if age_s >= limit_s:
+                found.add(process.pid)
+                self._overdue[key] = now - age_s
+        return found
+
+    def known(self, process: Tracked) -> bool:
+        """Its heartbeat can be read, so that its main thread needs no other look."""
+        return (process.pid, process.start_time) in self._not_before
