@@ -106,17 +106,28 @@ def _failing_again(snapshot: Snapshot) -> Iterator[Finding]:
 
 
 def _failures(snapshot: Snapshot) -> dict[str, tuple[int, int]]:
-    """remote -> (errno, how many attempts failed so in the window)."""
+    """remote -> (errno, how many attempts failed so in the window).
+
+    Not an address of a service that was reached at another of its addresses, or later: `localhost` is ::1 first, then
+    127.0.0.1, where the server listens.
+    """
     found: dict[str, tuple[int, int]] = {}
     for event in snapshot.tcp_events:
         if event.kind == "error" and event.error in FAILURES and event.remote:
             found[event.remote] = (event.error, found.get(event.remote, (0, 0))[1] + max(1, event.count))
-    if not found:
+    if found:
+        reached = {_port(event.remote) for event in snapshot.tcp_events if event.new_state == "ESTABLISHED"}
+        found = {remote: failed for remote, failed in found.items() if _port(remote) not in reached}
+    else:
         for entry in snapshot.activity:
             if entry.call == "connect" and entry.last_error in FAILURES and entry.returns:
                 number = found.get("", (0, 0))[1] + max(entry.returns, 1)
                 found[""] = (entry.last_error, number)
     return found
+
+
+def _port(remote: str) -> str:
+    return remote.rpartition(":")[2]
 
 
 def _who_connects(snapshot: Snapshot, retrying: Wait | None) -> Wait | None:

@@ -51,7 +51,7 @@ def _slow(snapshot: Snapshot, wait: Wait, socket: SocketFact, silent_s: float) -
     confidence = POSSIBLE
     if alone:
         confidence = PROVEN if nothing else LIKELY
-    holds = "it holds this worker, which serves one client at a time" if alone else "it holds one thread of the pool"
+    holds = "it holds this worker, which serves one client at a time" if alone else "it holds the thread that serves it"
     lines = [network.call_line(snapshot, wait, silent_s), *network.frame_lines(wait)]
     source = network.socket_source(snapshot)
     text = f"{size(socket.bytes_received)} came in over this connection"

@@ -198,6 +198,7 @@ def _pids(pids: set[int]) -> str:
 def _finding(snapshot: Snapshot, wait: Wait, pipe: PipeFact, reason: _Reason) -> Finding:
     role, confidence = reason.role, reason.confidence
     holders = pipe.writers if role == "writer" else pipe.readers
+    vain = "perhaps in vain" if confidence == POSSIBLE else "in vain"
     name = evidence.who(snapshot, wait.thread.tid)
     where = f"pipe {pipe.inode}" + (f" (fd {pipe.fds[0]})" if pipe.fds else "")
     if not pipe.complete and confidence == PROVEN:
@@ -220,7 +221,7 @@ def _finding(snapshot: Snapshot, wait: Wait, pipe: PipeFact, reason: _Reason) ->
     return Finding(
         "pipe-stuck",
         confidence,
-        f"{name} {reason.does} {where} for {age(wait.age_s)}, in vain: {reason.why}",
+        f"{name} {reason.does} {where} for {age(wait.age_s)}, {vain}: {reason.why}",
         evidence=tuple(lines),
         severity=WARNING if confidence == POSSIBLE else "critical",
         now=_now(snapshot, holders),

@@ -89,6 +89,18 @@ def test_refused_again_and_again_under_a_loop_of_ones_own() -> None:
         assert word in finding.summary
 
 
+def test_a_service_that_is_reached_at_its_second_address() -> None:
+    """`localhost` is ::1 first, where nobody listens, and 127.0.0.1, where the server is."""
+    refused = TcpEvent("error", None, "[::1]:50000", "[::1]:8000", 11, error=errno.ECONNREFUSED)
+    reached = TcpEvent("state", 7001, "127.0.0.1:50002", "127.0.0.1:8000", 1, new_state="ESTABLISHED")
+    other = TcpEvent("state", 7001, "127.0.0.1:50002", "127.0.0.1:9000", 1, new_state="ESTABLISHED")
+    sleeping = thread(100, "clock_nanosleep", blocked_s=0.04)
+    connects = activity(100, "connect", 9, 22, last_error=errno.ECONNREFUSED)
+    values = {"stacks": {100: k.MAIN}, "window_s": 0.5, "activity": [connects]}
+    assert failing(snapshot(sleeping, tcp_events=[refused, reached], **values)) == []
+    assert failing(snapshot(sleeping, tcp_events=[refused, other], **values))
+
+
 def test_one_refusal_is_an_accident() -> None:
     snap = snapshot(thread(100, "clock_nanosleep"), stacks={100: k.MAIN}, tcp_events=[refusals(1)], window_s=1.0)
     assert failing(snap) == []
