@@ -66,8 +66,10 @@ def _server(
     command: Sequence[str], netns: str, folder: Path, env: dict[str, str] | None = None, user: str = ""
 ) -> Iterator[subprocess.Popen[bytes]]:
     log = (folder / "server.log").open("wb")
+    # It ends with the thread that started it too, should the whole run be killed; a change of user would forget that.
+    program = command[1:] if command[0] == "setpriv" else command
     process = subprocess.Popen(
-        ["ip", "netns", "exec", netns, *command],
+        ["ip", "netns", "exec", netns, "setpriv", "--pdeathsig", "KILL", *program],
         stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **(env or {})}, start_new_session=True, cwd=folder,
     )  # fmt: skip
     try:
