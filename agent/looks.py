@@ -109,7 +109,12 @@ def _entries(
         return sockets
     from stucktrace.collectors import conntrack
 
-    return run.collect("conntrack", sockets, partial(conntrack.collect, pid, sockets, waited_fds), pid)
+    asked, unanswered = run.collect(
+        "conntrack", (sockets, ()), partial(conntrack.collect, pid, sockets, waited_fds), pid
+    )
+    for missing in unanswered:
+        run.miss(missing, pid)
+    return asked
 
 
 def _pipe_holders(

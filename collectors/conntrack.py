@@ -9,7 +9,7 @@ is certain only where a rule that was read drops whatever has no entry and nothi
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,15 +17,14 @@ from pathlib import Path
 from stucktrace.collectors import ctnetlink, netns, nft_rules
 from stucktrace.collectors.addresses import is_loopback, parse_endpoint
 from stucktrace.collectors.ctnetlink import Entry, Tuple
-from stucktrace.errors import CollectorError
-from stucktrace.facts import SocketFact
+from stucktrace.facts import Missing, SocketFact
 
 SYSCTL = Path("/proc/sys/net/netfilter")
 PRESENT, ABSENT = "present", "absent"
 
 
 @dataclass(frozen=True)
-class Finding:
+class Answer:
     """What one namespace says about one flow."""
 
     state: str
@@ -46,38 +45,57 @@ def is_suspect(socket: SocketFact, waited_fds: Collection[int]) -> bool:
     )
 
 
-def collect(pid: int, sockets: tuple[SocketFact, ...], waited_fds: Collection[int]) -> tuple[SocketFact, ...]:
-    """The same sockets, the suspects among them with their `conntrack` fields. CollectorError where asking failed."""
+def collect(
+    pid: int, sockets: tuple[SocketFact, ...], waited_fds: Collection[int]
+) -> tuple[tuple[SocketFact, ...], tuple[Missing, ...]]:
+    """The same sockets, the suspects among them with their `conntrack` fields.
+
+    A namespace that does not answer costs its own answers only.
+    """
     flows = {socket.inode: flow for socket in sockets if is_suspect(socket, waited_fds) and (flow := _flow(socket))}
-    if not flows:
-        return sockets
-    found: dict[int, Finding] = {}
+    found: dict[int, Answer] = {}
+    missing: list[Missing] = []
     # Behind the target's own namespace the flow has the addresses that were translated there.
     outside = dict(flows)
-    for position, (representative, where) in enumerate(_namespaces(pid)):
-        own = position == 0
-        for inode, finding in _inside(representative, partial(_look, outside, where, own=own)).items():
-            if own and finding.entry is not None:
-                outside[inode] = _as_sent_on(flows[inode], finding.entry)
-            found[inode] = max((found.get(inode, finding), finding), key=_weight)
-    return tuple(
-        replace(
-            socket,
-            conntrack=found[socket.inode].state,
-            conntrack_where=found[socket.inode].where,
-            conntrack_assumes=found[socket.inode].assumes,
+    for representative, where in _namespaces(pid) if flows else ():
+        own = representative == pid
+        try:
+            answers = netns.inside(representative, partial(_look, outside, where, own=own))
+        except OSError as error:
+            missing.extend(_missing(error, where))
+            continue
+        for inode, answer in answers.items():
+            if own and answer.entry is not None:
+                outside[inode] = as_sent_on(flows[inode], answer.entry)
+            found[inode] = max((found.get(inode, answer), answer), key=_weight)
+    return tuple(_with(socket, found.get(socket.inode)) for socket in sockets), tuple(missing)
+
+
+def _with(socket: SocketFact, answer: Answer | None) -> SocketFact:
+    if answer is None:
+        return socket
+    return replace(socket, conntrack=answer.state, conntrack_where=answer.where, conntrack_assumes=answer.assumes)
+
+
+def _missing(error: OSError, where: str) -> Iterator[Missing]:
+    """Nothing for a target that ended, or a kernel without ctnetlink: there is nothing to be had then."""
+    if isinstance(error, TimeoutError):
+        yield Missing(
+            "conntrack", f"the table of {where} could not be searched within a second", "conntrack -L shows it"
         )
-        if socket.inode in found
-        else socket
-        for socket in sockets
-    )
+    elif isinstance(error, PermissionError):
+        yield Missing(
+            "conntrack",
+            f"the kernel does not let it ask for entries in {where}",
+            "CAP_NET_ADMIN, and CAP_SYS_ADMIN to enter other network namespaces",
+        )
 
 
-def _weight(finding: Finding) -> int:
+def _weight(answer: Answer) -> int:
     """One namespace without the entry is enough to cut the flow, however many others have it."""
-    if finding.state == PRESENT:
+    if answer.state == PRESENT:
         return 0
-    return 1 if finding.assumes else 2
+    return 1 if answer.assumes else 2
 
 
 def _flow(socket: SocketFact) -> Tuple | None:
@@ -101,43 +119,32 @@ def _namespaces(pid: int) -> Iterator[tuple[int, str]]:
             yield representative, where
 
 
-def _inside(representative: int, work: Callable[[], dict[int, Finding]]) -> dict[int, Finding]:
-    try:
-        return netns.inside(representative, work)
-    except TimeoutError:
-        raise CollectorError("conntrack", "its table is too large to be searched in a second", "none needed") from None
-    except PermissionError:
-        raise CollectorError(
-            "conntrack", "the kernel lets only NET_ADMIN ask for entries", "run with CAP_NET_ADMIN and CAP_SYS_ADMIN"
-        ) from None
-    except OSError:
-        # The target ended, or this kernel has no ctnetlink: nothing is known then.
-        return {}
-
-
-def _look(flows: dict[int, Tuple], where: str, *, own: bool) -> dict[int, Finding]:
+def _look(flows: dict[int, Tuple], where: str, *, own: bool) -> dict[int, Answer]:
     """What the namespace of the calling thread says; flows that it says nothing about are left out."""
     # Asking would make the kernel load its modules: so only where they are and where something is tracked.
     if not _sysctl("nf_conntrack_count"):
         return {}
     found = {}
+    tracked: dict[bytes, tuple[Entry, ...]] = {}
     with ctnetlink.open_socket() as netfilter:
         for inode, flow in flows.items():
             entry = ctnetlink.find(netfilter, flow) or ctnetlink.find(netfilter, flow.reversed())
             if entry is not None:
-                found[inode] = Finding(PRESENT, where, entry=entry)
+                found[inode] = Answer(PRESENT, where, entry=entry)
                 continue
-            finding = _absent(flow, tuple(ctnetlink.from_address(netfilter, flow.source)), where, own=own)
-            if finding is not None:
-                found[inode] = finding
+            if flow.source not in tracked:
+                tracked[flow.source] = tuple(ctnetlink.from_address(netfilter, flow.source))
+            answer = _absent(flow, tracked[flow.source], where, own=own)
+            if answer is not None:
+                found[inode] = answer
     return found
 
 
-def _absent(flow: Tuple, tracked: tuple[Entry, ...], where: str, *, own: bool) -> Finding | None:
+def _absent(flow: Tuple, tracked: tuple[Entry, ...], where: str, *, own: bool) -> Answer | None:
     """No entry in the default zone: what that is worth, by what else is tracked of the flow's own address."""
     for entry in tracked:
         if entry.is_of(flow):
-            return Finding(PRESENT, f"{where} (zone {entry.zone})", entry=entry)
+            return Answer(PRESENT, f"{where} (zone {entry.zone})", entry=entry)
     alike = [entry for entry in tracked if entry.answered and is_alike(entry, flow)]
     if not alike:
         return None
@@ -147,7 +154,7 @@ def _absent(flow: Tuple, tracked: tuple[Entry, ...], where: str, *, own: bool) -
         assumes = "a firewall rule drops what conntrack calls INVALID"
     else:
         assumes = ""
-    return Finding(ABSENT, where, assumes)
+    return Answer(ABSENT, where, assumes)
 
 
 def is_alike(entry: Entry, flow: Tuple) -> bool:
@@ -163,7 +170,7 @@ def is_alike(entry: Entry, flow: Tuple) -> bool:
     )
 
 
-def _as_sent_on(flow: Tuple, entry: Entry) -> Tuple:
+def as_sent_on(flow: Tuple, entry: Entry) -> Tuple:
     """The flow's tuple as it leaves the namespace of `entry`, which may translate addresses."""
     return entry.reply.reversed() if entry.orig == flow else entry.orig.reversed() if entry.reply == flow else flow
 

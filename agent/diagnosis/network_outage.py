@@ -97,7 +97,8 @@ def conntrack_line(socket: SocketFact) -> Evidence:
     """What conntrack knows of this very flow, where, and what is assumed when that is to explain the outage."""
     flow = f"{socket.local} -> {socket.remote}" + (f" in {socket.conntrack_where}" if socket.conntrack_where else "")
     if socket.conntrack == "present":
-        return Evidence("conntrack", "entry", "present", f"conntrack has the entry of {flow}: it was not evicted")
+        # Another source than an eviction's: what is publicly known about evictions is found by that.
+        return Evidence("ctnetlink", "entry", "present", f"conntrack has the entry of {flow}: it was not evicted")
     text = f"conntrack is hooked and has no entry any more for {flow}"
     if socket.conntrack_assumes:
         text += f"; that this cuts the flow assumes that {socket.conntrack_assumes}"

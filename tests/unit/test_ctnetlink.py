@@ -126,6 +126,17 @@ def test_an_entry_is_found_by_either_side_of_a_translation() -> None:
     assert not translated.is_of(FLOW)
 
 
+def test_behind_a_translation_the_flow_has_other_addresses() -> None:
+    """Masqueraded on the way out; and seen from the side that was reached through a translation."""
+    node = bytes([10, 0, 0, 1])
+    out = entry(FLOW, Tuple(SERVER, 5672, node, 61000))
+    assert conntrack.as_sent_on(FLOW, out) == Tuple(node, 61000, SERVER, 5672)
+    assert conntrack.as_sent_on(FLOW, entry()) == FLOW
+    service = bytes([10, 96, 0, 1])
+    inward = entry(Tuple(CLIENT, 40000, service, 80), Tuple(SERVER, 5672, CLIENT, 40000))
+    assert conntrack.as_sent_on(FLOW.reversed(), inward) == Tuple(service, 80, CLIENT, 40000)
+
+
 @pytest.mark.parametrize(
     ("orig", "alike"),
     [
