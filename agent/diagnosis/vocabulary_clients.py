@@ -246,8 +246,9 @@ _OTHERS = (
     strong("mail", "smtplib.py poplib.py", "connect", P.OWED, "waits for the server's greeting"),
     weak("mail", "poplib.py",
          "_getline _getresp _shortcmd _longcmd _getlongresp", P.REQUEST, "waits for the mail server"),
+    weak("mail", "imaplib.py", "readline", P.SUBSCRIPTION, "waits for a line of the mail server"),
     weak("mail", "imaplib.py",
-         "readline _get_line _get_response _get_tagged_response _command_complete _simple_command _command",
+         "_get_line _get_response _get_tagged_response _command_complete _simple_command _command",
          P.REQUEST, "waits for the mail server"),
     strong("mail", "imaplib.py", "_connect", P.OWED, "waits for the server's greeting"),
     strong("mail", "imapclient/imapclient.py imap_tools/",
@@ -341,7 +342,7 @@ _OTHERS = (
          "receiveData receive_data recv _pyroInvoke recv_stub", P.REQUEST, "waits for a remote call"),
     weak("xmpp", "slixmpp/ sleekxmpp/", "process _event_runner", P.SUBSCRIPTION, "waits for an event"),
     weak("telnet", "telnetlib.py",
-         "read_until read_some fill_rawq expect read_all", P.REQUEST, "waits for the remote host"),
+         "read_until read_some fill_rawq expect read_all", P.SUBSCRIPTION, "reads what the remote host sends"),
     weak("modbus", "pymodbus/ serial/", "recv read execute", P.REQUEST, "waits for a device"),
 )
 # fmt: on

@@ -238,6 +238,14 @@ MANAGERS = f"{STDLIB}multiprocessing/managers.py"
             f"Retry.call_with_retry {SITE}redis/retry.py:80", f"PubSub._execute {SITE}redis/client.py:950",
             f"PubSub.parse_response {SITE}redis/client.py:1010",
         ], P.SUBSCRIPTION),
+        ("a line of the mail server that the program reads itself, in IDLE", [
+            f"SocketIO.readinto {STDLIB}socket.py:706", f"IMAP4.readline {STDLIB}imaplib.py:319",
+        ], P.SUBSCRIPTION),
+        ("a reply of the mail server", [
+            f"SocketIO.readinto {STDLIB}socket.py:706", f"IMAP4.readline {STDLIB}imaplib.py:319",
+            f"IMAP4._get_line {STDLIB}imaplib.py:1216", f"IMAP4._get_response {STDLIB}imaplib.py:1138",
+            f"IMAP4._get_tagged_response {STDLIB}imaplib.py:1195",
+        ], P.REQUEST),
         ("a method that the program itself waits for", [
             f"Connection.drain_events {SITE}amqp/connection.py:526", f"AbstractChannel.wait {SITE}amqp/abstract_channel.py:99",
         ], P.SUBSCRIPTION),
