@@ -276,6 +276,8 @@ class PipeFact:
     """Other pids with a thread inside a write to this pipe; looked for where the target alone can read it."""
     waiting_readers: tuple[int, ...] = ()
     """Other pids that read this pipe and now only wait for a child to end; looked for where the target writes."""
+    blocked_readers: tuple[int, ...] = ()
+    """Other pids whose every thread is inside a read of this pipe; looked for where the target alone can write it."""
     own_write_nonblocking: bool = False
     """The target's own write end is O_NONBLOCK, as a signal handler's has to be (`signal.set_wakeup_fd`)."""
 

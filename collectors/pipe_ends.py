@@ -14,6 +14,7 @@ from stucktrace.errors import CannotInspect
 MOST_HOLDERS = 8
 MOST_THREADS = 16
 _WRITES = frozenset({"write", "writev", "sendfile", "splice", "vmsplice", "tee"})
+_READS = frozenset({"read", "readv"})
 _CHILD_WAITS = frozenset({"wait4", "waitid"})
 
 
@@ -24,6 +25,18 @@ def blocked_writers(writers: Collection[tuple[int, int]]) -> tuple[int, ...]:
     found: dict[int, None] = {}
     for pid, fd in writers:
         if any(name in _WRITES and fd in args[:1] for name, *args in _calls(pid)):
+            found[pid] = None
+    return tuple(found)
+
+
+def blocked_readers(readers: Collection[tuple[int, int]]) -> tuple[int, ...]:
+    """Of these (pid, fd of the read end), the pids that do nothing but read from that fd, with every thread."""
+    if len({pid for pid, _ in readers}) > MOST_HOLDERS:
+        return ()
+    found: dict[int, None] = {}
+    for pid, fd in readers:
+        calls = _calls(pid)
+        if calls and all(name in _READS and fd in args[:1] for name, *args in calls):
             found[pid] = None
     return tuple(found)
 

@@ -35,16 +35,19 @@ def collect(
         writers: dict[int, None] = {}
         mine: set[int] = set()
         others: set[tuple[int, int]] = set()
+        reading: set[tuple[int, int]] = set()
         for holder in _same_file(process.pid, fds[0], link, held_by_link.get(link, [])):
             mode = holder.mode
             if mode in (os.O_RDONLY, os.O_RDWR, None):
                 readers[holder.pid] = None
+                reading.add((holder.pid, holder.fd))
             if mode in (os.O_WRONLY, os.O_RDWR, None):
                 writers[holder.pid] = None
                 others.add((holder.pid, holder.fd))
             if holder.pid == process.pid and mode is not None:
                 mine.add(mode)
         others = {(pid, fd) for pid, fd in others if pid != process.pid}
+        reading = {(pid, fd) for pid, fd in reading if pid != process.pid}
         end = _end(mine)
         facts.append(
             PipeFact(
@@ -56,6 +59,7 @@ def collect(
                 complete=complete,
                 path="" if link.startswith("pipe:") else link,
                 blocked_writers=pipe_ends.blocked_writers(others) if set(readers) == {process.pid} else (),
+                blocked_readers=pipe_ends.blocked_readers(reading) if set(writers) == {process.pid} else (),
                 own_write_nonblocking=end == "both" and _write_nonblocking(process.pid, fds),
                 waiting_readers=pipe_ends.waiting_for_children(readers) if end == "write" else (),
             )

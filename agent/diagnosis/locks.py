@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from stucktrace.diagnosis import evidence, graph, remedies
 from stucktrace.diagnosis.futexes import acquires, all_parked, alone, is_notified, settled
 from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Evidence, Finding, Later
+from stucktrace.diagnosis.purposes import Purpose
 from stucktrace.diagnosis.waits import Wait, waits
 from stucktrace.diagnosis.words import age, count, listing
 from stucktrace.facts import LockFact, LockOwner, Snapshot
@@ -38,6 +39,74 @@ def deadlock(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
         here = [known[lock.waiter_tid] for lock in circle if lock.waiter_tid in known]
         if here and all(lock.stable for lock in circle) and all(_for_ever(wait) for wait in here):
             yield _circle(snapshot, circle, here)
+    for lock, joiner, confidence in joined_waiters(snapshot):
+        yield _joined_waiter(snapshot, known[lock.waiter_tid], lock, joiner, confidence)
+
+
+def joined_waiters(snapshot: Snapshot) -> Iterator[tuple[LockFact, Wait, str]]:
+    """Locks whose owner joins the thread that waits for the lock: (lock, the owner's wait, confidence).
+
+    Whom a join is for can be read from 3.13 on: `proven`. Before, it is known where every thread but the owner waits
+    for a lock of the owner, whichever of them is meant: `likely`.
+    """
+    known = by_tid(snapshot)
+    held = {lock.waiter_tid: lock for lock in snapshot.locks if graph.owned(lock) and lock.stable}
+    told: set[int] = set()
+    for lock in held.values():
+        wait, joiner = known.get(lock.waiter_tid), known.get((lock.owner and lock.owner.tid) or 0)
+        if wait is None or joiner is None or joiner is wait or joiner.tid in told or not _for_ever(wait):
+            continue
+        call = joiner.thread.syscall
+        if joiner.thread.state not in "SD" or call is None or call.endless is not True or joiner.tid in held:
+            continue
+        ends = joiner.lock.owner.tid if joiner.lock and joiner.lock.kind == "join" and joiner.lock.owner else None
+        if ends == wait.tid:
+            told.add(joiner.tid)
+            yield lock, joiner, PROVEN if settled(joiner.thread) and settled(wait.thread) else LIKELY
+        elif ends is None and _joins_a_thread(joiner):
+            others = {thread.tid for thread in snapshot.threads if thread.state not in "ZX"} - {joiner.tid}
+            if all((other := held.get(tid)) and other.owner and other.owner.tid == joiner.tid for tid in others):
+                told.add(joiner.tid)
+                yield lock, joiner, LIKELY
+
+
+def _joins_a_thread(wait: Wait) -> bool:
+    frame = wait.frame
+    return (
+        wait.reading.purpose is Purpose.JOIN
+        and frame is not None
+        and frame.file.endswith("threading.py")
+        and frame.function.rpartition(".")[2] in ("join", "_wait_for_tstate_lock", "_shutdown")
+    )
+
+
+def _joined_waiter(snapshot: Snapshot, wait: Wait, lock: LockFact, joiner: Wait, confidence: str) -> Finding:
+    name, holder = evidence.who(snapshot, wait.tid), evidence.who(snapshot, joiner.tid)
+    waiting = _waiters(snapshot, {lock.address}, {lock.waiter_tid})
+    return Finding(
+        "deadlock",
+        confidence,
+        f"{name} {_waits(wait)} {title(lock)}; its holder {holder} waits for that thread to end, for "
+        f"{age(joiner.age_s)}: neither can go on",
+        evidence=(
+            owner_line(snapshot, lock),
+            evidence.call_line(snapshot, wait.thread, wait.age_s),
+            evidence.call_line(snapshot, joiner.thread, joiner.age_s),
+            *evidence.frame_line(joiner.frames, joiner.reading.frame),
+        ),
+        now=remedies.restart(snapshot),
+        later=(
+            Later(
+                "join threads only after releasing every lock that they take, and give the join a timeout",
+                "a thread that needs the lock cannot end before it gets it",
+            ),
+        ),
+        tid=wait.tid,
+        lock=lock.address,
+        chain=(name, f"{title(lock)}, held by", holder, "waits for the end of", name),
+        frame=wait.reading.frame,
+        explains=(joiner.tid, *waiting),
+    )
 
 
 def _waits_for_itself(lock: LockFact) -> bool:
@@ -132,7 +201,7 @@ def orphaned_lock(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
         if lock is not None and _is_orphaned(lock) and _for_ever(wait):
             seen.add(lock.address)
             yield _orphaned(snapshot, wait, lock)
-        elif parked and not left and _nobody_can_release(wait, budgets):
+        elif parked and not left and _nobody_can_release(snapshot, wait, budgets):
             left = True
             yield _left_behind(snapshot, wait)
 
@@ -148,7 +217,7 @@ def _orphaned(snapshot: Snapshot, wait: Wait, lock: LockFact) -> Finding:
     name = evidence.who(snapshot, lock.waiter_tid)
     inherited = owner.parent_thread
     story = _inherited_from(snapshot, owner) if inherited else "which ended without releasing it"
-    thread = f"thread {owner.name or owner.ns_tid or owner.tid or 'unknown'}"
+    thread = _lost(owner)
     # An owner in a shared lock can live in a PID namespace that is not ours to see.
     confidence = LIKELY if lock.shared or not settled(wait.thread, 0.0) else PROVEN
     return Finding(
@@ -172,6 +241,14 @@ def _orphaned(snapshot: Snapshot, wait: Wait, lock: LockFact) -> Finding:
     )
 
 
+def _lost(owner: LockOwner) -> str:
+    """Its number too: a thread's name in the kernel is often the program's."""
+    number = owner.ns_tid or owner.tid
+    if owner.name:
+        return f"thread {owner.name}" + (f" (tid {number})" if number else "")
+    return f"thread {number}" if number else "a thread"
+
+
 def _inherited_from(snapshot: Snapshot, owner: LockOwner) -> str:
     parent = snapshot.parent
     which = f"its parent, pid {parent.pid}" if parent else "its parent"
@@ -187,12 +264,30 @@ def _after_fork() -> Later:
     )
 
 
-def _nobody_can_release(wait: Wait, budgets: Budgets) -> bool:
+def _nobody_can_release(snapshot: Snapshot, wait: Wait, budgets: Budgets) -> bool:
     lock = wait.lock
     if lock is None or lock.shared or (lock.owner is not None and lock.owner.state != "unknown"):
         return False
     old_enough = wait.age_s is not None and wait.age_s >= budgets.owed_s
-    return old_enough and acquires(wait)
+    return old_enough and (acquires(wait) or _inside_c(snapshot, wait, lock))
+
+
+def _inside_c(snapshot: Snapshot, wait: Wait, lock: LockFact) -> bool:
+    """The one thread of a forked child, in a lock that C code takes without a frame (a file's buffer, a library's own).
+
+    Nobody but a signal handler can post a private futex there: where handlers are, it is not told. A `SimpleQueue` is
+    made for that, and is no lock.
+    """
+    return (
+        lock.kind in ("semaphore", "lock", "pymutex")
+        and not lock.note.startswith("of a ")
+        and wait.reading.purpose is Purpose.UNKNOWN
+        and bool(wait.frames)
+        and alone(snapshot)
+        and not snapshot.process.handles_signals
+        and snapshot.parent is not None
+        and snapshot.parent.same_program
+    )
 
 
 def _left_behind(snapshot: Snapshot, wait: Wait) -> Finding:
@@ -246,7 +341,7 @@ def lock_held(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
     known = by_tid(snapshot)
     limit_s = budgets.request_s(snapshot.process.worker.timeout_s)
     circles = {lock.waiter_tid for circle in graph.cycles(snapshot) for lock in circle}
-    told: set[int] = set()
+    told: set[int] = {lock.address for lock, _, _ in joined_waiters(snapshot)}
     for wait in sorted(waits(snapshot), key=lambda wait: -(wait.age_s or 0.0)):
         lock = wait.lock
         if (

@@ -14,6 +14,7 @@ from stucktrace.diagnosis import evidence, remedies
 from stucktrace.diagnosis.futexes import alone, bare
 from stucktrace.diagnosis.graph import CHILD_CALLS, waited_child
 from stucktrace.diagnosis.model import LIKELY, POSSIBLE, PROVEN, WARNING, Budgets, Evidence, Finding, Later, Now
+from stucktrace.diagnosis.purposes import Purpose
 from stucktrace.diagnosis.waits import Wait, waits
 from stucktrace.diagnosis.words import age, listing, size
 from stucktrace.facts import PipeFact, Relative, Snapshot
@@ -59,6 +60,8 @@ def _nobody_writes(snapshot: Snapshot, budgets: Budgets, wait: Wait, pipe: PipeF
     for a named FIFO: anybody can open it later, and daemons hold both ends on purpose.
     """
     call = wait.thread.syscall
+    if (left := _left_to_a_grandchild(snapshot, budgets, wait, pipe)) is not None:
+        return left
     if call is None or call.name not in READ_CALLS or pipe.path or pipe.end == "write" or not pipe.writers:
         return None
     own, others = snapshot.process.pid, set(pipe.writers) - {snapshot.process.pid}
@@ -74,11 +77,43 @@ def _nobody_writes(snapshot: Snapshot, budgets: Budgets, wait: Wait, pipe: PipeF
     if stopped and len(stopped) == len(others) and own not in pipe.writers:
         why = f"{_named(stopped)}, which would have to write, {'is' if len(stopped) == 1 else 'are'} stopped"
         return _Reason(PROVEN, does, why, "writer")
+    if others and own not in pipe.writers and alone(snapshot) and others <= _wait_for_us(snapshot):
+        why = f"{_pids(others)}, which would have to write, only {_read(others)} a pipe that this process alone feeds"
+        return _Reason(LIKELY, does, why, "writer")
     if _is_orphan(snapshot) and others <= _like_itself(snapshot) and others & _siblings(snapshot):
         holds = "holds" if len(others) == 1 else "hold"
         why = f"the parent that fed it is gone, and only {_pids(others)}, orphans too, still {holds} the write end"
         return _Reason(LIKELY, does, why, "writer")
     return None
+
+
+def _left_to_a_grandchild(snapshot: Snapshot, budgets: Budgets, wait: Wait, pipe: PipeFact) -> _Reason | None:
+    """`subprocess` reads the output of a child that has ended: who inherited the pipe from it keeps it open.
+
+    The child is a zombie (the reader has not come to reap it), no child that lives holds the pipe, and the budget of a
+    request is spent: a background process was started with the pipe as its output.
+    """
+    frame, others = wait.frame, set(pipe.writers) - {snapshot.process.pid}
+    if frame is None or not frame.file.endswith("/subprocess.py") or wait.reading.purpose is not Purpose.JOIN:
+        return None
+    ended = [relative for relative in snapshot.children if relative.state == "Z"]
+    alive = {relative.pid for relative in snapshot.children if relative.state != "Z"}
+    spent = (wait.age_s or 0.0) >= budgets.request_s(snapshot.process.worker.timeout_s)
+    if not ended or not others or others & alive or snapshot.process.pid in pipe.writers or not spent:
+        return None
+    keeps = "keeps it open" if len(others) == 1 else "keep it open"
+    why = f"its child has ended ({_named(ended[:3])}), and {_pids(others)}, which inherited the pipe, {keeps}"
+    return _Reason(LIKELY, "waits for the end of the output in", why, "writer")
+
+
+def _wait_for_us(snapshot: Snapshot) -> set[int]:
+    """Processes that do nothing but read from a pipe whose only write end is this process's."""
+    own = {snapshot.process.pid}
+    return {pid for pipe in snapshot.pipes if set(pipe.writers) == own for pid in pipe.blocked_readers}
+
+
+def _read(pids: set[int]) -> str:
+    return "reads" if len(pids) == 1 else "read"
 
 
 def _handler_may_write(snapshot: Snapshot) -> bool:

@@ -8,6 +8,7 @@ from tests.unit.snapshots import (
     lock,
     owned_by,
     parent,
+    process,
     relative,
     snapshot,
     tcp,
@@ -263,3 +264,67 @@ def test_a_crowd_behind_one_lock_is_one_finding():
     )
     assert [code for code, _ in codes(facts)].count("lock-held") == 1
     assert verdict(facts).tid == 2_099 and len(verdict(facts).explains) == len(crowd) - 1
+
+
+@pytest.mark.parametrize("kind", ["lock", "rlock", "pthread-mutex"])
+def test_the_holder_of_a_lock_joins_its_waiter(kind):
+    facts = snapshot(
+        thread(), thread(101), stacks={100: [*JOIN, *APP], 101: APP}, locks=[lock(101, kind, owner=owned_by(100))]
+    )
+    found = verdict(facts)
+    assert (found.code, found.confidence, found.tid) == ("deadlock", "likely", 101)
+    assert "waits for that thread to end" in found.summary
+    assert ("lock-held", "likely") not in codes(facts)
+
+
+def test_whom_a_join_is_for_read_from_its_word():
+    joins = lock(100, "join", owner=owned_by(101), address=0x2000)
+    facts = snapshot(
+        thread(),
+        thread(101),
+        thread(102, "epoll_wait", 4),
+        stacks={100: [*JOIN, *APP], 101: APP, 102: APP},
+        locks=[lock(101, "lock", owner=owned_by(100)), joins],
+    )
+    assert codes(facts)[0] == ("deadlock", "proven")
+
+
+def test_a_join_that_may_be_for_another_thread():
+    facts = snapshot(
+        thread(),
+        thread(101),
+        thread(102, "epoll_wait", 4),
+        stacks={100: [*JOIN, *APP], 101: APP, 102: APP},
+        locks=[lock(101, "lock", owner=owned_by(100))],
+    )
+    assert codes(facts)[0][0] == "lock-held"
+
+
+RUN = [
+    "BaseProcess.run /usr/lib/python3.11/multiprocessing/process.py:108",
+    "BaseProcess._bootstrap /usr/lib/python3.11/multiprocessing/process.py:314",
+]
+
+
+@pytest.mark.parametrize(
+    ("more", "code"),
+    [
+        ({}, "orphaned-lock"),
+        ({"note": "of a SimpleQueue"}, "idle"),
+        ({"shared": True}, "idle"),
+    ],
+)
+def test_a_lock_inside_c_code_inherited_over_fork(more, code):
+    facts = snapshot(thread(), stacks={100: RUN}, locks=[lock(kind="semaphore", **more)], relatives=[parent()])
+    assert verdict(facts).code == code
+
+
+def test_a_lock_inside_c_code_that_a_signal_handler_may_post():
+    facts = snapshot(
+        thread(),
+        stacks={100: RUN},
+        locks=[lock(kind="semaphore")],
+        relatives=[parent()],
+        process=process(handles_signals=True),
+    )
+    assert verdict(facts).code == "idle"

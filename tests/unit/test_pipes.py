@@ -215,3 +215,41 @@ def test_an_orphan_that_waits_for_children_of_its_own():
         process=process(ppid=1),
     )
     assert verdict(facts).verdict_class == "healthy"
+
+
+COMMUNICATE = ["Popen.communicate /usr/lib/python3.11/subprocess.py:1196", *APP]
+
+
+@pytest.mark.parametrize(("blocked", "code"), [([300], "pipe-stuck"), ([], "idle")])
+def test_two_processes_that_read_from_each_other(blocked, code):
+    """The other reads what only this process could write, and this one reads what only the other could."""
+    feeds = pipe(8, "write", readers=[300], blocked_readers=tuple(blocked))
+    found = verdict(reading(pipe(9, writers=[300]), feeds))
+    assert found.code == code
+    if blocked:
+        assert found.confidence == "likely" and "pid 300" in found.summary
+
+
+def test_another_thread_may_feed_the_one_that_is_read():
+    feeds = pipe(8, "write", readers=[300], blocked_readers=(300,))
+    facts = snapshot(
+        thread(syscall="read", fd=9),
+        thread(101, None),
+        stacks={100: APP, 101: APP},
+        pipes=[pipe(9, writers=[300]), feeds],
+    )
+    assert verdict(facts).verdict_class == "healthy"
+
+
+@pytest.mark.parametrize(("state", "code"), [("Z", "pipe-stuck"), ("S", "waiting")])
+def test_a_grandchild_that_keeps_the_output_of_an_ended_child(state, code):
+    child = relative(300, "child", command="sh", state=state, kind="other")
+    found = verdict(reading(pipe(9, writers=[301]), stack=COMMUNICATE, relatives=[child]))
+    assert found.code == code
+    if code == "pipe-stuck":
+        assert "pid 301" in found.summary and "pid 300 (sh)" in found.summary
+
+
+def test_a_live_child_writes_when_it_likes():
+    children = [relative(300, "child", state="Z"), relative(301, "child")]
+    assert verdict(reading(pipe(9, writers=[301]), stack=COMMUNICATE, relatives=children)).code == "waiting"
