@@ -73,6 +73,9 @@ def _below(pid: int, depth: int) -> tuple[int, ...]:
         return ()
     found: list[int] = []
     for child in procfs.children(pid):
+        if child == os.getpid():
+            # The shell that was meant started this very look too.
+            continue
         if is_python(child) and not _supervises(child):
             found.append(child)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -54,6 +55,16 @@ def test_no_python_below():
         kernel.wait_for_call(target.pid, "clock_nanosleep", "nanosleep")
         assert candidates.find_python(target.pid) == (target.pid,)
         assert not candidates.is_python(target.pid)
+
+
+def test_a_shell_that_started_the_look_itself():
+    look = "import os\nfrom stucktrace.collectors import candidates\nprint(candidates.find_python(os.getppid()), os.getppid())"
+    shell = ["sh", "-c", '"$1" -c "$2" & worker=$!; "$1" -c "$3"; kill $worker; echo $worker', "sh", sys.executable]
+    done = subprocess.run([*shell, "import time; time.sleep(600)", look], capture_output=True, text=True, timeout=120)
+    found, worker = done.stdout.splitlines()
+    # The one beside it may not have become Python yet; then the shell stands for itself.
+    shown, shell_pid = found.rsplit(" ", 1)
+    assert shown in (f"({worker},)", f"({shell_pid},)"), done
 
 
 def test_a_renamed_interpreter_and_one_that_is_deleted(tmp_path: Path):
