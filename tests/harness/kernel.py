@@ -18,7 +18,7 @@ T = TypeVar("T")
 CALLS = {
     "read": 0, "write": 1, "poll": 7, "select": 23, "nanosleep": 35, "connect": 42, "accept": 43, "sendto": 44, "recvfrom": 45,
     "sendmsg": 46, "recvmsg": 47, "wait4": 61, "fcntl": 72, "flock": 73, "futex": 202, "clock_nanosleep": 230, "epoll_wait": 232,
-    "waitid": 247, "openat": 257, "pselect6": 270, "ppoll": 271, "epoll_pwait": 281, "accept4": 288,
+    "rt_sigtimedwait": 128, "waitid": 247, "openat": 257, "pselect6": 270, "ppoll": 271, "epoll_pwait": 281, "accept4": 288,
 }  # fmt: skip
 
 

@@ -189,6 +189,65 @@ def test_masqueraded_on_its_way_out(node: Node) -> None:
         assert (report.confidence, report.socket()["conntrack"]) == ("proven", "absent"), report.text()
 
 
+def test_without_the_capability_it_says_what_it_could_not_ask(node: Node) -> None:
+    strict(node)
+    node.rules("forward", INVALID)
+    with contextlib.ExitStack() as stack:
+        client, _ = node.connect(stack), node.connect(stack)
+        node.evict(client.port)
+        client.send(outage_s=6)
+        prefix = ("ip", "netns", "exec", node.middle, "setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-all")
+        report = command.check(client.target.pid, "half-open", prefix=prefix, confidence="likely")
+        assert report.socket()["conntrack"] is None
+        (missing,) = [missing for missing in report["seen"]["missing"] if missing["what"] == "conntrack"]
+        assert "CAP_NET_ADMIN" in missing["remedy"]
+
+
+ANSWERS = """
+import os, signal, socket, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+listener = socket.create_server((sys.argv[1], 9))
+os.write(int(os.environ["READY_FD"]), b"ready\\n")
+kept = [listener.accept()[0] for _ in range(2)]
+signal.sigwait([signal.SIGUSR1])
+kept[0].sendall(b"an answer")
+kept[0].recv(1)
+"""
+CONNECTS = """
+import os, socket, sys, time
+kept = [socket.create_connection((sys.argv[1], 9)) for _ in range(2)]
+os.write(int(os.environ["READY_FD"]), f"{kept[0].getsockname()[1]}\\n".encode())
+time.sleep(3600)
+"""
+
+
+def test_a_connection_that_came_in(node: Node, engine: str) -> None:
+    """The entry's original direction is the client's; the target is the server."""
+    strict(node)
+    node.rules("forward", INVALID)
+    python, address = targets.sys.executable, node.server_address
+    with (
+        targets.start([python, "-c", ANSWERS, address], netns=node.server) as server,
+        targets.start([python, "-c", CONNECTS, address], netns=node.client) as client,
+    ):
+        kernel.wait_for_call(server.pid, "rt_sigtimedwait")
+        node.evict(int(client.said))
+        server.go()
+        kernel.wait_for_call(server.pid, "recvfrom")
+        remote = f"{node.client_address}:{client.said}"
+        wait_until(
+            lambda: any(
+                row["remote"] == remote and re.search(r"backoff:([2-9]|\d\d)", row["rest"])
+                for row in kernel.sockets(node.server)
+            ),
+            "the answer to be retransmitted twice",
+        )
+        report = command.explain(server.pid, "--engine", engine, prefix=("ip", "netns", "exec", node.middle))
+        states = {socket["remote"]: socket["conntrack"] for socket in report["sockets"] if socket["remote"]}
+        assert states[remote] == "absent", report.text()
+        assert report.code == "half-open", report.text()
+
+
 def test_nothing_is_loaded_where_nothing_is_retransmitted(node: Node) -> None:
     with contextlib.ExitStack() as stack:
         client = node.connect(stack)
