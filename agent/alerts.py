@@ -51,7 +51,7 @@ class Observed:
 class _Alert:
     fingerprint: tuple[str, str, str]
     report: Json
-    """Of the surest observation so far: the representative."""
+    """The latest of the surest observations: the representative."""
     since: float
     members: dict[Member, float] = field(default_factory=dict)
     """Who is in it -> since when."""
@@ -92,7 +92,7 @@ class Alerts:
             self._of[member] = alert
         alert.members[member] = min(observed.since, alert.members.get(member, observed.since))
         alert.since = min(alert.since, observed.since)
-        if _rank(report) < _rank(alert.report):
+        if _rank(report) <= _rank(alert.report):
             alert.report = report
 
     def left(self, member: Member, how: str) -> None:

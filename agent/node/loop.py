@@ -42,7 +42,8 @@ AGAIN_S, AGAIN_AT_MOST_S = 2.0, 15.0
 """How soon a process in an alert is examined again: at first, and later."""
 HEALTHY_TWICE = 2
 """Examinations in a row that end an alert: a retry looks healthy for a moment."""
-MUTED_S, MUTED_AT_MOST_S = 15.0, 600.0
+MUTED_S, IDLE_MUTED_S, MUTED_AT_MOST_S = 15.0, 60.0, 600.0
+"""How long a healthy wait is left alone: at first, at first when it is idle, and later."""
 REST_AT_MOST_S = 30.0
 """Between two examinations of a process with ever new healthy waits."""
 DRAIN_S = 3.0
@@ -254,7 +255,8 @@ class Agent:
         for thread in case.waiting:
             since_ns, times = case.muted.get(thread.tid, (0, 0))
             times = times + 1 if since_ns == thread.since_ns else 0
-            seconds = min(MUTED_AT_MOST_S, MUTED_S * 2 ** min(times, 10))
+            first_s = IDLE_MUTED_S if verdict.code == "idle" else MUTED_S
+            seconds = min(MUTED_AT_MOST_S, first_s * 2 ** min(times, 10))
             if verdict.code != "idle" and thread.wait_s < budget_s:
                 seconds = min(seconds, max(AGAIN_S, budget_s - thread.wait_s + 0.5))
             parked = verdict.code == "idle" and not _on_a_connection(inspection.snapshot, thread.tid)
