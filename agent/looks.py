@@ -25,8 +25,11 @@ STACK_READERS = 4
 """py-spy processes at a time: each is short and mostly system time."""
 
 
-def look(run: Run, processes: Mapping[int, ProcessFact], before: Mapping[int, Look] | None = None) -> dict[int, Look]:
-    """One pass of all collectors. `before`: the look to compare with; what hardly changes is taken from it."""
+def look(
+    run: Run, processes: Mapping[int, ProcessFact], before: Mapping[int, Look] | None = None, since: float = 0.0
+) -> dict[int, Look]:
+    """One pass of all collectors. `before`: the look of the time `since` to compare with; what hardly changes is taken
+    from it."""
     from stucktrace.collectors import epoll, file_locks, locks, openfiles, pipes, relatives, threads
 
     began = time.time()
@@ -61,9 +64,13 @@ def look(run: Run, processes: Mapping[int, ProcessFact], before: Mapping[int, Lo
     looks: dict[int, Look] = {}
     for pid in pids:
         process, seen_threads, python = processes[pid], threads_of[pid], python_of.get(pid)
+        if before:
+            # A poller that is met awake is shown in its poll, and so has the lock that it polls.
+            compared = threads.compare(before[pid].threads, seen_threads)
+            seen_threads = join.polling(before[pid].threads, compared, began - since)
         looks[pid] = Look(
             time=began,
-            threads=threads.compare(before[pid].threads, seen_threads) if before else seen_threads,
+            threads=seen_threads,
             sockets=sockets_of.get(pid, ()),
             python=python,
             epolls=epolls.get(pid, ()),
@@ -185,7 +192,7 @@ def sample(
             if again.get(pid):
                 first[pid] = replace(first[pid], threads=again[pid])
         time.sleep(max(join.window_s(first[pid], run.options.sample_s) for pid in pids))
-        second = look(run, processes, first)
+        second = look(run, processes, first, began)
         activity: Mapping[int, tuple[CallActivity, ...]] = run.collect("waits", {}, calls.activity)
         events: Mapping[int, tuple[TcpEvent, ...]] = run.collect("tcp", {}, segments.events)
         complete = calls.complete

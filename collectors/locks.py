@@ -93,9 +93,10 @@ def _wait(thread: ThreadFact) -> Wait | None:
 
 
 def _collect(target: _Target, calls: Sequence[tuple[ThreadFact, Wait]]) -> tuple[LockFact, ...]:
-    waiters = [waiter for thread, wait in calls if (waiter := _look(target, thread, wait)) is not None]
+    facts = [_gil(target, thread, wait) for thread, wait in calls if _is_gil(target, thread, wait)]
+    others = [(thread, wait) for thread, wait in calls if not _is_gil(target, thread, wait)]
+    waiters = [waiter for thread, wait in others if (waiter := _look(target, thread, wait)) is not None]
     objects = _objects(target.reader, waiters)
-    facts = []
     sources: dict[str, Mapping[int, str]] = {}
     for waiter in waiters:
         held = objects.get(waiter.lock)
@@ -111,6 +112,20 @@ def _collect(target: _Target, calls: Sequence[tuple[ThreadFact, Wait]]) -> tuple
             fact = replace(fact, path=source_lines.lock_name(target.pid, naming, sources) or fact.path)
         facts.append(fact)
     return tuple(facts)
+
+
+def _is_gil(target: _Target, thread: ThreadFact, wait: Wait) -> bool:
+    """A wait with a timeout on a word of the interpreter's own state: nothing else there is waited for that way.
+
+    Such a thread wakes every 5 ms, so two readings of its word seldom agree, and the address alone has to do.
+    """
+    call = thread.syscall
+    timed = call is not None and call.endless is False
+    return timed and any(start <= wait.address < end for start, end in target.runtime)
+
+
+def _gil(target: _Target, thread: ThreadFact, wait: Wait) -> LockFact:
+    return LockFact(wait.address, "gil", thread.tid, target.mapped.describe(wait.address, None))
 
 
 def _look(target: _Target, thread: ThreadFact, wait: Wait) -> _Waiter | None:
