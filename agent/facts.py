@@ -273,7 +273,8 @@ class PipeFact:
     path: str = ""
     """The path of a named FIFO."""
     blocked_writers: tuple[int, ...] = ()
-    """Other pids with a thread inside a write to this pipe; looked for where the target alone can read it."""
+    """Other pids with a thread inside a write to this pipe; looked for where nobody but the target and they can
+    read it."""
     waiting_readers: tuple[int, ...] = ()
     """Other pids that read this pipe and now only wait for a child to end; looked for where the target writes."""
     blocked_readers: tuple[int, ...] = ()

@@ -58,7 +58,11 @@ def collect(
                 writers=tuple(sorted(writers)),
                 complete=complete,
                 path="" if link.startswith("pipe:") else link,
-                blocked_writers=pipe_ends.blocked_writers(others) if set(readers) == {process.pid} else (),
+                blocked_writers=(
+                    pipe_ends.blocked_writers(others)
+                    if process.pid in readers and set(readers) - {process.pid} <= {pid for pid, _ in others}
+                    else ()
+                ),
                 blocked_readers=pipe_ends.blocked_readers(reading) if set(writers) == {process.pid} else (),
                 own_write_nonblocking=end == "both" and _write_nonblocking(process.pid, fds),
                 waiting_readers=pipe_ends.waiting_for_children(readers) if end == "write" else (),

@@ -79,7 +79,12 @@ def waiting(wait: Wait, age_s: float | None, peer: str) -> str:
     reason = wait.reading.reason
     if reason.startswith("waits for "):
         joint = "of" if reason.endswith("handshake") else "from"
-        return f"has waited {since} for {reason.removeprefix('waits for ')} {joint} {peer}"
+        what = reason.removeprefix("waits for ")
+        if what.startswith("the ") and what.endswith(("server", "host", "broker")):
+            return f"has waited {since} for {what} {peer}"
+        return f"has waited {since} for {what} {joint} {peer}"
+    if reason.startswith("connects to "):
+        return f"has been connecting to {peer} for {since} ({reason})"
     if reason:
         return f"{reason}, for {since} now, with {peer}"
     frame = wait.frame

@@ -108,10 +108,10 @@ def _unread(snapshot: Snapshot, wait: Wait, socket: SocketFact, limit_s: float) 
     if socket.bytes_received and (socket.last_receive_s or 0.0) < (socket.last_send_s or 0.0):
         return
     why = f"the other end has left {size(peer.unread_bytes)} of it unread"
-    if peer.in_accept_queue:
-        why = "nobody has accepted the connection at the other end"
-    elif peer.holder_state in ("T", "t"):
+    if peer.holder_state in ("T", "t"):
         why = "the process at the other end is stopped (state T)"
+    elif peer.in_accept_queue:
+        why = "nobody has accepted the connection at the other end"
     text = f"sent to {network.peer_name(socket)} {age(quiet_s)} ago and has no answer: {why}"
     lines = (*network.queue_lines(snapshot, socket), *network.peer_lines(snapshot, socket))
     yield _finding(snapshot, (wait, socket), ("peer-silent", why), text, lines)

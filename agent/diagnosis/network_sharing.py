@@ -55,6 +55,9 @@ def is_self_call(snapshot: Snapshot, wait: Wait, socket: SocketFact) -> bool:
     if peer is None or socket.direction == "in" or wait.purpose is Purpose.SUBSCRIPTION:
         return False
     family = network.own_family(snapshot)
+    if peer.holder_state in ("T", "t"):
+        # Not a full pool: who should take it does not run at all.
+        return False
     if peer.in_accept_queue:
         return bool(family.intersection(peer.listener_pids))
     return snapshot.process.pid in peer.pids and bool(peer.unread_bytes) and _serves(snapshot, wait)

@@ -156,7 +156,8 @@ def _child_cannot_write(snapshot: Snapshot, wait: Wait) -> Iterator[Finding]:
     for pipe in snapshot.pipes:
         writers, blocked = set(pipe.writers) - {own}, set(pipe.blocked_writers)
         full = bool(blocked) or (pipe.unread_bytes or 0) >= FULL_BYTES
-        if pipe.end == "write" or set(pipe.readers) != {own} or not full:
+        # A forked child has the read end too (multiprocessing.Queue); blocked in its own write it reads nothing.
+        if pipe.end == "write" or own not in pipe.readers or set(pipe.readers) - {own} - blocked or not full:
             continue
         meant = {child} if child in children else children
         if not meant & (writers | blocked):
@@ -164,7 +165,8 @@ def _child_cannot_write(snapshot: Snapshot, wait: Wait) -> Iterator[Finding]:
         who = _pids(blocked or (writers & children))
         why = f"{who} cannot go on while the pipe is full, and only this process could read it"
         # A child that is not in the write itself, or one child of several, may end all the same.
-        confidence = POSSIBLE if not alone(snapshot) else PROVEN if meant <= blocked else LIKELY
+        sure = meant <= blocked and set(pipe.readers) == {own}
+        confidence = POSSIBLE if not alone(snapshot) else PROVEN if sure else LIKELY
         yield _finding(snapshot, wait, pipe, _Reason(confidence, "waits for a child that writes into", why, "reader"))
 
 

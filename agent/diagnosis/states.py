@@ -241,7 +241,12 @@ def spinning(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
     for thread in snapshot.threads:
         calls = list(snapshot.activity_of(thread.tid))
         total = sum(entry.returns for entry in calls)
-        empty = sum(entry.returns if entry.call in NEVER_MOVES else min(entry.empty, entry.returns) for entry in calls)
+        empty = sum(
+            entry.returns
+            if entry.call in NEVER_MOVES or _reports_the_end_only(snapshot, entry)
+            else min(entry.empty, entry.returns)
+            for entry in calls
+        )
         used_s = snapshot.window_s if thread.cpu_s_in_window is None else thread.cpu_s_in_window
         # A thread that is runnable all the time may get little of a busy machine.
         share = BUSY_SHARE if thread.state == "R" else SPINNING_SHARE
@@ -259,6 +264,13 @@ def spinning(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
             # A loop whose callbacks are always ready polls between them without waiting.
             continue
         yield _spinning(snapshot, thread, max(calls, key=lambda entry: entry.returns), total)
+
+
+def _reports_the_end_only(snapshot: Snapshot, entry: CallActivity) -> bool:
+    """An epoll set with the read end of a pipe that nobody can write to any more: it returns at once, for ever."""
+    epoll = snapshot.epoll(entry.fd) if entry.call.startswith("epoll") else None
+    pipes = [snapshot.pipe(watch.fd) for watch in epoll.watches if watch.present] if epoll else []
+    return any(pipe and pipe.end == "read" and not pipe.writers and pipe.complete for pipe in pipes)
 
 
 def _spinning(snapshot: Snapshot, thread: ThreadFact, most: CallActivity, total: int) -> Finding:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from stucktrace.diagnosis import diagnose
 from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Finding
@@ -136,3 +138,15 @@ def test_a_listening_socket_in_many_workers() -> None:
     )  # fmt: skip
     assert shared(snap) == []
     assert diagnose(snap, BUDGETS).verdict.code == "idle"
+
+
+def test_a_stopped_listener_is_no_full_pool():
+    other_end = replace(queued(301), holder_state="T")
+    snap = snapshot(
+        thread(100, "recvfrom", 7),
+        stacks={100: k.REQUESTS},
+        sockets=[tcp(7, remote="127.0.0.1:8000", peer=other_end)],
+        relatives=[relative(301, "child")],
+    )
+    assert called(snap) == []
+    assert diagnose(snap, BUDGETS).verdict.code == "peer-silent"

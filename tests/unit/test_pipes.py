@@ -253,3 +253,14 @@ def test_a_grandchild_that_keeps_the_output_of_an_ended_child(state, code):
 def test_a_live_child_writes_when_it_likes():
     children = [relative(300, "child", state="Z"), relative(301, "child")]
     assert verdict(reading(pipe(9, writers=[301]), stack=COMMUNICATE, relatives=children)).code == "waiting"
+
+
+def test_a_forked_child_that_flushes_its_queue_while_it_is_joined():
+    full = pipe(9, "both", readers=[300], writers=[300], blocked_writers=(300,))
+    facts = snapshot(
+        thread(syscall=call("wait4", args=(300, 0, 0, 0, 0, 0))),
+        stacks={100: ["Popen.wait /usr/lib/python3.11/multiprocessing/popen_fork.py:43", *APP]},
+        pipes=[full],
+        relatives=[relative(300, "child")],
+    )
+    assert codes(facts)[0] == ("pipe-stuck", "likely")

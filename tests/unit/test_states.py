@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.unit.snapshots import activity, call, codes, lock, process, snapshot, thread, verdict
+from tests.unit.snapshots import activity, call, codes, epoll, lock, pipe, process, snapshot, thread, verdict, watch
 
 APP = ["step /srv/app/work.py:12", "<module> /srv/app/main.py:3"]
 GIL_POLL = call("futex", endless=False, timeout_s=0.005)
@@ -166,6 +166,19 @@ def test_a_loop_with_callbacks_ready_polls_between_them(stack, libraries, code):
         fds={3: "anon_inode:[eventpoll]"},
         activity=[activity(name="epoll_wait", fd=3, returns=100_000, empty=100_000)],
         activity_complete=True,
+        window_s=0.5,
+    )
+    assert verdict(facts).code == code
+
+
+@pytest.mark.parametrize(("writers", "code"), [([], "spinning"), ([300], "working")])
+def test_an_epoll_set_with_a_pipe_that_has_ended(writers, code):
+    facts = snapshot(
+        thread(syscall=None, cpu_s_in_window=0.5),
+        stacks={100: ["EpollSelector.select /usr/lib/python3.11/selectors.py:468", "<module> /srv/app/main.py:3"]},
+        pipes=[pipe(9, writers=writers)],
+        epolls=[epoll(4, watch(9))],
+        activity=[activity(returns=150_000)],
         window_s=0.5,
     )
     assert verdict(facts).code == code
