@@ -1,7 +1,8 @@
 """Whether nftables in this network namespace drops every packet that conntrack calls INVALID.
 
-Source: nf_tables chains and rules over netlink. Only the plain shape is recognised (`ct state invalid drop` in a base
-chain, after nothing but other `ct state` rules): True is certain, False means "not known to".
+Source: nf_tables chains, rules and map elements over netlink. Only the plain shapes are recognised (`ct state invalid
+drop`, or the same in a `ct state vmap`, in a base chain after nothing but other `ct state` rules): True is certain,
+False means "not known to".
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from stucktrace.collectors import ctnetlink
 from stucktrace.collectors.ctnetlink import attributes, number
 
-GETCHAIN, GETRULE = 4, 7
+GETCHAIN, GETRULE, GETSETELEM = 4, 7, 13
 INET, IPV4, IPV6 = 1, 2, 10
 """Table families."""
 PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = range(5)
@@ -27,6 +28,8 @@ EXPRESSION_NAME, EXPRESSION_DATA = 1, 2
 CT_KEY, CT_STATE = 2, 0
 BITWISE_MASK, CMP_OPERATOR, CMP_DATA, CMP_NOT_EQUAL = 4, 2, 3, 1
 IMMEDIATE_DATA, DATA_VALUE, DATA_VERDICT, VERDICT_CODE, DROP = 2, 1, 2, 1, 0
+LOOKUP_SET, LOOKUP_TARGET = 1, 3
+ELEMENTS_TABLE, ELEMENTS_SET, ELEMENTS, ELEMENT_KEY, ELEMENT_DATA = 1, 2, 3, 1, 2
 INVALID = 1
 """NF_CT_STATE_INVALID_BIT."""
 IGNORED = frozenset({"counter", "log"})
@@ -46,6 +49,8 @@ class Rule:
     drops: bool
     decides: bool
     """It has a verdict of any kind."""
+    verdict_map: bytes = b""
+    """The name of the map in which it looks up nothing but the `ct state`."""
 
 
 def drops_invalid(v4: bool, *, own: bool) -> bool:
@@ -54,8 +59,8 @@ def drops_invalid(v4: bool, *, own: bool) -> bool:
         with ctnetlink.open_socket() as netfilter:
             hooks = dict(_base_chains(netfilter))
             rules: dict[Chain, list[Rule]] = {}
-            for chain, rule in _rules(netfilter):
-                rules.setdefault(chain, []).append(rule)
+            for chain, rule in list(_rules(netfilter)):
+                rules.setdefault(chain, []).append(_resolved(netfilter, chain, rule))
     except OSError:
         return False
     return any(
@@ -92,6 +97,20 @@ def _rules(netfilter: socket.socket) -> Iterator[tuple[Chain, Rule]]:
         yield chain, decode_rule(parts.get(RULE_EXPRESSIONS, b""))
 
 
+def _resolved(netfilter: socket.socket, chain: Chain, rule: Rule) -> Rule:
+    """A rule with a verdict map as what it does with INVALID."""
+    if not rule.verdict_map:
+        return rule
+    family, table, _ = chain
+    question = ctnetlink.attribute(ELEMENTS_TABLE, table) + ctnetlink.attribute(ELEMENTS_SET, rule.verdict_map)
+    for _, body in ctnetlink.ask(netfilter, ctnetlink.NF_TABLES, GETSETELEM, family, question, dump=True):
+        for _, element in attributes(dict(attributes(body)).get(ELEMENTS, b"")):
+            parts = dict(attributes(element))
+            if int.from_bytes(_value(parts, ELEMENT_KEY), sys.byteorder) == INVALID:
+                return Rule(INVALID, _verdict(parts, ELEMENT_DATA) == DROP, True)
+    return Rule(0, False, True)
+
+
 def decode_rule(expressions: bytes) -> Rule:
     """Out of NFTA_RULE_EXPRESSIONS. `ct state X` is: load the state, mask it with X, compare with 0."""
     steps: list[tuple[str, Mapping[int, bytes]]] = []
@@ -107,8 +126,7 @@ def decode_rule(expressions: bytes) -> Rule:
             # The state's bits in the machine's own order.
             mask = int.from_bytes(_value(data, BITWISE_MASK), sys.byteorder)
         elif name == "immediate":
-            verdict = dict(attributes(dict(attributes(data.get(IMMEDIATE_DATA, b""))).get(DATA_VERDICT, b"")))
-            drop = number(verdict[VERDICT_CODE]) == DROP if VERDICT_CODE in verdict else None
+            drop = _verdict(data, IMMEDIATE_DATA) == DROP
     plain = names[:3] == ["ct", "bitwise", "cmp"] and names[3:] in ([], ["immediate"])
     if plain:
         ct, compare = (next(data for name, data in steps if name == wanted) for wanted in ("ct", "cmp"))
@@ -117,7 +135,17 @@ def decode_rule(expressions: bytes) -> Rule:
             and number(compare.get(CMP_OPERATOR, b"")) == CMP_NOT_EQUAL
             and not any(_value(compare, CMP_DATA))
         )
+    if names == ["ct", "lookup"]:
+        ct, lookup = (next(data for name, data in steps if name == wanted) for wanted in ("ct", "lookup"))
+        # Without a target register it is a plain set, and with flags an inverted one.
+        if number(ct.get(CT_KEY, b"\xff")) == CT_STATE and not number(lookup.get(LOOKUP_TARGET, b"\xff")):
+            return Rule(None, False, decides, lookup.get(LOOKUP_SET, b""))
     return Rule(mask if plain else None, bool(drop), decides)
+
+
+def _verdict(data: Mapping[int, bytes], kind: int) -> int | None:
+    verdict = dict(attributes(dict(attributes(data.get(kind, b""))).get(DATA_VERDICT, b"")))
+    return number(verdict[VERDICT_CODE]) if VERDICT_CODE in verdict else None
 
 
 def _value(data: Mapping[int, bytes], kind: int) -> bytes:

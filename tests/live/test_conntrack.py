@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -15,7 +17,9 @@ from tests.harness import command, kernel, namespaces, targets
 from tests.harness.kernel import wait_until
 
 PORT = 8080
+counter = itertools.count()
 INVALID = "ct state established,related accept\nct state invalid drop"
+MAP = "ct state vmap {{ established : accept, related : accept, invalid : {} }}"
 CUT = f"tcp dport {PORT} drop"
 
 
@@ -125,6 +129,38 @@ def node() -> Iterator[Node]:
         made.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
         with targets.start([targets.sys.executable, "-c", SERVER, made.server_address], netns=made.server):
             yield made
+
+
+@pytest.mark.parametrize(
+    ("rules", "drops"),
+    [
+        ("ct state invalid drop", True),
+        (INVALID, True),
+        (MAP.format("drop"), True),
+        (MAP.format("accept") + "\nct state invalid drop", False),
+        ("ct state vmap { established : accept, new : drop }\nct state invalid counter drop", True),
+        ("ct state { invalid, new } drop", False),
+        ("ip saddr 10.0.0.0/8 accept\nct state invalid drop", False),
+        ("iifname lo ct state invalid drop", False),
+        ("ct state established,related accept", False),
+        ("ct state new drop", False),
+    ],
+)
+def test_which_rules_certainly_drop_what_has_no_entry(rules: str, drops: bool) -> None:
+    """As nft itself writes them into the kernel."""
+    name = f"st{os.getpid():x}x{next(counter) + 1000}a"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        text = "add table inet t\nadd chain inet t c { type filter hook forward priority 0; }\n"
+        text += "".join(f"add rule inet t c {rule}\n" for rule in rules.splitlines())
+        subprocess.run(["ip", "netns", "exec", name, "nft", "-f", "-"], input=text, text=True, check=True)
+        code = "from stucktrace.collectors import nft_rules as n; print(n.drops_invalid(True, own=False), n.drops_invalid(True, own=True))"
+        done = subprocess.run(
+            ["ip", "netns", "exec", name, targets.sys.executable, "-c", code], capture_output=True, text=True
+        )
+        assert done.stdout.split() == [str(drops), "False"], done.stderr
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=True)
 
 
 def strict(node: Node, netns: str = "") -> None:
