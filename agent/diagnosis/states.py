@@ -270,7 +270,7 @@ def _reports_the_end_only(snapshot: Snapshot, entry: CallActivity) -> bool:
     """An epoll set with the read end of a pipe that nobody can write to any more: it returns at once, for ever."""
     epoll = snapshot.epoll(entry.fd) if entry.call.startswith("epoll") else None
     pipes = [snapshot.pipe(watch.fd) for watch in epoll.watches if watch.present] if epoll else []
-    return any(pipe and pipe.end == "read" and not pipe.writers and pipe.complete for pipe in pipes)
+    return any(pipe and pipe.end == "read" and not pipe.writers for pipe in pipes)
 
 
 def _spinning(snapshot: Snapshot, thread: ThreadFact, most: CallActivity, total: int) -> Finding:

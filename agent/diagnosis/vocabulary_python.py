@@ -61,6 +61,8 @@ _THREADS = (
 _PROCESSES = (
     transport("python", "multiprocessing/connection.py billiard/connection.py",
          "_recv recv recv_bytes _recv_bytes recv_bytes_into poll _poll wait _send _send_bytes send send_bytes"),
+    strong("python", "multiprocessing/connection.py billiard/connection.py",
+         "answer_challenge deliver_challenge", P.OWED, "waits for the peer's authentication handshake"),
     weak("python", "multiprocessing/synchronize.py billiard/synchronize.py",
          "acquire __enter__", P.LOCK, "acquires a lock shared between processes"),
     weak("python", "multiprocessing/synchronize.py billiard/synchronize.py",
