@@ -47,6 +47,7 @@ def build(inspection: Inspection) -> Json:
             "engine": snapshot.seen.engine,
             "hooks": dict(snapshot.seen.hooks),
             "lost_records": snapshot.seen.lost_records,
+            "paused_at_most_s": _seconds(snapshot.python.paused_at_most_s) if snapshot.python else None,
             "missing": [
                 {"what": missing.what, "because": missing.because, "remedy": missing.remedy}
                 for missing in snapshot.seen.missing

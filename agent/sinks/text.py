@@ -244,6 +244,9 @@ def _known_issues(page: _Page, issues: list[Json]) -> None:
 
 
 def _seen(page: _Page, seen: Json, verbose: bool) -> None:
+    if seen["paused_at_most_s"] is not None:
+        page.lines.append("")
+        page.text(f"For its native frames the target stood still, {age(seen['paused_at_most_s'])} at most.", "")
     lost = seen["lost_records"]
     if not (seen["missing"] or lost):
         return

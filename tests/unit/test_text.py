@@ -94,7 +94,7 @@ def report(**changed: Any) -> dict[str, Any]:
         "graph": {"nodes": [], "edges": []},
         "children": [],
         "siblings": None,
-        "seen": {"engine": "core", "hooks": {}, "lost_records": 0, "missing": []},
+        "seen": {"engine": "core", "hooks": {}, "lost_records": 0, "paused_at_most_s": None, "missing": []},
         "timings_ms": {"total": 100.0},
     } | changed
 
@@ -172,6 +172,9 @@ def test_it_fits_a_screen_and_verbose_shows_all() -> None:
 
 def test_what_could_not_be_seen_is_said() -> None:
     missing = [{"what": "Python stacks", "because": "py-spy is missing", "remedy": "pip install py-spy"}]
-    text = render(report(seen={"engine": "none", "hooks": {}, "lost_records": 3, "missing": missing}))
+    text = render(
+        report(seen={"engine": "none", "hooks": {}, "lost_records": 3, "paused_at_most_s": 0.25, "missing": missing})
+    )
     assert "py-spy is missing. Remedy: pip install py-spy" in text
     assert "3 kernel records were lost" in text
+    assert "stood still, 0.3 s at most" in text or "stood still, 0.2 s at most" in text
