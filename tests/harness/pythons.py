@@ -20,7 +20,8 @@ DEADLINE_S = 90.0
 def interpreters() -> list[str]:
     """Debian's python3 (statically linked), the one that runs the tests, and every pyenv version from 3.6 on."""
     found = ["/usr/bin/python3", os.path.realpath(sys.executable)]
-    for path in sorted(Path("/root/.pyenv/versions").glob("3.*/bin/python3")):
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    for path in sorted((pyenv / "versions").glob("3.*/bin/python3")):
         # Of several patch releases one is enough.
         if re.fullmatch(r"3\.([6-9]|\d\d)(\.\d+)?", path.parts[-3]):
             found.append(str(path))

@@ -20,7 +20,7 @@ def poll():
         time.sleep(0.5)
 for park in (threading.Event().wait, queue.Queue().get, lambda: os.read(reader, 1), listener.accept, poll):
     threading.Thread(target=park, daemon=True).start()
-worker = threading.Thread(target=threading.Condition().__enter__ and threading.Event().wait)
+worker = threading.Thread(target=threading.Event().wait)
 worker.start()
 worker.join()
 """
