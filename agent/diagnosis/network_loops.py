@@ -54,16 +54,16 @@ def loop_connections(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
         if socket.window_received_bytes or socket.window_acked_bytes:
             continue
         if socket.state == "SYN_SENT":
-            yield from _unanswered(snapshot, wait, socket, budgets)
+            yield from _unanswered(snapshot, wait, socket, limit_s)
         elif socket.state in network.CONNECTED:
             yield from _dead(snapshot, wait, socket, budgets, limit_s)
             yield from _full(snapshot, wait, socket, events, limit_s)
             yield from _unread(snapshot, wait, socket, limit_s)
 
 
-def _unanswered(snapshot: Snapshot, wait: Wait, socket: SocketFact, budgets: Budgets) -> Iterator[Finding]:
+def _unanswered(snapshot: Snapshot, wait: Wait, socket: SocketFact, limit_s: float) -> Iterator[Finding]:
     age_s = tcp_timers.connecting_s(socket)
-    if age_s is None or age_s < budgets.owed_s or not socket.retransmits:
+    if age_s is None or age_s < limit_s or not socket.retransmits:
         return
     source = network.socket_source(snapshot)
     text = f"in SYN_SENT, the SYN was sent again {socket.retransmits} times without an answer"
