@@ -32,6 +32,8 @@ def test_nobody_is_at_the_other_end(hung: dict[str, crowd.Hung], case: str, engi
     call, confidence = CASES[case]
     target = hung[case]
     target.wait(call, 6, target.words[1:2])
+    # A wait for a child is woken by whatever happens to any child, and then sleeps anew.
+    kernel.wait_until(lambda: command.explain(target.pid, "--engine", engine).code == "pipe-stuck", f"{case} is judged")
     report = command.check(target.pid, "pipe-stuck", "--engine", engine)
     # Root in a container may not read the fds of pid 1, so there may be further holders.
     assert report.confidence in (confidence, "likely")

@@ -70,6 +70,7 @@ def test_a_named_fifo(tmp_path: Path):
 def test_one_search_for_a_family():
     with run(FORKED) as parent:
         child, writer = map(int, parent.words)
+        kernel.wait_for_call(child, "read")
         tables = {pid: openfiles.read_fds(pid) for pid in (parent.pid, child)}
         facts = {pid: process.read_process(pid) for pid in tables}
         held = file_holders.find({link for pid in tables for link in pipes.links(facts[pid], tables[pid])})
