@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stucktrace import __version__
+from stucktrace.collectors.command_line import without_userinfo
 from stucktrace.diagnosis.model import Diagnosis, Finding
 from stucktrace.diagnosis.tcp_timers import detection_window_s, gives_up_s
 from stucktrace.facts import Frame, LockFact, ProcessFact, Snapshot, SocketFact, ThreadFact
@@ -132,7 +133,7 @@ def _process(process: ProcessFact) -> Json:
         "start_time": process.start_time,
         "kind": worker.kind,
         "role": worker.worker_class or worker.pool or None,
-        "argv": list(process.argv),
+        "argv": [without_userinfo(word) for word in process.argv],
         "ppid": process.ppid,
         "age_s": _seconds(process.age_s),
         "rss_bytes": process.rss_bytes,

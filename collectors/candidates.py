@@ -151,7 +151,7 @@ def list_candidates() -> tuple[Candidate, ...]:
                 age_s=stat.age_s,
                 children=len(procfs.children(pid)) if kind in _CHILD_KIND else 0,
                 container=container.id if container else "",
-                command=" ".join(argv) or stat.command,
+                command=command_line.without_userinfo(" ".join(argv)) or stat.command,
             )
         )
     return tuple(sorted(found, key=lambda candidate: (candidate.kind not in _CHILD_KIND, candidate.pid)))

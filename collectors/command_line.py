@@ -26,6 +26,9 @@ _FLAGS = "BCDER"
 _GUNICORN_TITLE = re.compile(r"^gunicorn: (master|worker|arbiter)\b")
 _CELERY_TITLE = re.compile(r"^\[(celeryd|celery beat|celery worker|celery)(?:: ([^\]]*))?\]")
 
+_USERINFO = re.compile(r"://[^\s'\"]{0,512}@")
+HIDDEN = "(hidden)"
+
 
 @dataclass(frozen=True)
 class CommandLine:
@@ -39,6 +42,11 @@ class CommandLine:
     """The title set with setproctitle, "" when argv is the real one."""
     role: str = ""
     """"master", "worker" or "" as the title says it (Celery: "master" for MainProcess)."""
+
+
+def without_userinfo(text: str) -> str:
+    """`text` with the user and password of its URLs hidden; a password may hold "/" and "@" unquoted."""
+    return _USERINFO.sub(f"://{HIDDEN}@", text)
 
 
 def read(argv: Sequence[str]) -> CommandLine:

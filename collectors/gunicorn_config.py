@@ -98,7 +98,10 @@ def parse(text: bytes) -> dict[str, Any] | None:
             if name == "*":
                 found.update(dict.fromkeys(_OPTIONS))
             elif name in _OPTIONS:
-                found[name] = _literal(value)
+                try:
+                    found[name] = _literal(value)
+                except RecursionError:
+                    found[name] = None
     return found
 
 

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from stucktrace.collectors import identity, interpreter, pyspy
+from stucktrace.collectors.command_line import HIDDEN, without_userinfo
 from stucktrace.collectors.interpreter import Interpreter
 from stucktrace.errors import CollectorError
 from stucktrace.facts import Frame, ProcessFact, PythonFact, PythonThread, ThreadFact
@@ -23,14 +24,14 @@ _SECRET_NAME = re.compile(
     r"signature|(?:^|_)keys?$|(?:^|_)pass(?:$|_)|^environ$|^env$|broker_?url|connection_?string|conninfo",
     re.IGNORECASE,
 )
-_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/@'\"]*@")
+# A URL that was cut off before its "@".
+_CUT_USERINFO = re.compile(r"""(://[^\s'"/@:]*:)(?:[^\s'"@]+|[^\s'"@]*\.\.\.["']?)$""")
 _PAIR = re.compile(
     r"""(["']?[\w.-]*(?:passw|pwd|secret|token|credential|auth|cookie|dsn|api[_-]?key|private)[\w.-]*["']?\s*[:=]\s*)"""
     r"""("(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?|[^\s,;)}\]]+)""",
     re.IGNORECASE,
 )
 _BEARER = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]+", re.IGNORECASE)
-_HIDDEN = "(hidden)"
 
 
 def collect(process: ProcessFact, threads: Collection[ThreadFact], *, native: bool, show_locals: bool) -> PythonFact:
@@ -107,10 +108,11 @@ def _local(raw: Mapping[str, Any]) -> tuple[str, str]:
 def redact(name: str, value: str) -> str:
     """The repr of a local with everything left out that its name or its shape says is a secret; bounded in length."""
     if _SECRET_NAME.search(name):
-        return _HIDDEN
+        return HIDDEN
     # Cut before the search too: a megabyte of text is no reason for a megabyte of matching.
     value = value[: 4 * _MAX_LOCAL]
-    value = _USERINFO.sub(rf"\1{_HIDDEN}@", value)
-    value = _BEARER.sub(rf"\1 {_HIDDEN}", value)
-    value = _PAIR.sub(rf"\1{_HIDDEN}", value)
+    value = without_userinfo(value)
+    value = _CUT_USERINFO.sub(rf"\1{HIDDEN}", value)
+    value = _BEARER.sub(rf"\1 {HIDDEN}", value)
+    value = _PAIR.sub(rf"\1{HIDDEN}", value)
     return value if len(value) <= _MAX_LOCAL else value[: _MAX_LOCAL - 3] + "..."

@@ -28,9 +28,9 @@ def open_inside(pid: int, path: str, flags: int = os.O_RDONLY) -> int:
         above = os.readlink(link)
         if above != "/" and path.startswith(above + "/"):
             path = path[len(above) :]
-        how = struct.pack(
-            "QQQ", flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS
-        )
+        # openat2 refuses flags that O_PATH makes meaningless.
+        flags |= os.O_CLOEXEC | (0 if flags & os.O_PATH else os.O_NONBLOCK | os.O_NOCTTY)
+        how = struct.pack("QQQ", flags, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
         fd: int = _libc.syscall(_OPENAT2, root, os.fsencode(path), how, len(how))
         if fd < 0:
             error = ctypes.get_errno()
@@ -42,10 +42,15 @@ def open_inside(pid: int, path: str, flags: int = os.O_RDONLY) -> int:
 
 def read_file(pid: int, path: str, limit: int = 1 << 20) -> bytes:
     """The first `limit` bytes of a regular file. Raises OSError."""
-    with open(open_inside(pid, path), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    # Looked at before it is opened: opening a pipe's reading end would let go a writer that waits for a reader.
+    found = open_inside(pid, path, os.O_PATH)
+    try:
+        if not stat.S_ISREG(os.fstat(found).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", path)
-        return file.read(limit)
+        with open(f"/proc/self/fd/{found}", "rb") as file:
+            return file.read(limit)
+    finally:
+        os.close(found)
 
 
 def read_inside(pid: int, path: str, limit: int = 1 << 20) -> bytes | None:

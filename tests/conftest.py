@@ -10,7 +10,8 @@ _GROUP = re.compile(r"@[\w-]+$")
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """pytest-xdist adds "@group" to the names of grouped tests, and `--last-failed` then finds none of them."""
-    cache = session.config.cache
+    # None, or not there at all: pytest -p no:cacheprovider.
+    cache = getattr(session.config, "cache", None)
     if cache is None or hasattr(session.config, "workerinput"):
         return
     failed = cache.get("cache/lastfailed", {})

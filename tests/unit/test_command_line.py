@@ -121,3 +121,16 @@ def test_numbers():
 def test_quotes_in_the_environment():
     assert command_line.split("--timeout 90 --name 'a b'") == ["--timeout", "90", "--name", "a b"]
     assert command_line.split("--name 'a b") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("--broker=amqp://guest:s3cret@mq:5672//", "--broker=amqp://(hidden)@mq:5672//"),
+        ("redis://:p@ss/word@cache/0", "redis://(hidden)@cache/0"),
+        ("http://localhost:8000/a ann@example.org", "http://localhost:8000/a ann@example.org"),
+        ("worker@host", "worker@host"),
+    ],
+)
+def test_no_password_of_a_url_is_shown(text, shown):
+    assert command_line.without_userinfo(text) == shown

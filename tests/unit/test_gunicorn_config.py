@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 import pytest
@@ -120,3 +121,26 @@ def test_an_environment_that_cannot_be_read(tmp_path):
 def test_no_link_leads_out_and_no_pipe_holds_us(tmp_path):
     os.mkfifo(tmp_path / "gunicorn.conf.py")
     assert read(tmp_path)["timeout"].value is None
+
+
+def test_a_pipe_is_not_opened(tmp_path):
+    """Its reading end would let go a writer of the target's that waits for a reader, and then break its pipe."""
+    path = tmp_path / "gunicorn.conf.py"
+    os.mkfifo(path)
+    libc = ctypes.CDLL(None, use_errno=True)
+    watch = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        assert libc.inotify_add_watch(watch, os.fsencode(path), 0x20) > 0  # IN_OPEN
+        assert read(tmp_path)["timeout"].value is None
+        with pytest.raises(BlockingIOError):
+            os.read(watch, 4096)
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        assert os.read(watch, 4096)
+    finally:
+        os.close(watch)
+
+
+@pytest.mark.parametrize("terms", [100, 1500, 20_000])
+def test_a_long_sum(terms):
+    found = parse(b"timeout = 1" + b"+1" * terms)
+    assert found is None or found["timeout"] in (None, terms + 1)
