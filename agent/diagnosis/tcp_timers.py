@@ -22,10 +22,15 @@ def outage_s(socket: SocketFact) -> float | None:
     """
     if not socket.unacked or socket.last_send_s is None:
         return None
-    backoff, rto_s = socket.backoff or 0, socket.rto_s or 0.0
+    backoff, rto_s = _backoff(socket), socket.rto_s or 0.0
     if backoff == 0:
         return socket.last_send_s
     return socket.last_send_s + _doublings_s(rto_s, backoff)
+
+
+def _backoff(socket: SocketFact) -> int:
+    """How often the timeout was doubled; the kernel keeps it in a byte, and what was misread must not overflow here."""
+    return min(max(socket.backoff or 0, 0), 255)
 
 
 def _doublings_s(rto_s: float, backoff: int) -> float:
@@ -40,7 +45,7 @@ def connecting_s(socket: SocketFact) -> float | None:
     """How long a connection in SYN_SENT has been asking; None in other states. The kernel's ages do not cover a SYN."""
     if socket.state != "SYN_SENT" or socket.rto_s is None:
         return None
-    retransmits, backoff = socket.retransmits or 0, socket.backoff or 0
+    retransmits, backoff = socket.retransmits or 0, _backoff(socket)
     first_s = math.ldexp(socket.rto_s, -backoff)
     # Since 6.5 the first retransmits keep the timeout (tcp_syn_linear_timeouts); only later ones double it.
     linear = max(0, retransmits - backoff)
@@ -62,7 +67,7 @@ def keepalive_silence_s(socket: SocketFact) -> float | None:
 
 def first_timeout_s(socket: SocketFact) -> float:
     """The retransmission timeout that the connection began this outage with."""
-    return max(RTO_MIN_S, math.ldexp(socket.rto_s or RTO_MIN_S, -min(socket.backoff or 0, 10)))
+    return max(RTO_MIN_S, math.ldexp(socket.rto_s or RTO_MIN_S, -min(_backoff(socket), 10)))
 
 
 def model_timeout_s(retries: int) -> float:
@@ -98,7 +103,7 @@ def _connect_gives_up_s(socket: SocketFact) -> float | None:
         return None
     retries = SYN_RETRIES_DEFAULT if socket.syn_retries is None else socket.syn_retries
     left = max(0, retries - (socket.retransmits or 0))
-    backoff = socket.backoff or 0
+    backoff = _backoff(socket)
     # Since 6.5 the first timeouts of a SYN do not double (tcp_syn_linear_timeouts); the backoff stays 0 meanwhile.
     linear = max(0, 4 - (socket.retransmits or 0)) if backoff == 0 and (socket.retransmits or 0) > 0 else 0
     rto_s, total_s = socket.rto_s, _next_timer_s(socket)

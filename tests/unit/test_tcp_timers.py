@@ -128,3 +128,10 @@ def test_nothing_known_gives_nothing() -> None:
     assert tcp_timers.detection_window_s(blind) is None
     assert tcp_timers.in_flight_window_s(blind) == pytest.approx(924.6)
     assert tcp_timers.gives_up_s(black_hole(rto_s=None)) is None
+
+
+@pytest.mark.parametrize("backoff", [-1, 255, 1 << 63])
+def test_a_misread_backoff_is_bounded(backoff: int) -> None:
+    asking = tcp(state="SYN_SENT", backoff=backoff, rto_s=120.0)
+    assert tcp_timers.connecting_s(asking) >= 0
+    assert tcp_timers.outage_s(tcp(unacked=1, backoff=backoff, rto_s=120.0)) >= 0
