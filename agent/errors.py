@@ -5,7 +5,6 @@ StucktraceError
 └── CannotInspect       3  the target cannot be looked at
     ├── NoSuchProcess      it is gone, or never was
     ├── KernelThread       it has no user space
-    ├── ProcessReplaced    its pid was taken by another process meanwhile
     └── NotPermitted       a capability or mount is missing
 CollectorError          (inside) one source of facts failed; becomes a `Missing` and the rest goes on
 """
@@ -39,10 +38,6 @@ class NoSuchProcess(CannotInspect):
 
 
 class KernelThread(CannotInspect):
-    pass
-
-
-class ProcessReplaced(CannotInspect):
     pass
 
 

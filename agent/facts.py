@@ -356,8 +356,6 @@ class WorkerFact:
     last_notify_s: float | None = None
     """Age of a gunicorn worker's last heartbeat."""
     seconds_to_kill: float | None = None
-    listens: tuple[str, ...] = ()
-    """Addresses of listening sockets that it serves."""
 
 
 @dataclass(frozen=True)

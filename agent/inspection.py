@@ -21,7 +21,7 @@ from stucktrace.join import Window
 from stucktrace.run import Options, Run
 
 if TYPE_CHECKING:
-    from stucktrace.collectors.kernel import Kernel, Opened
+    from stucktrace.collectors.kernel import Opened
     from stucktrace.siblings import Siblings
 
 
@@ -74,16 +74,6 @@ def follow(pid: int) -> tuple[int, ...]:
         return candidates.find_python(pid) or (pid,)
     except CannotInspect:
         return (pid,)
-
-
-def inspect(pid: int, options: Options, kernel: Kernel | None, missing: tuple[Missing, ...] = ()) -> Inspection:
-    """One process, and its children when it is a master."""
-    from stucktrace.collectors.kernel import Opened
-
-    answer = inspect_all((pid,), options, lambda: Opened(kernel, missing))[pid]
-    if isinstance(answer, StucktraceError):
-        raise answer
-    return answer
 
 
 def inspect_all(

@@ -6,7 +6,6 @@ Addresses are hex strings, ages seconds, times CLOCK_REALTIME seconds. What is n
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -274,12 +273,6 @@ def _graph(diagnosis: Diagnosis) -> Json:
         "nodes": list(nodes),
         "edges": [{"from": edge.source, "to": edge.target, "label": edge.label or None} for edge in diagnosis.edges],
     }
-
-
-def worst_class(classes: Iterable[str]) -> str:
-    """The class that decides over several verdicts: stuck, then unknown, then advice, then healthy."""
-    found = set(classes)
-    return next((name for name in ("stuck", "unknown", "advice") if name in found), "healthy")
 
 
 def _hex(address: int | None) -> str | None:

@@ -18,7 +18,6 @@ from typing import Any
 SONAME = "libbpf.so.1"
 
 _PRINT = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
-_SAMPLE = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
 _MESSAGES: deque[str] = deque(maxlen=40)
 
 _FUNCTIONS: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
@@ -41,9 +40,6 @@ _FUNCTIONS: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
     ("bpf_map_lookup_elem", c_int, (c_int, c_void_p, c_void_p)),
     ("bpf_map_delete_elem", c_int, (c_int, c_void_p)),
     ("bpf_map_get_next_key", c_int, (c_int, c_void_p, c_void_p)),
-    ("ring_buffer__new", c_void_p, (c_int, c_void_p, c_void_p, c_void_p)),
-    ("ring_buffer__consume", c_int, (c_void_p,)),
-    ("ring_buffer__free", None, (c_void_p,)),
 )
 
 
@@ -212,28 +208,3 @@ class Object:
             return _checked(lib.bpf_iter_create(link.fd), f"open the iterator {program}")
         finally:
             link.close()
-
-
-class RingBuffer:
-    """Reads a BPF ring buffer; `consume` returns the records that have come since."""
-
-    def __init__(self, source: Map) -> None:
-        self._records: list[bytes] = []
-        self._callback = _SAMPLE(self._take)
-        callback = ctypes.cast(self._callback, c_void_p)
-        created = library().ring_buffer__new(source.fd, callback, None, None)
-        self._pointer: int | None = _checked(created, f"map the ring buffer {source.name}")
-
-    def _take(self, _context: int, data: int, size: int) -> int:
-        self._records.append(ctypes.string_at(data, size))
-        return 0
-
-    def consume(self) -> list[bytes]:
-        library().ring_buffer__consume(self._pointer)
-        records, self._records = self._records, []
-        return records
-
-    def close(self) -> None:
-        if self._pointer is not None:
-            library().ring_buffer__free(self._pointer)
-            self._pointer = None

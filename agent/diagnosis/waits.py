@@ -93,10 +93,6 @@ def waits(snapshot: Snapshot) -> tuple[Wait, ...]:
     return tuple(cached)
 
 
-def of_thread(snapshot: Snapshot, tid: int) -> Wait | None:
-    return next((wait for wait in waits(snapshot) if wait.tid == tid), None)
-
-
 def _waits(snapshot: Snapshot) -> Iterator[Wait]:
     for thread in snapshot.threads:
         if thread.state in ("Z", "X", "I"):
