@@ -327,6 +327,24 @@ class LockFact:
 
 
 @dataclass(frozen=True)
+class WorkFact:
+    """What a thread is serving. Source: the frames' variables, read from memory without stopping the target."""
+
+    tid: int
+    kind: str
+    """"request" or "task"."""
+    name: str
+    """"GET /orders/7" (never the query), or the task's name."""
+    id: str = ""
+    """The task's id."""
+    age_s: float | None = None
+    method: str = ""
+    path: str = ""
+    peer: str = ""
+    """The client's "address:port", or its address alone."""
+
+
+@dataclass(frozen=True)
 class FileLockFact:
     """A flock, fcntl or lease wait. Source: /proc/locks."""
 
@@ -456,6 +474,7 @@ class Snapshot:
     locks: tuple[LockFact, ...] = ()
     file_locks: tuple[FileLockFact, ...] = ()
     relatives: tuple[Relative, ...] = ()
+    work: tuple[WorkFact, ...] = ()
     activity: tuple[CallActivity, ...] = ()
     activity_complete: bool = False
     """True: the waits probes counted in the whole window, so no entry means no call returned."""
@@ -516,6 +535,10 @@ class Snapshot:
     def lock(self, tid: int) -> LockFact | None:
         """The lock that this thread waits for."""
         return self._locks.get(tid)
+
+    def work_of(self, tid: int) -> WorkFact | None:
+        """What this thread serves."""
+        return next((work for work in self.work if work.tid == tid), None)
 
     @cached_property
     def _activity(self) -> dict[int, list[CallActivity]]:
