@@ -7,8 +7,8 @@ facts only: the reason goes into the report, and the rest is still said.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,8 @@ from stucktrace.diagnosis import diagnose
 from stucktrace.diagnosis.model import STUCK, Diagnosis
 from stucktrace.errors import CannotInspect, NoSuchProcess, StucktraceError
 from stucktrace.facts import Missing, ProcessFact, Seen, Snapshot
-from stucktrace.join import Window
-from stucktrace.run import Options, Run
+from stucktrace.join import Look, Window
+from stucktrace.run import Options, Run, Stacks
 
 if TYPE_CHECKING:
     from stucktrace.collectors.kernel import Opened
@@ -80,53 +80,76 @@ def inspect_all(
     pids: Collection[int], options: Options, opened: Callable[[], Opened]
 ) -> dict[int, Inspection | StucktraceError]:
     """All these processes and their masters' children, in one look at the kernel and at most one sampling window."""
-    from stucktrace.collectors.process import still_same
+    answers = dict(inspect_each(pids, options, opened))
+    return {pid: answers[pid] for pid in pids}
 
+
+def inspect_each(
+    pids: Collection[int], options: Options, opened: Callable[[], Opened], stacks: Mapping[int, Stacks] | None = None
+) -> Iterator[tuple[int, Inspection | StucktraceError]]:
+    """As `inspect_all`, each answer as soon as it is there: those that need no sampling window first.
+
+    `stacks`: those read earlier, by pid; they are not read again where no thread has run since.
+    """
     run = Run(options)
-    answers: dict[int, Inspection | StucktraceError] = {}
+    run.stacks.update(stacks or {})
+    answers: dict[int, StucktraceError] = {}
     processes, families = _processes(run, pids, answers)
+    yield from answers.items()
     if not processes:
-        return answers
+        return
     with run.timed("kernel"):
         run.kernel, run.for_all = opened().kernel, list(opened().missing)
     first = looks.look(run, processes)
-    windows: dict[int, Window] = {}
-    last = dict(first)
+    seen = _Passes(processes, first, dict(first), {})
+    waiting = [pid for pid in pids if pid not in answers]
     restless = [pid for pid, look in first.items() if options.sample_s > 0 and join.undecided(look)]
+    for pid in waiting:
+        family = (pid, *families.get(pid, ()))
+        if not set(family) & set(restless):
+            yield pid, _answer(run, family, seen)
     if restless:
-        windows = looks.sample(run, {pid: processes[pid] for pid in restless}, first, last)
-    snapshots = {
-        pid: join.snapshot(
-            processes[pid], look, _seen(run, pid), first[pid] if pid in windows else None, windows.get(pid)
-        )
-        for pid, look in last.items()
-    }
-    with run.timed("diagnosis"):
-        diagnoses = {pid: diagnose(snapshot, options.budgets) for pid, snapshot in snapshots.items()}
-    for pid in snapshots:
-        if not run.collect("identity", True, partial(still_same, processes[pid]), pid):
-            run.gone.add(pid)
-    for pid in pids:
-        if pid in answers:
+        windows = looks.sample(run, {pid: processes[pid] for pid in restless}, first, seen.last)
+        for pid in waiting:
+            family = (pid, *families.get(pid, ()))
+            if set(family) & set(restless):
+                yield pid, _answer(run, family, replace(seen, windows=windows))
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """What was seen of each process, by pid."""
+
+    processes: Mapping[int, ProcessFact]
+    first: Mapping[int, Look]
+    last: dict[int, Look]
+    windows: Mapping[int, Window]
+
+
+def _answer(run: Run, family: tuple[int, ...], seen: _Passes) -> Inspection | StucktraceError:
+    """What was seen of a process and its children (`family`, the process first), diagnosed."""
+    from stucktrace.collectors.process import still_same
+
+    pid, found = family[0], {}
+    for member in family:
+        if member not in seen.last:
             continue
-        if pid in run.gone or pid not in snapshots:
-            answers[pid] = NoSuchProcess(
-                f"process {pid} ended while it was looked at", "look at the one that took its place"
-            )
-            continue
-        inspected = Inspection(
-            diagnosis=diagnoses[pid],
-            snapshot=snapshots[pid],
-            children=tuple(
-                Inspection(diagnoses[child], snapshots[child])
-                for child in families.get(pid, ())
-                if child in snapshots and child not in run.gone
-            ),
-            siblings=_siblings(run, snapshots[pid], diagnoses[pid]),
-            timings_ms=run.timings_ms,
-        )
-        answers[pid] = inspected
-    return {pid: answers[pid] for pid in pids}
+        window = seen.windows.get(member)
+        earlier = seen.first[member] if window else None
+        snapshot = join.snapshot(seen.processes[member], seen.last[member], _seen(run, member), earlier, window)
+        with run.timed("diagnosis"):
+            diagnosis = diagnose(snapshot, run.options.budgets)
+        if run.collect("identity", True, partial(still_same, seen.processes[member]), member):
+            found[member] = Inspection(diagnosis, snapshot)
+    if pid not in found:
+        return NoSuchProcess(f"process {pid} ended while it was looked at", "look at the one that took its place")
+    own = found.pop(pid)
+    return replace(
+        own,
+        children=tuple(found.values()),
+        siblings=_siblings(run, own.snapshot, own.diagnosis),
+        timings_ms=dict(run.timings_ms),
+    )
 
 
 def _siblings(run: Run, snapshot: Snapshot, diagnosis: Diagnosis) -> Siblings | None:
@@ -138,7 +161,7 @@ def _siblings(run: Run, snapshot: Snapshot, diagnosis: Diagnosis) -> Siblings | 
 
 
 def _processes(
-    run: Run, pids: Collection[int], answers: dict[int, Inspection | StucktraceError]
+    run: Run, pids: Collection[int], answers: dict[int, StucktraceError]
 ) -> tuple[dict[int, ProcessFact], dict[int, tuple[int, ...]]]:
     """Every process to look at, and the children of those that are masters. What cannot be read is answered at once."""
     from stucktrace.collectors import candidates

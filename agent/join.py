@@ -91,6 +91,18 @@ def snapshot(
     )
 
 
+def still_asleep(before: Collection[ThreadFact], now: Collection[ThreadFact]) -> bool:
+    """No thread woke up between two looks, and none came or went: a stack read after the first one still stands."""
+    earlier = {thread.tid: thread for thread in before}
+    return len(earlier) == len(now) and all(
+        thread.tid in earlier
+        and thread.switches is not None
+        and thread.switches == earlier[thread.tid].switches
+        and "R" not in (thread.state, earlier[thread.tid].state)
+        for thread in now
+    )
+
+
 POLLER_AT_MOST = 0.1
 """Share of the window that a thread may compute and still count as one that polls."""
 

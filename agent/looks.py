@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from stucktrace import join
 from stucktrace.facts import CallActivity, ProcessFact, PythonFact, Relative, SocketFact, TcpEvent, ThreadFact
 from stucktrace.join import Look, Window
-from stucktrace.run import Run
+from stucktrace.run import Run, Stacks
 
 if TYPE_CHECKING:
     from stucktrace.collectors.file_holders import Held
@@ -36,7 +36,14 @@ def look(
     pids = tuple(processes)
     threads_of = _threads(run, pids)
     pids = tuple(pid for pid in pids if threads_of.get(pid))
-    stacks = _Stacks(run, [processes[pid] for pid in pids if processes[pid].is_python], threads_of)
+    unchanged = {
+        pid: known.python
+        for pid, known in run.stacks.items()
+        if join.still_asleep(known.threads, threads_of.get(pid, ()))
+    }
+    stacks = _Stacks(
+        run, [processes[pid] for pid in pids if processes[pid].is_python and pid not in unchanged], threads_of
+    )
     files: dict[int, OpenFiles] = {}
     for pid in pids:
         table = run.collect("files", None, partial(openfiles.read_fds, pid), pid)
@@ -60,7 +67,7 @@ def look(
         else run.collect("relatives", (), partial(relatives.collect, processes[pid], family), pid)
         for pid in pids
     }
-    python_of = stacks.read()
+    python_of = {**unchanged, **stacks.read()}
     looks: dict[int, Look] = {}
     for pid in pids:
         process, seen_threads, python = processes[pid], threads_of[pid], python_of.get(pid)
@@ -185,6 +192,9 @@ def sample(
     from stucktrace.collectors import tcp, waits
 
     pids = tuple(processes)
+    run.stacks.update(
+        (pid, Stacks(first[pid].threads, python)) for pid in pids if (python := first[pid].python) is not None
+    )
     with run.timed("window"), waits.watching(pids, run.kernel) as calls, tcp.watching(pids, run.kernel) as segments:
         began = time.time()
         again = _threads(run, pids)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from stucktrace.diagnosis.model import Budgets
 from stucktrace.errors import CannotInspect, CollectorError
-from stucktrace.facts import Missing
+from stucktrace.facts import Missing, PythonFact, ThreadFact
 
 if TYPE_CHECKING:
     from stucktrace.collectors.kernel import Kernel
@@ -37,6 +37,15 @@ class Options:
     """A master's children are looked at with it."""
 
 
+@dataclass(frozen=True)
+class Stacks:
+    """Stacks read earlier. They stand as long as none of the threads has run."""
+
+    threads: tuple[ThreadFact, ...]
+    """As they were just before the stacks were read."""
+    python: PythonFact
+
+
 class Run:
     """The collectors' guard: what they could not see, and how long each took, in one inspection."""
 
@@ -46,8 +55,8 @@ class Run:
         self.hooks: dict[str, str] = {}
         self.for_all: list[Missing] = []
         self.missing: dict[int, list[Missing]] = {}
-        self.gone: set[int] = set()
         self.timings_ms: dict[str, float] = {}
+        self.stacks: dict[int, Stacks] = {}
 
     def collect(self, name: str, default: D, function: Callable[[], T], pid: int | None = None) -> T | D:
         """`function()`, or `default` when it fails; the failure is kept for `pid`'s report (None: for all)."""
