@@ -6,22 +6,18 @@ change. Needs NET_ADMIN in that namespace. `struct nfgenmsg` and every number in
 
 from __future__ import annotations
 
-import errno
-import os
 import socket
 import struct
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from stucktrace.collectors import netlink
+from stucktrace.collectors.netlink import NLA_F_NESTED, attribute, attributes
 
 NETLINK_NETFILTER = 12
 CTNETLINK, NF_TABLES = 1, 10
 """Subsystems."""
 CT_GET = 1
-NLM_F_REQUEST, NLM_F_DUMP = 1, 0x300
-NLMSG_ERROR, NLMSG_DONE = 2, 3
-NLA_F_NESTED = 0x8000
-NLA_TYPE = 0x3FFF
 
 TUPLE_ORIG, TUPLE_REPLY, STATUS, ZONE, FILTER = 1, 2, 3, 18, 25
 TUPLE_IP, TUPLE_PROTO = 1, 2
@@ -32,9 +28,8 @@ FILTER_SOURCE, FILTER_PROTOCOL = 1 << 0, 1 << 3
 SEEN_REPLY = 1 << 1
 """IPS_SEEN_REPLY of CTA_STATUS."""
 
-HEADER = struct.Struct("=IHHII")
 GENERAL = struct.Struct("!BBH")
-ATTRIBUTE = struct.Struct("=HH")
+"""struct nfgenmsg."""
 REPLY_S = 1.0
 """A namespace that does not answer a question in this time is not asked further."""
 
@@ -75,9 +70,7 @@ class Entry:
 
 def open_socket() -> socket.socket:
     """A netfilter socket in the calling thread's network namespace; it stays there. OSError where there is none."""
-    netfilter = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
-    netfilter.settimeout(REPLY_S)
-    return netfilter
+    return netlink.open_socket(NETLINK_NETFILTER, REPLY_S)
 
 
 def find(netfilter: socket.socket, flow: Tuple) -> Entry | None:
@@ -108,45 +101,11 @@ def from_address(netfilter: socket.socket, address: bytes) -> Iterator[Entry]:
 def ask(
     netfilter: socket.socket, subsystem: int, message: int, family: int, attributes: bytes, *, dump: bool
 ) -> Iterator[tuple[int, bytes]]:
-    """(family, attributes) of each answer. OSError as the kernel says it, ENOENT (no such entry) as an empty answer."""
+    """(family, attributes) of each answer. OSError as `netlink.ask` raises it."""
     body = GENERAL.pack(family, 0, 0) + attributes
-    flags = NLM_F_REQUEST | (NLM_F_DUMP if dump else 0)
-    netfilter.send(HEADER.pack(HEADER.size + len(body), subsystem << 8 | message, flags, 0, 0) + body)
-    until = time.monotonic() + REPLY_S
-    while True:
-        if time.monotonic() > until:
-            raise TimeoutError(errno.ETIMEDOUT, "netfilter sends more than could be read in time")
-        data = netfilter.recv(1 << 18)
-        offset = 0
-        while offset + HEADER.size <= len(data):
-            length, kind, _, _, _ = HEADER.unpack_from(data, offset)
-            if kind == NLMSG_DONE:
-                return
-            if kind == NLMSG_ERROR:
-                code = -struct.unpack_from("=i", data, offset + HEADER.size)[0]
-                if code in {0, errno.ENOENT}:
-                    return
-                raise OSError(code, os.strerror(code))
-            start = offset + HEADER.size
-            yield data[start], data[start + GENERAL.size : offset + length]
-            offset += max((length + 3) & ~3, HEADER.size)
-        if not dump:
-            return
-
-
-def attribute(kind: int, value: bytes) -> bytes:
-    return ATTRIBUTE.pack(ATTRIBUTE.size + len(value), kind) + value + bytes(-len(value) % 4)
-
-
-def attributes(body: bytes) -> Iterator[tuple[int, bytes]]:
-    """(type, value) of each attribute, nested ones as they are; stops at what is cut off."""
-    offset = 0
-    while offset + ATTRIBUTE.size <= len(body):
-        length, kind = ATTRIBUTE.unpack_from(body, offset)
-        if length < ATTRIBUTE.size or offset + length > len(body):
-            return
-        yield kind & NLA_TYPE, body[offset + ATTRIBUTE.size : offset + length]
-        offset += (length + 3) & ~3
+    for answer in netlink.ask(netfilter, subsystem << 8 | message, body, dump=dump, within_s=REPLY_S):
+        if len(answer) >= GENERAL.size:
+            yield answer[0], answer[GENERAL.size :]
 
 
 def number(value: bytes) -> int:

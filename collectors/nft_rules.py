@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from stucktrace.collectors import ctnetlink
-from stucktrace.collectors.ctnetlink import attributes, number
+from stucktrace.collectors.ctnetlink import number
+from stucktrace.collectors.netlink import attribute, attributes
 
 GETCHAIN, GETRULE, GETSETELEM = 4, 7, 13
 INET, IPV4, IPV6 = 1, 2, 10
@@ -102,7 +103,7 @@ def _resolved(netfilter: socket.socket, chain: Chain, rule: Rule) -> Rule:
     if not rule.verdict_map:
         return rule
     family, table, _ = chain
-    question = ctnetlink.attribute(ELEMENTS_TABLE, table) + ctnetlink.attribute(ELEMENTS_SET, rule.verdict_map)
+    question = attribute(ELEMENTS_TABLE, table) + attribute(ELEMENTS_SET, rule.verdict_map)
     for _, body in ctnetlink.ask(netfilter, ctnetlink.NF_TABLES, GETSETELEM, family, question, dump=True):
         for _, element in attributes(dict(attributes(body)).get(ELEMENTS, b"")):
             parts = dict(attributes(element))

@@ -6,8 +6,6 @@ bound nor connected, and of SO_KEEPALIVE only what the armed timer shows: idle a
 
 from __future__ import annotations
 
-import errno
-import os
 import socket
 import struct
 import sys
@@ -15,13 +13,13 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stucktrace.collectors import netlink
 from stucktrace.collectors.addresses import bare, endpoint, remote_endpoint, tcp_state, unix_name
+from stucktrace.collectors.netlink import attributes
 from stucktrace.facts import Keepalive
 
 NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY = 20
-NLM_F_REQUEST, NLM_F_DUMP = 1, 0x300
-NLMSG_ERROR, NLMSG_DONE = 2, 3
 INET_DIAG_INFO = 2
 UNIX_DIAG_NAME, UNIX_DIAG_PEER, UNIX_DIAG_ICONS, UNIX_DIAG_RQLEN = 0, 2, 3, 4
 UNIX_SHOW = 0x01 | 0x04 | 0x08 | 0x10
@@ -33,12 +31,12 @@ STATES_WITH_INODE = 0xFFF & ~(1 << 3) & ~(1 << 6)
 TIMERS = ("", "retransmit", "keepalive", "time-wait", "persist")
 UNIX_TYPES = {1: "unix-stream", 2: "unix-dgram", 5: "unix-seqpacket"}
 
-HEADER = struct.Struct("=IHHII")
+REPLY_S = 5.0
+
 INET_REQUEST = struct.Struct("=BBBxI2s2s16s16sI8s")
 INET_MESSAGE = struct.Struct("=BBBBHH16s16sIIIIIIII")
 UNIX_REQUEST = struct.Struct("=BBHIII8s")
 UNIX_MESSAGE = struct.Struct("=BBBxIII")
-ATTRIBUTE = struct.Struct("=HH")
 NO_COOKIE = b"\xff" * 8
 
 Draft = dict[str, Any]
@@ -47,42 +45,11 @@ Draft = dict[str, Any]
 
 def open_socket() -> socket.socket:
     """A sock_diag socket in the calling thread's network namespace; it stays there. OSError where there is none."""
-    diag = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG)
-    diag.settimeout(5)
-    return diag
+    return netlink.open_socket(NETLINK_SOCK_DIAG, REPLY_S)
 
 
 def _ask(diag: socket.socket, body: bytes, *, dump: bool) -> Iterator[bytes]:
-    """Bodies of the answers. OSError as the kernel says it, ENOENT (no such socket) as an empty answer."""
-    flags = NLM_F_REQUEST | (NLM_F_DUMP if dump else 0)
-    diag.send(HEADER.pack(HEADER.size + len(body), SOCK_DIAG_BY_FAMILY, flags, 0, 0) + body)
-    while True:
-        data = diag.recv(1 << 18)
-        offset = 0
-        while offset + HEADER.size <= len(data):
-            length, kind, _, _, _ = HEADER.unpack_from(data, offset)
-            if kind == NLMSG_DONE:
-                return
-            if kind == NLMSG_ERROR:
-                code = -struct.unpack_from("=i", data, offset + HEADER.size)[0]
-                if code in {0, errno.ENOENT}:
-                    return
-                raise OSError(code, os.strerror(code))
-            yield data[offset + HEADER.size : offset + length]
-            offset += (length + 3) & ~3
-        if not dump:
-            return
-
-
-def _attributes(body: bytes, offset: int) -> dict[int, bytes]:
-    found = {}
-    while offset + ATTRIBUTE.size <= len(body):
-        length, kind = ATTRIBUTE.unpack_from(body, offset)
-        if length < ATTRIBUTE.size:
-            break
-        found[kind & 0x3FFF] = body[offset + ATTRIBUTE.size : offset + length]
-        offset += (length + 3) & ~3
-    return found
+    return netlink.ask(diag, SOCK_DIAG_BY_FAMILY, body, dump=dump, within_s=REPLY_S)
 
 
 def _inet_request(family: int, protocol: int, states: int, tuple_: tuple[bytes, int, bytes, int] | None) -> bytes:
@@ -151,7 +118,7 @@ def _parse_inet(body: bytes, protocol: int) -> tuple[int, Draft]:
         draft["timer"] = TIMERS[timer] if timer < len(TIMERS) else ""
         if timer:
             draft["timer_expires_s"] = expires_ms / 1000
-        info = _attributes(body, INET_MESSAGE.size).get(INET_DIAG_INFO)
+        info = dict(attributes(body, INET_MESSAGE.size)).get(INET_DIAG_INFO)
         if info is None:
             # Without TCP_INFO: what the message itself tells.
             if draft["timer"] == "retransmit":
@@ -223,17 +190,17 @@ def unix_sockets(diag: socket.socket) -> dict[int, UnixSocket]:
     found = {}
     for body in _ask(diag, request, dump=True):
         _, kind, state, inode, _, _ = UNIX_MESSAGE.unpack_from(body)
-        attributes = _attributes(body, UNIX_MESSAGE.size)
-        peer = int.from_bytes(attributes.get(UNIX_DIAG_PEER, b""), sys.byteorder)
-        waiting = attributes.get(UNIX_DIAG_ICONS, b"")
+        known = dict(attributes(body, UNIX_MESSAGE.size))
+        peer = int.from_bytes(known.get(UNIX_DIAG_PEER, b""), sys.byteorder)
+        waiting = known.get(UNIX_DIAG_ICONS, b"")
         draft: Draft = {
             "family": "unix",
             "protocol": UNIX_TYPES.get(kind, "other"),
             "state": unix_state(state, bool(peer)),
-            "local": unix_name(attributes.get(UNIX_DIAG_NAME, b"")),
+            "local": unix_name(known.get(UNIX_DIAG_NAME, b"")),
         }
-        if UNIX_DIAG_RQLEN in attributes:
-            draft["receive_bytes"], other = struct.unpack("=II", attributes[UNIX_DIAG_RQLEN])
+        if UNIX_DIAG_RQLEN in known:
+            draft["receive_bytes"], other = struct.unpack("=II", known[UNIX_DIAG_RQLEN])
             draft["backlog" if state == LISTEN else "send_bytes"] = other
         found[inode] = UnixSocket(inode, peer, struct.unpack(f"={len(waiting) // 4}I", waiting), draft)
     return found

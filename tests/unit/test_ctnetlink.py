@@ -8,8 +8,9 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from stucktrace.collectors import conntrack, ctnetlink, nft_rules
-from stucktrace.collectors.ctnetlink import Entry, Tuple, attribute
+from stucktrace.collectors import conntrack, ctnetlink, netlink, nft_rules
+from stucktrace.collectors.ctnetlink import Entry, Tuple
+from stucktrace.collectors.netlink import attribute
 from stucktrace.facts import SocketFact
 
 CLIENT, SERVER = bytes([10, 0, 0, 2]), bytes([10, 0, 0, 3])
@@ -37,7 +38,7 @@ def test_a_tuple_as_it_goes_to_the_kernel() -> None:
 def test_a_tuple_of_ipv6() -> None:
     flow = Tuple(socket.inet_pton(socket.AF_INET6, "fd00::2"), 40000, socket.inet_pton(socket.AF_INET6, "fd00::3"), 80)
     encoded = ctnetlink.encode_tuple(ctnetlink.TUPLE_REPLY, flow)
-    ((kind, body),) = ctnetlink.attributes(encoded)
+    ((kind, body),) = netlink.attributes(encoded)
     assert kind == ctnetlink.TUPLE_REPLY
     assert len(encoded) == 76
     assert ctnetlink.decode_tuple(body) == flow
@@ -77,7 +78,7 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def message(kind: int, body: bytes) -> bytes:
-    return ctnetlink.HEADER.pack(ctnetlink.HEADER.size + len(body), kind, 0, 0, 0) + body
+    return netlink.HEADER.pack(netlink.HEADER.size + len(body), kind, 0, 0, 0) + body
 
 
 def answer(body: bytes) -> bytes:
@@ -98,12 +99,12 @@ def test_the_question(ends: Ends) -> None:
 
 
 def test_no_such_entry(ends: Ends) -> None:
-    ends[1].send(message(ctnetlink.NLMSG_ERROR, struct.pack("=i", -errno.ENOENT)))
+    ends[1].send(message(netlink.NLMSG_ERROR, struct.pack("=i", -errno.ENOENT)))
     assert ctnetlink.find(ends[0], FLOW) is None
 
 
 def test_not_permitted(ends: Ends) -> None:
-    ends[1].send(message(ctnetlink.NLMSG_ERROR, struct.pack("=i", -errno.EPERM)))
+    ends[1].send(message(netlink.NLMSG_ERROR, struct.pack("=i", -errno.EPERM)))
     with pytest.raises(PermissionError):
         ctnetlink.find(ends[0], FLOW)
 
@@ -111,7 +112,7 @@ def test_not_permitted(ends: Ends) -> None:
 def test_a_dump_that_an_old_kernel_did_not_filter(ends: Ends) -> None:
     foreign = Tuple(bytes([10, 9, 9, 9]), 1, SERVER, 5672)
     other = ctnetlink.encode_tuple(1, foreign) + ctnetlink.encode_tuple(2, foreign.reversed())
-    done = message(ctnetlink.NLMSG_DONE, bytes(4))
+    done = message(netlink.NLMSG_DONE, bytes(4))
     for data in (answer(WHOLE) + answer(other), done, answer(other), done):
         ends[1].send(data)
     assert list(ctnetlink.from_address(ends[0], CLIENT)) == [entry()]
