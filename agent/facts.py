@@ -327,6 +327,37 @@ class LockFact:
 
 
 @dataclass(frozen=True)
+class ConntrackFact:
+    """The conntrack table of one network namespace. Source: ctnetlink GET_STATS and GET_STATS_CPU.
+
+    The counters have been growing since the namespace was made: what counts is the difference between two reads.
+    """
+
+    netns: int
+    """The namespace's inode."""
+    count: int
+    """Entries now."""
+    maximum: int | None
+    """nf_conntrack_max: the same number for every namespace of the node, each of which may have so many. None: an older
+    kernel does not tell."""
+    found: int = 0
+    invalid: int = 0
+    """Packets that belong to no known connection, where they should."""
+    insert_failed: int = 0
+    """New connections whose first packet was dropped because the entry was there already or the table changed."""
+    drop: int = 0
+    """New connections whose first packet was dropped because there was no room for an entry."""
+    early_drop: int = 0
+    """Unanswered entries thrown out to make room."""
+    error: int = 0
+
+    @property
+    def fill(self) -> float | None:
+        """Share of the table in use; None without a limit."""
+        return self.count / self.maximum if self.maximum else None
+
+
+@dataclass(frozen=True)
 class WorkFact:
     """What a thread is serving. Source: the frames' variables, read from memory without stopping the target."""
 

@@ -10,6 +10,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from stucktrace.collectors import netlink
 from stucktrace.collectors.netlink import NLA_F_NESTED, attribute, attributes
@@ -32,6 +33,9 @@ GENERAL = struct.Struct("!BBH")
 """struct nfgenmsg."""
 REPLY_S = 1.0
 """A namespace that does not answer a question in this time is not asked further."""
+
+
+COUNT = Path("/proc/sys/net/netfilter/nf_conntrack_count")
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,11 @@ class Entry:
     def is_of(self, flow: Tuple) -> bool:
         """Whether this is the entry of a flow, given in either direction as either side sees it."""
         return not {self.orig, self.reply}.isdisjoint({flow, flow.reversed()})
+
+
+def is_there() -> bool:
+    """The kernel tracks connections at all, in this network namespace or in another one."""
+    return COUNT.exists()
 
 
 def open_socket() -> socket.socket:
