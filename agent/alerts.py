@@ -102,6 +102,11 @@ class Alerts:
             alert.members.pop(member, None)
             alert.left[how] += 1
 
+    def open(self) -> Counter[tuple[str, str]]:
+        """How many are open, by code and severity."""
+        verdicts = (alert.report["verdict"] for alert in self._alerts.values() if alert.id and alert.members)
+        return Counter((verdict["code"], verdict["severity"]) for verdict in verdicts)
+
     def tick(self, now: float) -> list[Json]:
         """The events that are due."""
         return list(self._events(now))

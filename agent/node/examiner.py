@@ -9,7 +9,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -17,8 +17,8 @@ from stucktrace import report
 from stucktrace.collectors.kernel import open_kernel
 from stucktrace.diagnosis.model import STUCK, Budgets
 from stucktrace.errors import NoSuchProcess
-from stucktrace.inspection import Inspection, inspect_all
-from stucktrace.run import Options
+from stucktrace.inspection import Inspection, inspect_each
+from stucktrace.run import Options, Stacks
 
 THREADS = 2
 MOST_AT_ONCE = 16
@@ -26,6 +26,8 @@ MOST_AT_ONCE = 16
 DEADLINE_S = 60.0
 MOST_GIVEN_UP = 4
 """Hanging threads that are replaced."""
+MOST_THREADS_KEPT = 256
+"""Stacks of a process with more threads are not kept for the next examination."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,10 @@ class Examined:
 
 @dataclass(eq=False)
 class _Job:
-    pids: tuple[int, ...]
+    left: set[int]
+    """Who was not answered for yet."""
     budgets: Budgets
+    stacks: Mapping[int, Stacks]
     began: float = field(default_factory=time.monotonic)
     given_up: bool = False
 
@@ -54,11 +58,11 @@ class Examiner:
         self._engine = engine
         self._wake = wake
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[tuple[_Job, list[Examined]]] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[_Job, Examined]] = queue.SimpleQueue()
         self._running: list[_Job] = []
         self._given_up = 0
-        self.busy: set[int] = set()
-        """Who is being examined now."""
+        self._stacks: dict[int, Stacks] = {}
+        """Of the last examination: most suspects sleep from one to the next."""
         for _ in range(THREADS):
             self._start()
 
@@ -70,11 +74,19 @@ class Examiner:
         """How many more examinations would begin at once."""
         return THREADS - len(self._running)
 
+    @property
+    def busy(self) -> set[int]:
+        """Who is being examined now."""
+        return set().union(*(job.left for job in self._running))
+
     def submit(self, pids: tuple[int, ...], budgets: Budgets) -> None:
-        job = _Job(pids, budgets)
+        job = _Job(set(pids), budgets, {pid: self._stacks[pid] for pid in pids if pid in self._stacks})
         self._running.append(job)
-        self.busy.update(pids)
         self._jobs.put(job)
+
+    def forget(self, pid: int) -> None:
+        """It has ended."""
+        self._stacks.pop(pid, None)
 
     def answers(self) -> list[Examined]:
         """What is done since the last call; never waits."""
@@ -83,39 +95,50 @@ class Examiner:
             while True:
                 job, examined = self._answers.get_nowait()
                 if not job.given_up:
-                    self._running.remove(job)
-                    self.busy.difference_update(job.pids)
-                    found += examined
-        for job in [job for job in self._running if time.monotonic() - job.began > DEADLINE_S]:
-            if self._given_up == MOST_GIVEN_UP:
-                continue
-            self._given_up += 1
-            job.given_up = True
-            self._running.remove(job)
-            self.busy.difference_update(job.pids)
-            found += [Examined(pid, error=f"no answer within {DEADLINE_S:.0f} s") for pid in job.pids]
-            self._start()
+                    job.left.discard(examined.pid)
+                    self._keep(examined)
+                    found.append(examined)
+        for job in self._running[:]:
+            if not job.left:
+                self._running.remove(job)
+            elif time.monotonic() - job.began > DEADLINE_S and self._given_up < MOST_GIVEN_UP:
+                self._given_up += 1
+                job.given_up = True
+                self._running.remove(job)
+                found += [Examined(pid, error=f"no answer within {DEADLINE_S:.0f} s") for pid in job.left]
+                self._start()
         return found
+
+    def _keep(self, examined: Examined) -> None:
+        self._stacks.pop(examined.pid, None)
+        snapshot = examined.inspection.snapshot if examined.inspection else None
+        if snapshot is not None and snapshot.python is not None and len(snapshot.threads) <= MOST_THREADS_KEPT:
+            self._stacks[examined.pid] = Stacks(snapshot.threads, snapshot.python)
 
     def _work(self) -> None:
         opened = None
         while True:
             job = self._jobs.get()
+            left = set(job.left)
             try:
                 if opened is None:
                     opened = open_kernel(self._engine)
                 options = Options(self._engine, budgets=job.budgets, children=False)
                 kernel = opened
-                answers = inspect_all(job.pids, options, lambda kernel=kernel: kernel)  # type: ignore[misc]
-                examined = [_examined(job, pid, answer) for pid, answer in answers.items()]
+                for pid, answer in inspect_each(tuple(left), options, lambda kernel=kernel: kernel, job.stacks):  # type: ignore[misc]
+                    left.discard(pid)
+                    self._answered(job, _examined(job, pid, answer))
             except Exception as error:
                 if os.environ.get("STUCKTRACE_DEBUG"):
                     import traceback
 
                     traceback.print_exc()
-                examined = [Examined(pid, error=f"{type(error).__name__}: {error}") for pid in job.pids]
-            self._answers.put((job, examined))
-            self._wake()
+                for pid in left:
+                    self._answered(job, Examined(pid, error=f"{type(error).__name__}: {error}"))
+
+    def _answered(self, job: _Job, examined: Examined) -> None:
+        self._answers.put((job, examined))
+        self._wake()
 
 
 def _examined(job: _Job, pid: int, answer: Inspection | Exception) -> Examined:

@@ -194,9 +194,9 @@ class Heartbeats:
         last = self._overdue.pop(key, None)
         return last is not None and time.monotonic() - last >= (process.worker.timeout_s or 0.0)
 
-    def overdue(self, processes: Mapping[int, Tracked]) -> set[int]:
-        """The workers whose heartbeat is older than their threshold."""
-        found = set()
+    def overdue(self, processes: Mapping[int, Tracked]) -> dict[int, float]:
+        """The workers whose heartbeat is older than their threshold, with its age."""
+        found = {}
         for process in processes.values():
             limit_s, now = process.thresholds.heartbeat_s, time.monotonic()
             key = process.pid, process.start_time
@@ -209,7 +209,7 @@ class Heartbeats:
             self._overdue.pop(key, None)
             self._not_before[key] = now + max(0.0, limit_s - age_s)
             if age_s >= limit_s:
-                found.add(process.pid)
+                found[process.pid] = age_s
                 self._overdue[key] = now - age_s
         return found
 
