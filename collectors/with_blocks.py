@@ -14,53 +14,19 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
-from stucktrace.collectors import memory
+from stucktrace.collectors import memory, python_frames
 from stucktrace.collectors.cpython_objects import LOCK_TYPES, RLOCK_TYPE, Reader
 from stucktrace.collectors.interpreter import Interpreter
+from stucktrace.collectors.python_frames import Frame, Walk
 
 DEADLINE_S = 0.25
-_MAX_THREADS = 10_000
-_MAX_FRAMES = 2_000
 _MAX_DEPTH = 1 << 10
-_STATE_BYTES = 256
-
-
-@dataclass(frozen=True)
-class _Offsets:
-    """Where CPython keeps what is walked here, in bytes. From the headers of 3.8.18, 3.9.18, 3.10.13, 3.11.7, 3.12.1
-    and 3.13.0; the same within a minor version."""
-
-    interpreters: int
-    threads: int
-    frame: tuple[int, ...]
-    """From the thread's state to its current frame: offsets to follow."""
-    code: int
-    previous: int
-    instruction: int = 0
-    values: int = 72
-    local_count: int = 72
-    """In the code object: how many slots of the frame are variables; the value stack begins behind them."""
-    first_instruction: int = 0
-    function_name: int = 32
-    blocks: int = 0
-    """Up to 3.10: the number of open blocks, and behind it the blocks."""
-
-
-_EXCEPTION_TABLE = 40
 _MAX_BLOCKS = 20
 _BLOCK_BYTES = 12
 _VALUE_STACK = 64
-_KNOWN = {
-    (3, 8): _Offsets(32, 8, (24,), 32, 24, function_name=64, blocks=112),
-    (3, 9): _Offsets(32, 8, (24,), 32, 24, function_name=64, blocks=112),
-    (3, 10): _Offsets(32, 8, (24,), 32, 24, blocks=104),
-    (3, 11): _Offsets(40, 16, (56, 8), 32, 48, 56, local_count=76, first_instruction=184),
-    (3, 12): _Offsets(40, 72, (56, 0), 0, 8, 56, first_instruction=192),
-    (3, 13): _Offsets(632, 7344, (72,), 0, 8, 56, first_instruction=200),
-}
 
 
 @dataclass(frozen=True)
@@ -88,16 +54,17 @@ NOTHING = Held({}, False)
 
 def read(reader: Reader, found: Interpreter | None, idents: Mapping[int, int]) -> Held:
     """`idents`: pthread address -> the target's own tid. Answers NOTHING for a version whose frames are not known."""
-    if found is None or found.runtime is None or found.free_threaded or found.minor not in _KNOWN:
-        return NOTHING
-    walk = _Walk(reader, _offsets(reader.pid, found), found.runtime[0], idents)
     locks: dict[int, tuple[int, ...]] = {}
     try:
+        walk = python_frames.walk(reader, found, DEADLINE_S)
+        if walk is None:
+            return NOTHING
+        blocks = _Blocks(walk)
         for state in walk.states():
-            ns_tid = walk.owner(state)
+            ns_tid = walk.owner(state, idents)
             if ns_tid is None or time.monotonic() > walk.ends:
                 return Held(locks, False)
-            locks[ns_tid] = locks.get(ns_tid, ()) + tuple(walk.held(state))
+            locks[ns_tid] = locks.get(ns_tid, ()) + tuple(blocks.held(state))
     except ProcessLookupError:
         raise
     except (OSError, struct.error):
@@ -106,91 +73,37 @@ def read(reader: Reader, found: Interpreter | None, idents: Mapping[int, int]) -
     return Held(locks, set(idents.values()) <= locks.keys())
 
 
-def _offsets(pid: int, found: Interpreter) -> _Offsets:
-    """From 3.13 on the runtime begins with a table of offsets, the truth about its own build."""
-    assert found.minor is not None and found.runtime is not None
-    known = _KNOWN[found.minor]
-    if found.minor < (3, 13):
-        return known
-    table = memory.read(pid, found.runtime[0], 192)
-    if table[:8] != b"xdebugpy":
-        return known
-    interpreters, threads, frame = (struct.unpack_from("<Q", table, position)[0] for position in (40, 72, 184))
-    return replace(known, interpreters=interpreters, threads=threads, frame=(frame,))
-
-
-class _Walk:
-    def __init__(self, reader: Reader, offsets: _Offsets, runtime: int, idents: Mapping[int, int]) -> None:
-        self.reader = reader
-        self.pid = reader.pid
-        self.offsets = offsets
-        self.runtime = runtime
-        self.idents = idents
-        self.ends = time.monotonic() + DEADLINE_S
-        self._codes: dict[int, tuple[int, bytes]] = {}
-
-    def states(self) -> Iterator[int]:
-        """The thread states of the main interpreter."""
-        interpreter = self._word(self.runtime + self.offsets.interpreters)
-        state = self._word(interpreter + self.offsets.threads)
-        for _ in range(_MAX_THREADS):
-            if not state:
-                return
-            yield state
-            state = self._word(state + 8)
-
-    def owner(self, state: int) -> int | None:
-        """Whose state it is: it holds the thread's pthread address, and the tid beside it."""
-        for word in struct.unpack(f"<{_STATE_BYTES // 8}Q", memory.read(self.pid, state, _STATE_BYTES)):
-            if word in self.idents:
-                return self.idents[word]
-        return None
+class _Blocks:
+    def __init__(self, walk: Walk) -> None:
+        self.walk = walk
+        self.reader = walk.reader
+        self.pid = walk.pid
+        self.offsets = walk.offsets
+        self._words, self._word = walk.words, walk.word
 
     def held(self, state: int) -> Iterator[int]:
-        frame = state
-        for offset in self.offsets.frame:
-            frame = self._word(frame + offset)
-        for _ in range(_MAX_FRAMES):
-            if not frame or time.monotonic() > self.ends:
-                return
-            head = memory.read(self.pid, frame, 72)
-            values = self._in_blocks(frame, head) if self.offsets.blocks else self._in_ranges(frame, head)
+        for frame in self.walk.frames(state):
+            values = self._in_blocks(frame) if self.offsets.blocks else self._in_ranges(frame)
             yield from filter(None, map(self._lock_of, values))
-            (frame,) = struct.unpack_from("<Q", head, self.offsets.previous)
 
-    def _in_ranges(self, frame: int, head: bytes) -> tuple[int, ...]:
+    def _in_ranges(self, frame: Frame) -> tuple[int, ...]:
         """The values that are alive as the exception table says."""
-        (code,) = struct.unpack_from("<Q", head, self.offsets.code)
-        (instruction,) = struct.unpack_from("<Q", head, self.offsets.instruction)
-        variables, table = self._code(code)
-        depth = alive(table, (instruction - code - self.offsets.first_instruction) // 2) if table else 0
-        return self._words(frame + self.offsets.values + 8 * variables, depth)
+        code = self.walk.code(frame.code)
+        if code is None or not code.table:
+            return ()
+        (instruction,) = struct.unpack_from("<Q", frame.head, self.offsets.instruction)
+        depth = alive(code.table, (instruction - frame.code - self.offsets.first_instruction) // 2)
+        return self._words(frame.address + self.offsets.variables + 8 * code.variables, depth)
 
-    def _in_blocks(self, frame: int, head: bytes) -> tuple[int, ...]:
+    def _in_blocks(self, frame: Frame) -> tuple[int, ...]:
         """The values below the innermost open block: its type, its handler and its level are three ints."""
-        (count,) = struct.unpack("<i", memory.read(self.pid, frame + self.offsets.blocks, 4))
+        (count,) = struct.unpack("<i", memory.read(self.pid, frame.address + self.offsets.blocks, 4))
         if not 0 < count <= _MAX_BLOCKS:
             return ()
-        innermost = frame + self.offsets.blocks + 8 + _BLOCK_BYTES * (count - 1)
+        innermost = frame.address + self.offsets.blocks + 8 + _BLOCK_BYTES * (count - 1)
         (level,) = struct.unpack("<i", memory.read(self.pid, innermost + 8, 4))
-        (stack,) = struct.unpack_from("<Q", head, _VALUE_STACK)
+        (stack,) = struct.unpack_from("<Q", frame.head, _VALUE_STACK)
         return self._words(stack, level) if 0 < level < _MAX_DEPTH else ()
-
-    def _code(self, address: int) -> tuple[int, bytes]:
-        """(number of variables, exception table) of a code object; (0, b"") for the interpreter's own shims."""
-        if address not in self._codes:
-            self._codes[address] = self._read_code(address)
-        return self._codes[address]
-
-    def _read_code(self, address: int) -> tuple[int, bytes]:
-        if not address or self.reader.type_name(self._word(address + 8)) != "code":
-            return 0, b""
-        table = self._word(address + _EXCEPTION_TABLE)
-        length = self._word(table + 16)
-        (variables,) = struct.unpack("<I", memory.read(self.pid, address + self.offsets.local_count, 4))
-        if not 0 <= length < 1 << 20 or variables > 1 << 16:
-            return 0, b""
-        return variables, memory.read(self.pid, table + 32, length) if length else b""
 
     def _lock_of(self, value: int) -> int | None:
         """The lock whose bound `__exit__`, or that of the Condition around it, this value of the stack is."""
@@ -229,13 +142,6 @@ class _Walk:
 
     def _is_lock(self, address: int) -> bool:
         return self.reader.class_name(address) in (*LOCK_TYPES, RLOCK_TYPE)
-
-    def _words(self, address: int, count: int) -> tuple[int, ...]:
-        return struct.unpack(f"<{count}Q", memory.read(self.pid, address, 8 * count)) if count else ()
-
-    def _word(self, address: int) -> int:
-        word: int = struct.unpack("<Q", memory.read(self.pid, address, 8))[0]
-        return word
 
 
 def alive(table: bytes, instruction: int) -> int:
