@@ -8,10 +8,11 @@ used and the process ends without tearing itself down.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -22,6 +23,7 @@ from stucktrace.output import OutputFailed, colour_wanted, complain, prepare, te
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
     from stucktrace.inspection import Inspection
+    from stucktrace.ps import Row, Table
     from stucktrace.run import Options
 
 STARTED = time.perf_counter()
@@ -217,6 +219,112 @@ def list_candidates(as_json: bool) -> int:
     return 0
 
 
+PS_STATUS_HELP = """\b
+Exit status:
+  0  the table was made; what is wrong with a process stands in it
+  2  usage error
+  3  nothing could be seen: not permitted
+"""
+
+
+@cli.command("ps", epilog=PS_STATUS_HELP)
+@click.option("--match", metavar="REGEX", help="Other Python processes too, whose command line matches.")
+@click.option("--all", "everything", is_flag=True, help="All Python processes.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a process and line (schema stucktrace.ps/1).")
+@click.option("--no-verdict", is_flag=True, help="Only a glance: what the kernel shows at once.")
+@click.option(
+    "--watch",
+    "watch_s",
+    type=click.FloatRange(0.2, 3600),
+    is_flag=False,
+    flag_value=2.0,
+    metavar="[SECONDS]",
+    help="Look again every SECONDS (default 2); q or Ctrl-C ends it.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "core", "none"]),
+    default="auto",
+    show_default=True,
+    help="How the kernel is asked, as for pid.",
+)
+def ps_command(
+    *, match: str | None, everything: bool, as_json: bool, no_verdict: bool, watch_s: float | None, engine: str
+) -> NoReturn:
+    """The workers of this node: what each one is in and since when, its work in hand, and a verdict.
+
+    gunicorn's and Celery's masters come first, each with its workers beneath it. IN and FOR are about the main thread;
+    of a stuck process about the thread that is stuck.
+    """
+    from stucktrace.inspection import Opening
+    from stucktrace.ps import Selection, Table
+    from stucktrace.run import Options
+
+    selection = Selection(None if match is None else parse_pattern(match), everything)
+    table = Table(selection, Options(engine), Opening(engine).opened, verdicts=not no_verdict)
+    if watch_s is None:
+        leave(show_table(table, as_json))
+    from stucktrace import watch
+
+    leave(watch.on_terminal(table, watch_s) if watch.possible() and not as_json else again(table, watch_s, as_json))
+
+
+def show_table(table: Table, as_json: bool) -> int:
+    """Prints the table once, complete."""
+    from stucktrace.sinks.table import as_json as row_as_json
+    from stucktrace.sinks.table import render, summary
+
+    watchdog = threading.Timer(DEADLINE_S, give_up)
+    watchdog.daemon = True
+    watchdog.start()
+    began = time.time()
+    *_, rows = table.look()
+    if as_json:
+        for row in rows:
+            write_json(row_as_json(row, began))
+    elif rows:
+        width = os.get_terminal_size(1).columns if os.isatty(1) else None
+        write("\n".join(render(rows, width=width, colour=colour_wanted())) + "\n")
+        if width is not None:
+            write(f"\n{summary(rows)}\n")
+    watchdog.cancel()
+    return complain_of(table, rows)
+
+
+def complain_of(table: Table, rows: Collection[Row]) -> int:
+    """One line where nothing is shown or too little could be seen, and the exit status."""
+    from stucktrace.collectors import procfs
+
+    if table.blind or (not rows and procfs.hides_processes()):
+        complain(*table.blind or ("/proc is mounted with hidepid", "run as root, or in hidepid's gid= group"))
+        return 3
+    if not rows:
+        complain(
+            "no gunicorn or Celery process can be seen from here",
+            "--match REGEX or --all shows other Python processes; a debug container needs the target's PID namespace "
+            "(hostPID, or --target)",
+        )
+    return 0
+
+
+def again(table: Table, seconds: float, as_json: bool) -> NoReturn:
+    """A table each time, until somebody ends it."""
+    while True:
+        began = time.monotonic()
+        show_table(table, as_json)
+        if not as_json:
+            write("\n")
+        time.sleep(max(0.0, began + seconds - time.monotonic()))
+
+
+def parse_pattern(text: str) -> re.Pattern[str]:
+    """A regular expression as typed."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise UsageError(f"--match: not a regular expression: {error}", "escape what is meant literally") from None
+
+
 @cli.command("agent")
 @click.option("--match", metavar="REGEX", help="Watch other Python processes too, whose command line matches.")
 @click.option(
@@ -251,14 +359,9 @@ def agent_command(
     A process that gets stuck opens an alert, with its stack and the proof, before gunicorn's timeout kills it. The
     alert is updated while it lasts and resolved when it is over. Ends with status 0 on SIGTERM.
     """
-    import re
-
     from stucktrace.node.loop import Agent
 
-    try:
-        pattern = re.compile(match) if match is not None else None
-    except re.error as error:
-        raise UsageError(f"--match: not a regular expression: {error}", "escape what is meant literally") from None
+    pattern = None if match is None else parse_pattern(match)
     Agent(pattern, interval_s, stuck_after_s, engine, as_json or not os.isatty(1)).run()
     leave(0)
 

@@ -153,7 +153,7 @@ def _answer(run: Run, family: tuple[int, ...], seen: _Passes) -> Inspection | St
 
 
 def _siblings(run: Run, snapshot: Snapshot, diagnosis: Diagnosis) -> Siblings | None:
-    if diagnosis.verdict.verdict_class != STUCK:
+    if diagnosis.verdict.verdict_class != STUCK or not run.options.siblings:
         return None
     from stucktrace.siblings import count
 

@@ -35,6 +35,8 @@ class Options:
     budgets: Budgets = field(default_factory=Budgets)
     children: bool = True
     """A master's children are looked at with it."""
+    siblings: bool = True
+    """Of a stuck process it is counted how many of its siblings wait for the same: that reads their stacks too."""
 
 
 @dataclass(frozen=True)
