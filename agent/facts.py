@@ -230,6 +230,8 @@ class SocketFact:
     """The network namespace that `conntrack` is about."""
     conntrack_assumes: str = ""
     """What "absent" takes for granted to mean that packets are lost; "" when nothing."""
+    conntrack_seen_s: float | None = None
+    """How long ago the agent saw the entry there that is absent now; None: it did not."""
     window_received_bytes: int | None = None
     """Bytes that arrived between two looks; None when there was one look."""
     window_acked_bytes: int | None = None
@@ -350,6 +352,10 @@ class ConntrackFact:
     early_drop: int = 0
     """Unanswered entries thrown out to make room."""
     error: int = 0
+    where: str = ""
+    """What to call the namespace."""
+    window_drop: int | None = None
+    """How far `drop` grew between two reads; None when there was one."""
 
     @property
     def fill(self) -> float | None:
@@ -510,6 +516,8 @@ class Snapshot:
     activity_complete: bool = False
     """True: the waits probes counted in the whole window, so no entry means no call returned."""
     tcp_events: tuple[TcpEvent, ...] = ()
+    conntrack: tuple[ConntrackFact, ...] = ()
+    """Full tables on the way of a connect that is not answered; they are read for such a one only."""
     window_s: float = 0.0
     """Time between the two looks; 0 when there was one."""
     fds: Mapping[int, str] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from stucktrace.diagnosis.network_connect import RESOLVER_POLL_S
 from stucktrace.diagnosis.stacks import Purpose
 from stucktrace.facts import (
     CallActivity,
+    ConntrackFact,
     EpollFact,
     FileLockFact,
     Frame,
@@ -48,6 +49,7 @@ class Look:
     locks: tuple[LockFact, ...] = ()
     file_locks: tuple[FileLockFact, ...] = ()
     relatives: tuple[Relative, ...] = ()
+    conntrack: tuple[ConntrackFact, ...] = ()
     fds: Mapping[int, str] | None = None
     """None: the fd table could not be read."""
 
@@ -84,6 +86,7 @@ def snapshot(
         activity=window.activity if window else (),
         activity_complete=window.complete if window else False,
         tcp_events=window.tcp_events if window else (),
+        conntrack=look.conntrack,
         window_s=window.seconds if window else 0.0,
         fds=look.fds or {},
         fds_complete=look.fds is not None,

@@ -18,6 +18,7 @@ from stucktrace.join import Look, Window
 from stucktrace.run import Run, Stacks
 
 if TYPE_CHECKING:
+    from stucktrace.collectors.conntrack import Answers
     from stucktrace.collectors.file_holders import Held
     from stucktrace.collectors.openfiles import OpenFiles
 
@@ -55,7 +56,8 @@ def look(
         for pid in files
     }
     sockets_of = _sockets(run, pids, files, details)
-    sockets_of = {pid: _entries(run, pid, sockets_of[pid], details.get(pid, ())) for pid in sockets_of}
+    entries = {pid: _entries(run, pid, sockets_of[pid], details.get(pid, ())) for pid in sockets_of}
+    sockets_of = {pid: asked.sockets if (asked := entries[pid]) else sockets_of[pid] for pid in sockets_of}
     held = run.collect("pipes", None, partial(_pipe_holders, processes, files)) if len(files) > 1 else None
     pipes_of = {
         pid: run.collect("pipes", (), partial(pipes.collect, processes[pid], files[pid], held), pid) for pid in files
@@ -87,6 +89,7 @@ def look(
             ),
             file_locks=run.collect("file locks", (), partial(file_locks.collect, process, seen_threads), pid),
             relatives=relatives_of[pid],
+            conntrack=asked.full if (asked := entries.get(pid)) else (),
             fds=files[pid].links if pid in files and files[pid].complete else None,
         )
     return looks
@@ -115,20 +118,21 @@ def _sockets(
     return seen
 
 
-def _entries(
-    run: Run, pid: int, sockets: tuple[SocketFact, ...], waited_fds: Collection[int]
-) -> tuple[SocketFact, ...]:
-    """The same sockets; conntrack is asked about those that a thread waits on and that retransmit, if there are any."""
-    if not any(socket.unacked and socket.retransmits and socket.protocol == "tcp" for socket in sockets):
-        return sockets
+def _entries(run: Run, pid: int, sockets: tuple[SocketFact, ...], waited_fds: Collection[int]) -> Answers | None:
+    """What conntrack says of those that a thread waits on and that retransmit or lost their entry, if there are any."""
+    lost = run.options.sightings.lost if run.options.sightings else ()
+    if not any(
+        socket.protocol == "tcp" and ((socket.unacked and socket.retransmits) or socket.inode in lost)
+        for socket in sockets
+    ):
+        return None
     from stucktrace.collectors import conntrack
 
-    asked, unanswered = run.collect(
-        "conntrack", (sockets, ()), partial(conntrack.collect, pid, sockets, waited_fds), pid
-    )
-    for missing in unanswered:
+    collect = partial(conntrack.collect, pid, sockets, waited_fds, run.options.sightings)
+    answers = run.collect("conntrack", None, collect, pid)
+    for missing in answers.missing if answers else ():
         run.miss(missing, pid)
-    return asked
+    return answers
 
 
 def _pipe_holders(

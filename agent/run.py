@@ -18,6 +18,7 @@ from stucktrace.errors import CannotInspect, CollectorError
 from stucktrace.facts import Missing, PythonFact, ThreadFact
 
 if TYPE_CHECKING:
+    from stucktrace.collectors.conntrack import Sightings
     from stucktrace.collectors.kernel import Kernel
 
 T = TypeVar("T")
@@ -37,6 +38,8 @@ class Options:
     """A master's children are looked at with it."""
     siblings: bool = True
     """Of a stuck process it is counted how many of its siblings wait for the same: that reads their stacks too."""
+    sightings: Sightings | None = None
+    """Where the agent saw the conntrack entries of connections."""
 
 
 @dataclass(frozen=True)

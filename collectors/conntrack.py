@@ -1,26 +1,54 @@
 """Whether conntrack still knows a TCP flow that gets no answer, and what a missing entry can prove.
 
-Source: ctnetlink in the target's own network namespace, in ours and in pid 1's (where they differ and may be entered).
-Nothing is asked where conntrack tracks nothing. A missing entry says nothing by itself: the flow may take another way,
-be exempt (notrack), or stand in another zone. So it counts only where conntrack tracks a flow like it right now, and
-is certain only where a rule that was read drops whatever has no entry and nothing can give the flow a new one.
+Source: ctnetlink in the target's own network namespace, in ours and in pid 1's (where they differ and may be entered),
+and wherever the agent has seen the entry. Nothing is asked where conntrack tracks nothing. A missing entry says nothing
+by itself: the flow may take another way, be exempt (notrack), or stand in another zone. So it counts only where the
+agent saw it before, or where conntrack tracks a flow like it right now; and it is certain only where a rule that was
+read drops whatever has no entry and nothing can give the flow a new one.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
-from stucktrace.collectors import ctnetlink, netns, nft_rules
+from stucktrace.collectors import conntrack_full, ctnetlink, netns, nft_rules
 from stucktrace.collectors.addresses import is_loopback, parse_endpoint
 from stucktrace.collectors.ctnetlink import Entry, Tuple
-from stucktrace.facts import Missing, SocketFact
+from stucktrace.facts import ConntrackFact, Missing, SocketFact
 
 SYSCTL = Path("/proc/sys/net/netfilter")
 PRESENT, ABSENT = "present", "absent"
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """A conntrack table had the entry of a connection."""
+
+    netns: int
+    """The namespace's inode."""
+    path: str
+    """A file that stands for it."""
+    where: str
+    flow: Tuple
+    """The connection as it is seen there: its own address and its peer's."""
+    time_s: float
+    """CLOCK_MONOTONIC."""
+
+
+class Sightings(Protocol):
+    """What the agent saw of the connections of its processes, by the inode of the socket."""
+
+    lost: Collection[int]
+    """Sockets of which an entry is gone."""
+
+    def of(self, inode: int, flow: Tuple) -> tuple[Sighting, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -32,49 +60,80 @@ class Answer:
     assumes: str = ""
     """What "absent" takes for granted; "" where nothing is."""
     entry: Entry | None = None
+    seen_s: float | None = None
 
 
-def is_suspect(socket: SocketFact, waited_fds: Collection[int]) -> bool:
-    """A thread waits on it, and what it sent is being retransmitted."""
+@dataclass(frozen=True)
+class Place:
+    """A namespace to ask."""
+
+    netns: int
+    path: str
+    where: str
+    own: bool
+    """It is the target's."""
+    seen: Mapping[int, Sighting]
+    """Inode of a socket -> when its entry was there."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    sockets: tuple[SocketFact, ...]
+    """The suspects among them with their `conntrack` fields."""
+    full: tuple[ConntrackFact, ...] = ()
+    """The tables that have no room for the connection that a suspect asks for."""
+    missing: tuple[Missing, ...] = ()
+
+
+def is_suspect(socket: SocketFact, waited_fds: Collection[int], lost: Collection[int] = ()) -> bool:
+    """A thread waits on it, and what it sent is being retransmitted, or its entry is known to be gone."""
+    retransmits = socket.unacked and socket.timer == "retransmit" and socket.retransmits
     return bool(
         socket.protocol == "tcp"
-        and socket.unacked
-        and socket.timer == "retransmit"
-        and socket.retransmits
+        and (retransmits or (socket.inode in lost and socket.state == "ESTABLISHED"))
         and not set(socket.fds).isdisjoint(waited_fds)
     )
 
 
 def collect(
-    pid: int, sockets: tuple[SocketFact, ...], waited_fds: Collection[int]
-) -> tuple[tuple[SocketFact, ...], tuple[Missing, ...]]:
-    """The same sockets, the suspects among them with their `conntrack` fields.
-
-    A namespace that does not answer costs its own answers only.
-    """
-    flows = {socket.inode: flow for socket in sockets if is_suspect(socket, waited_fds) and (flow := _flow(socket))}
+    pid: int, sockets: tuple[SocketFact, ...], waited_fds: Collection[int], sightings: Sightings | None = None
+) -> Answers:
+    """A namespace that does not answer costs its own answers only."""
+    lost = sightings.lost if sightings else ()
+    flows = {
+        socket.inode: flow for socket in sockets if is_suspect(socket, waited_fds, lost) and (flow := flow_of(socket))
+    }
+    asking = {socket.inode for socket in sockets if socket.state == "SYN_SENT"}
+    known = {inode: sightings.of(inode, flow) for inode, flow in flows.items()} if sightings else {}
     found: dict[int, Answer] = {}
+    full: list[ConntrackFact] = []
     missing: list[Missing] = []
     # Behind the target's own namespace the flow has the addresses that were translated there.
     outside = dict(flows)
-    for representative, where in _namespaces(pid) if flows else ():
-        own = representative == pid
+    for place in _places(pid, known) if flows else ():
         try:
-            answers = netns.inside(representative, partial(_look, outside, where, own=own))
+            answers, table = netns.enter(place.path, partial(_look, outside, asking, place))
         except OSError as error:
-            missing.extend(_missing(error, where))
+            missing.extend(_missing(error, place.where))
             continue
+        full += [table] if table is not None else []
         for inode, answer in answers.items():
-            if own and answer.entry is not None:
+            if place.own and answer.entry is not None:
                 outside[inode] = as_sent_on(flows[inode], answer.entry)
             found[inode] = max((found.get(inode, answer), answer), key=_weight)
-    return tuple(_with(socket, found.get(socket.inode)) for socket in sockets), tuple(missing)
+    return Answers(tuple(_with(socket, found.get(socket.inode)) for socket in sockets), tuple(full), tuple(missing))
 
 
 def _with(socket: SocketFact, answer: Answer | None) -> SocketFact:
     if answer is None:
         return socket
-    return replace(socket, conntrack=answer.state, conntrack_where=answer.where, conntrack_assumes=answer.assumes)
+    return replace(
+        socket,
+        conntrack=answer.state,
+        conntrack_where=answer.where,
+        conntrack_assumes=answer.assumes,
+        conntrack_seen_s=answer.seen_s,
+    )
 
 
 def _missing(error: OSError, where: str) -> Iterator[Missing]:
@@ -98,15 +157,16 @@ def _weight(answer: Answer) -> int:
     return 1 if answer.assumes else 2
 
 
-def _flow(socket: SocketFact) -> Tuple | None:
+def flow_of(socket: SocketFact) -> Tuple | None:
+    """From its own address to its peer's; None where it has no peer elsewhere."""
     local, remote = parse_endpoint(socket.local), parse_endpoint(socket.remote)
     if local is None or remote is None or len(local[0]) != len(remote[0]) or is_loopback(remote[0]):
         return None
     return Tuple(*local, *remote)
 
 
-def _namespaces(pid: int) -> Iterator[tuple[int, str]]:
-    """(a pid that lives there, what to call it) of each namespace to ask, the target's own one first."""
+def places(pid: int) -> Iterator[tuple[int, str, str]]:
+    """(inode, path, what to call it) of each namespace that every flow of `pid` may cross, its own one first."""
     seen = set()
     for representative, where in (
         (pid, "the target's network namespace"),
@@ -116,45 +176,70 @@ def _namespaces(pid: int) -> Iterator[tuple[int, str]]:
         inode = netns.inode_of(representative)
         if inode is not None and inode not in seen:
             seen.add(inode)
-            yield representative, where
+            yield inode, netns.path_of(representative), where
 
 
-def _look(flows: dict[int, Tuple], where: str, *, own: bool) -> dict[int, Answer]:
-    """What the namespace of the calling thread says; flows that it says nothing about are left out."""
-    # Asking would make the kernel load its modules: so only where they are and where something is tracked.
-    if not _sysctl("nf_conntrack_count"):
-        return {}
+def _places(pid: int, known: Mapping[int, tuple[Sighting, ...]]) -> Iterator[Place]:
+    seen: dict[int, dict[int, Sighting]] = {}
+    for socket, sightings in known.items():
+        for sighting in sightings:
+            seen.setdefault(sighting.netns, {})[socket] = sighting
+    for inode, path, where in places(pid):
+        yield Place(inode, path, where, inode == netns.inode_of(pid), seen.pop(inode, {}))
+    for inode, there in seen.items():
+        one = next(iter(there.values()))
+        yield Place(inode, one.path, one.where, False, there)
+
+
+def _look(
+    flows: Mapping[int, Tuple], asking: AbstractSet[int], place: Place
+) -> tuple[dict[int, Answer], ConntrackFact | None]:
+    """What the namespace of the calling thread says; flows that it says nothing about are left out.
+
+    Of a connection that is being asked for (`asking`) only a full table says anything.
+    """
+    if netns.inode_of("thread-self") != place.netns:
+        # The file stands for another namespace by now.
+        return {}, None
+    # Asking would make the kernel load its modules: so only where they are and where something is or was tracked.
+    if not _sysctl("nf_conntrack_count") and not place.seen:
+        return {}, None
     found = {}
     tracked: dict[bytes, tuple[Entry, ...]] = {}
     with ctnetlink.open_socket() as netfilter:
-        for inode, flow in flows.items():
+        table = conntrack_full.read(netfilter, place.where) if not asking.isdisjoint(flows) else None
+        for inode, socket_flow in flows.items():
+            seen = place.seen.get(inode)
+            flow = seen.flow if seen else socket_flow
             entry = ctnetlink.find(netfilter, flow) or ctnetlink.find(netfilter, flow.reversed())
             if entry is not None:
-                found[inode] = Answer(PRESENT, where, entry=entry)
-                continue
-            if flow.source not in tracked:
-                tracked[flow.source] = tuple(ctnetlink.from_address(netfilter, flow.source))
-            answer = _absent(flow, tracked[flow.source], where, own=own)
-            if answer is not None:
-                found[inode] = answer
-    return found
+                found[inode] = Answer(PRESENT, place.where, entry=entry)
+            elif inode in asking:
+                if table is not None:
+                    found[inode] = Answer(ABSENT, place.where)
+            else:
+                if flow.source not in tracked:
+                    tracked[flow.source] = tuple(ctnetlink.from_address(netfilter, flow.source))
+                answer = _absent(flow, tracked[flow.source], place, seen)
+                if answer is not None:
+                    found[inode] = answer
+    return found, table
 
 
-def _absent(flow: Tuple, tracked: tuple[Entry, ...], where: str, *, own: bool) -> Answer | None:
-    """No entry in the default zone: what that is worth, by what else is tracked of the flow's own address."""
+def _absent(flow: Tuple, tracked: tuple[Entry, ...], place: Place, seen: Sighting | None) -> Answer | None:
+    """No entry in the default zone: what that is worth, by what was and what else is tracked of the flow's address."""
     for entry in tracked:
         if entry.is_of(flow):
-            return Answer(PRESENT, f"{where} (zone {entry.zone})", entry=entry)
-    alike = [entry for entry in tracked if entry.answered and is_alike(entry, flow)]
-    if not alike:
+            return Answer(PRESENT, f"{place.where} (zone {entry.zone})", entry=entry)
+    if seen is None and not any(entry.answered and is_alike(entry, flow) for entry in tracked):
         return None
     if _sysctl("nf_conntrack_tcp_loose") != 0:
         assumes = "a firewall rule lets no packet through that belongs to no known connection"
-    elif not nft_rules.drops_invalid(len(flow.source) == 4, own=own):
+    elif not nft_rules.drops_invalid(len(flow.source) == 4, own=place.own):
         assumes = "a firewall rule drops what conntrack calls INVALID"
     else:
         assumes = ""
-    return Answer(ABSENT, where, assumes)
+    return Answer(ABSENT, place.where, assumes, seen_s=max(0.0, time.monotonic() - seen.time_s) if seen else None)
 
 
 def is_alike(entry: Entry, flow: Tuple) -> bool:

@@ -7,8 +7,6 @@ namespace. The maximum is the node's: a namespace has no table of its own beyond
 from __future__ import annotations
 
 import socket
-from collections import Counter
-from functools import partial
 
 from stucktrace.collectors import ctnetlink, netns
 from stucktrace.collectors.ctnetlink import CTNETLINK, number
@@ -26,27 +24,37 @@ def read(pid: int | None = None) -> ConntrackFact | None:
 
     OSError where the kernel does not answer: PermissionError without CAP_NET_ADMIN there.
     """
-    inode = netns.inode_of("self" if pid is None else pid)
     # Asking would make the kernel load its modules.
-    if inode is None or not ctnetlink.is_there():
+    if not ctnetlink.is_there():
         return None
-    work = partial(_read, inode)
-    return work() if pid is None else netns.inside(pid, work)
+    return _read() if pid is None else netns.inside(pid, _read)
 
 
-def _read(inode: int) -> ConntrackFact:
+def _read() -> ConntrackFact:
     with ctnetlink.open_socket() as netfilter:
-        return ask(netfilter, inode)
+        return ask(netfilter)
 
 
-def ask(netfilter: socket.socket, inode: int) -> ConntrackFact:
-    """As a socket tells it that was opened in the namespace with this inode."""
+def ask(netfilter: socket.socket, inode: int | None = None) -> ConntrackFact:
+    """As a socket tells it that was opened in the namespace with this inode (None: the calling thread's)."""
     table: dict[int, int] = {}
     for _, body in ctnetlink.ask(netfilter, CTNETLINK, GET_STATS, 0, b"", dump=False):
         table.update((kind, number(value)) for kind, value in attributes(body))
-    counters: Counter[str] = Counter()
+    counters = dict.fromkeys(COUNTERS.values(), 0)
     for _, body in ctnetlink.ask(netfilter, CTNETLINK, GET_STATS_CPU, 0, b"", dump=True):
         for kind, value in attributes(body):
             if kind in COUNTERS and len(value) == 4:
                 counters[COUNTERS[kind]] += number(value)
-    return ConntrackFact(inode, table.get(GLOBAL_ENTRIES, 0), table.get(GLOBAL_MAXIMUM), **counters)
+    if inode is None:
+        inode = netns.inode_of("thread-self") or 0
+    return ConntrackFact(
+        inode,
+        table.get(GLOBAL_ENTRIES, 0),
+        table.get(GLOBAL_MAXIMUM),
+        found=counters["found"],
+        invalid=counters["invalid"],
+        insert_failed=counters["insert_failed"],
+        drop=counters["drop"],
+        early_drop=counters["early_drop"],
+        error=counters["error"],
+    )

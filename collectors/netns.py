@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 CLONE_NEWNET = 0x40000000
+NAMED = Path("/run/netns")
 SYSCTL = Path("/proc/sys/net/ipv4")
 T = TypeVar("T")
 
@@ -27,19 +28,28 @@ def inode_of(pid: int | str) -> int | None:
         return None
 
 
+def path_of(pid: int) -> str:
+    return f"/proc/{pid}/ns/net"
+
+
 def own() -> int | None:
     return inode_of("self")
 
 
 def inside(pid: int, work: Callable[[], T]) -> T:
     """`work` done by a thread in the namespace of `pid`. OSError where it may not be entered, or from `work`."""
-    if inode_of(pid) == own() is not None:
+    return enter(path_of(pid), work)
+
+
+def enter(path: str, work: Callable[[], T]) -> T:
+    """As `inside`, for the namespace that this file stands for."""
+    if os.stat(path).st_ino == own():
         return work()
     outcome: list[T] = []
     failure: list[BaseException] = []
-    namespace = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
-    def enter() -> None:
+    def work_there() -> None:
         try:
             libc = ctypes.CDLL(None, use_errno=True)
             if libc.setns(namespace, CLONE_NEWNET):
@@ -49,7 +59,7 @@ def inside(pid: int, work: Callable[[], T]) -> T:
             failure.append(error)
 
     try:
-        thread = threading.Thread(target=enter, name="netns")
+        thread = threading.Thread(target=work_there, name="netns")
         thread.start()
         thread.join()
     finally:
@@ -70,6 +80,15 @@ def representatives() -> Iterator[tuple[int, int]]:
             if inode and inode not in seen:
                 seen.add(inode)
                 yield inode, int(entry)
+
+
+def named() -> Iterator[tuple[int, str]]:
+    """(inode, path) of the namespaces that `ip netns` made or named here: routers in between often hold no process."""
+    for path in NAMED.glob("*"):
+        try:
+            yield path.stat().st_ino, str(path)
+        except OSError:
+            continue
 
 
 @dataclass(frozen=True)

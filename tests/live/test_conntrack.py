@@ -86,6 +86,12 @@ class Client:
         )
 
     @property
+    def inode(self) -> int:
+        found = re.search(r"\bino:(\d+)", self.row["rest"])
+        assert found
+        return int(found.group(1))
+
+    @property
     def local(self) -> str:
         return self.row["local"]
 

@@ -1,0 +1,126 @@
+"""The conntrack tables of a node that have entries: one a network namespace, with a socket to ask and one to listen.
+
+Source: ctnetlink in every namespace that a process of this node lives in, or that has a name (/run/netns): routers in
+between often hold no process. A socket keeps its namespace alive, so one that is otherwise gone is let go at the next
+look. Needs NET_ADMIN, and SYS_ADMIN for namespaces other than the own one.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from stucktrace.collectors import conntrack_stats, ctnetlink, netns
+from stucktrace.collectors.conntrack_events import Stream
+from stucktrace.facts import ConntrackFact, Missing
+
+MOST_TABLES = 512
+CANNOT_ASK = Missing(
+    "conntrack", "the kernel does not let it ask for entries", "CAP_NET_ADMIN; without it a lost entry is not noticed"
+)
+CANNOT_ENTER = Missing(
+    "conntrack",
+    "other network namespaces may not be entered",
+    "CAP_SYS_ADMIN; without it entries are looked for in its own network namespace only",
+)
+
+
+@dataclass(eq=False)
+class Table:
+    """One namespace's."""
+
+    netns: int
+    path: str
+    """A file that stands for the namespace."""
+    where: str
+    asking: socket.socket
+    fact: ConntrackFact
+    stream: Stream | None = None
+    asked: dict[int, int] = field(default_factory=dict)
+    """Inode of a socket -> with how many names its entry was asked for here."""
+
+    def close(self) -> None:
+        self.asking.close()
+        if self.stream is not None:
+            self.stream.close()
+
+
+class Tables:
+    """All of the node's."""
+
+    def __init__(self) -> None:
+        self._all: dict[int, Table] = {}
+        self.missing: tuple[Missing, ...] = ()
+
+    def __iter__(self) -> Iterator[Table]:
+        """Those with entries, now or before."""
+        return (table for table in self._all.values() if table.stream is not None)
+
+    def get(self, inode: int) -> Table | None:
+        return self._all.get(inode)
+
+    def refresh(self) -> None:
+        """Finds new namespaces, lets go of those that are gone, and reads every table's counters."""
+        self.missing = ()
+        found = dict(_namespaces()) if ctnetlink.is_there() else {}
+        for inode in self._all.keys() - found.keys():
+            self._all.pop(inode).close()
+        for inode, (path, where) in found.items():
+            table = self._all.get(inode)
+            try:
+                if table is None:
+                    if len(self._all) < MOST_TABLES:
+                        self._all[inode] = _open(inode, path, where)
+                    continue
+                table.path = path
+                fact = conntrack_stats.ask(table.asking, inode)
+                table.fact = replace(fact, where=table.where, window_drop=max(0, fact.drop - table.fact.drop))
+                if fact.count and table.stream is None:
+                    table.stream = netns.enter(path, Stream)
+            except PermissionError:
+                self.missing = (CANNOT_ASK if inode == netns.own() else CANNOT_ENTER,)
+                if inode == netns.own():
+                    return
+            except OSError:
+                # Gone meanwhile.
+                continue
+
+    def close(self) -> None:
+        for table in self._all.values():
+            table.close()
+        self._all.clear()
+
+
+def _open(inode: int, path: str, where: str) -> Table:
+    def there() -> Table:
+        asking = ctnetlink.open_socket()
+        try:
+            fact = replace(conntrack_stats.ask(asking, inode), where=where)
+            return Table(inode, path, where, asking, fact, Stream() if fact.count else None)
+        except OSError:
+            asking.close()
+            raise
+
+    return netns.enter(path, there)
+
+
+def _namespaces() -> Iterator[tuple[int, tuple[str, str]]]:
+    """(inode, (path, what to call it)), the surest path last: later ones replace earlier ones."""
+    for inode, pid in list(netns.representatives()):
+        command = ""
+        with suppress(OSError), open(f"/proc/{pid}/comm", errors="replace") as file:
+            command = f" ({file.read().strip()})"
+        yield inode, (netns.path_of(pid), f"the network namespace of pid {pid}{command}")
+    for inode, path in netns.named():
+        yield inode, (path, f"the network namespace {Path(path).name}")
+    for pid, where in (
+        (1, "the network namespace of pid 1"),
+        (os.getpid(), "the network namespace that stucktrace runs in"),
+    ):
+        own = netns.inode_of(pid)
+        if own is not None:
+            yield own, (netns.path_of(pid), where)
