@@ -3,15 +3,17 @@
 The loop's thread hangs on no single socket, and the tasks have no stack of their own to read. What is left is the
 socket: one that its loop watches, that was opened from here, and that the kernel shows to be dead, unanswered, closed
 for writing, or unread by a peer on this node, for longer than a request may take. `likely`: the one assumption is that
-a task waits for it. An inbound connection is its client's business, and an unwatched one a pool's.
+a task waits for it; where conntrack has certainly lost its entry it is `proven`, and at once. An inbound connection is
+its client's business, and an unwatched one a pool's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from stucktrace.diagnosis import network, network_inbound, network_outage, network_remedies, tcp_timers
-from stucktrace.diagnosis.model import LIKELY, Budgets, Evidence, Finding, Later
+from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Evidence, Finding, Later
 from stucktrace.diagnosis.network_outage import PROVEN_S
 from stucktrace.diagnosis.purposes import Purpose
 from stucktrace.diagnosis.waits import POLL_CALLS, Wait, quiet, waits
@@ -78,12 +80,15 @@ def _unanswered(snapshot: Snapshot, wait: Wait, socket: SocketFact, limit_s: flo
 
 def _dead(snapshot: Snapshot, wait: Wait, socket: SocketFact, budgets: Budgets, limit_s: float) -> Iterator[Finding]:
     outage = network_outage.find_outage(snapshot, socket, budgets)
-    if outage is None or outage.since_s < limit_s:
+    if outage is None or (outage.since_s < limit_s and not network_outage.shows_early(socket)):
         return
     left_s = tcp_timers.gives_up_s(socket)
     ends = f"; the kernel gives up in about {age(left_s)}" if left_s is not None else ""
     text = f"holds a connection to {network.peer_name(socket)} on which {outage.what}: it is half-open{ends}"
-    yield _finding(snapshot, (wait, socket), ("half-open", outage.what), text, outage.evidence)
+    finding = _finding(snapshot, (wait, socket), ("half-open", outage.what), text, outage.evidence)
+    # Whoever waits for it, what its packets need is gone.
+    evicted = socket.conntrack == "absent" and outage.confidence == PROVEN
+    yield replace(finding, confidence=PROVEN) if evicted else finding
 
 
 def _full(snapshot: Snapshot, wait: Wait, socket: SocketFact, events: int, limit_s: float) -> Iterator[Finding]:

@@ -67,7 +67,7 @@ def _unacknowledged(snapshot: Snapshot, socket: SocketFact, budgets: Budgets) ->
     if outage_s is None:
         return None
     evicted = socket.conntrack == "absent" and not socket.conntrack_assumes
-    if outage_s < budgets.owed_s and not (evicted and (socket.retransmits or 0) >= 2):
+    if outage_s < budgets.owed_s and not shows_early(socket):
         return None
     lines = list(network.retransmit_lines(snapshot, socket))
     what = f"nothing it sent has been acknowledged for {age(outage_s)}"
@@ -82,7 +82,8 @@ def _unacknowledged(snapshot: Snapshot, socket: SocketFact, budgets: Budgets) ->
         )
     if socket.conntrack == "absent":
         lines.append(conntrack_line(socket))
-        what += ", and conntrack has lost the flow's entry"
+        where = f" in {socket.conntrack_where}" if socket.conntrack_where else ""
+        what += f", and conntrack{where} has lost the entry of {socket.local} -> {socket.remote}"
     elif socket.conntrack == "present":
         lines.append(conntrack_line(socket))
     if socket.soft_error:
@@ -93,6 +94,18 @@ def _unacknowledged(snapshot: Snapshot, socket: SocketFact, budgets: Budgets) ->
     return Outage(confidence, what, outage_s, tuple(lines))
 
 
+def shows_early(socket: SocketFact) -> bool:
+    """Whether a lost entry tells before the outage is long.
+
+    Where the agent saw the entry before, one retransmission is enough if packets without one are certainly dropped, two
+    if that is assumed. Where it is only known that flows like it have one, two and certainty.
+    """
+    if socket.conntrack != "absent":
+        return False
+    certain, seen = not socket.conntrack_assumes, socket.conntrack_seen_s is not None
+    return (certain or seen) and (socket.retransmits or 0) >= (1 if certain and seen else 2)
+
+
 def conntrack_line(socket: SocketFact) -> Evidence:
     """What conntrack knows of this very flow, where, and what is assumed when that is to explain the outage."""
     flow = f"{socket.local} -> {socket.remote}" + (f" in {socket.conntrack_where}" if socket.conntrack_where else "")
@@ -100,6 +113,8 @@ def conntrack_line(socket: SocketFact) -> Evidence:
         # Another source than an eviction's: what is publicly known about evictions is found by that.
         return Evidence("ctnetlink", "entry", "present", f"conntrack has the entry of {flow}: it was not evicted")
     text = f"conntrack is hooked and has no entry any more for {flow}"
+    if socket.conntrack_seen_s is not None:
+        text += f"; it was there {age(socket.conntrack_seen_s)} ago"
     if socket.conntrack_assumes:
         text += f"; that this cuts the flow assumes that {socket.conntrack_assumes}"
     return Evidence("conntrack", "entry", "absent", text)
@@ -172,11 +187,13 @@ def _unused(snapshot: Snapshot, socket: SocketFact, outage: Outage) -> Finding:
 def _evicted(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
     """A reply is awaited on a flow that conntrack has forgotten: it would be dropped on its way.
 
-    Nothing is unacknowledged here, so one assumption is left: that the entry was needed for the way back.
+    Nothing is unacknowledged here, so one assumption is left: that the entry was needed for the way back. Not it: an
+    entry that the reply itself would make anew, or that no rule that was read asks for.
     """
     for wait, socket in network.connected_waits(snapshot):
         if (
             socket.conntrack != "absent"
+            or socket.conntrack_assumes
             or find_outage(snapshot, socket, budgets) is not None
             or socket.peer is not None
         ):

@@ -36,6 +36,26 @@ def test_a_young_outage_is_told_and_is_no_verdict():
     assert codes(facts)[0][0] == "idle"
 
 
+def test_an_evicted_entry_shows_at_once():
+    """A Celery main's connection to its broker: the main thread never waits on it alone."""
+    young = {"age_s": 0.7, "retransmits": 1, "backoff": 1, "rto_s": 0.4, "last_send_s": 0.1, "conntrack": "absent"}
+    where = {"conntrack_where": "the network namespace router", "conntrack_seen_s": 12.0}
+    lost = black_hole(7, **young, **where)
+    found = verdict(resting(lost, tcp(8)))
+    assert (found.code, found.confidence, found.fd) == ("half-open", "proven", 7)
+    assert (
+        f"conntrack in the network namespace router has lost the entry of {lost.local} -> {lost.remote}"
+        in found.summary
+    )
+    assert any("it was there 12 s ago" in line.text for line in found.evidence)
+    once = black_hole(7, **young, **where, conntrack_assumes="a rule drops it")
+    assert codes(resting(once, tcp(8)))[0][0] == "idle"
+    twice = black_hole(7, **{**young, "retransmits": 2}, **where, conntrack_assumes="a rule drops it")
+    assert codes(resting(twice, tcp(8)))[0] == ("half-open", "likely")
+    inferred = black_hole(7, **{**young, "retransmits": 2}, conntrack_assumes="a rule drops it")
+    assert codes(resting(inferred, tcp(8)))[0][0] == "idle"
+
+
 def test_a_client_that_went_away_is_its_own_business():
     assert verdict(resting(black_hole(7, direction="in"), tcp(8))).verdict_class == "healthy"
 

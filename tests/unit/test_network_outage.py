@@ -94,6 +94,12 @@ def test_a_certain_eviction_shows_with_the_second_retransmission() -> None:
     assert "10." in line and " -> " in line and "the target's network namespace" in line
 
 
+@pytest.mark.parametrize(("seen_s", "count"), [(12.0, 1), (None, 0)])
+def test_with_the_first_one_where_the_entry_was_seen_before(seen_s: float | None, count: int) -> None:
+    once = RETRANSMITTED_TWICE | {"retransmits": 1, "backoff": 1}
+    assert len(found(publisher(age_s=1.0, **once, conntrack="absent", conntrack_seen_s=seen_s))) == count
+
+
 def test_an_entry_that_is_there_is_said_and_weighs_nothing() -> None:
     finding = only(cut_for_10_s(conntrack="present"))
     assert finding.confidence == LIKELY
@@ -108,6 +114,12 @@ def test_an_evicted_flow_while_a_reply_is_awaited() -> None:
     finding = only(snap)
     assert finding.confidence == LIKELY
     assert "conntrack" in finding.summary
+
+
+def test_a_reply_that_makes_its_entry_anew_is_not_lost() -> None:
+    socket = tcp(conntrack="absent", conntrack_assumes="a firewall rule lets nothing through that is unknown")
+    snap = snapshot(thread(100, "recvfrom", fd=7, blocked_s=20), stacks={100: k.REQUESTS}, sockets=[socket])
+    assert found(snap) == []
 
 
 @pytest.mark.parametrize("stack", ["BLPOP", "KOMBU_CONSUMER", "PSYCOPG3_LISTEN"])
