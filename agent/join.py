@@ -29,6 +29,7 @@ from stucktrace.facts import (
     SocketFact,
     TcpEvent,
     ThreadFact,
+    WorkFact,
 )
 
 MOST_EPOLL_DETAILS = 64
@@ -50,6 +51,7 @@ class Look:
     file_locks: tuple[FileLockFact, ...] = ()
     relatives: tuple[Relative, ...] = ()
     conntrack: tuple[ConntrackFact, ...] = ()
+    work: tuple[WorkFact, ...] = ()
     fds: Mapping[int, str] | None = None
     """None: the fd table could not be read."""
 
@@ -83,6 +85,7 @@ def snapshot(
         locks=look.locks,
         file_locks=look.file_locks,
         relatives=look.relatives,
+        work=look.work,
         activity=window.activity if window else (),
         activity_complete=window.complete if window else False,
         tcp_events=window.tcp_events if window else (),

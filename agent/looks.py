@@ -31,7 +31,7 @@ def look(
 ) -> dict[int, Look]:
     """One pass of all collectors. `before`: the look of the time `since` to compare with; what hardly changes is taken
     from it."""
-    from stucktrace.collectors import epoll, file_locks, locks, openfiles, pipes, relatives, threads
+    from stucktrace.collectors import epoll, file_locks, locks, openfiles, pipes, relatives, threads, work
 
     began = time.time()
     pids = tuple(processes)
@@ -90,6 +90,7 @@ def look(
             file_locks=run.collect("file locks", (), partial(file_locks.collect, process, seen_threads), pid),
             relatives=relatives_of[pid],
             conntrack=asked.full if (asked := entries.get(pid)) else (),
+            work=run.collect("work", (), partial(work.collect, process, seen_threads, python), pid),
             fds=files[pid].links if pid in files and files[pid].complete else None,
         )
     return looks

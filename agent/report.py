@@ -14,7 +14,7 @@ from stucktrace import __version__
 from stucktrace.collectors.command_line import without_userinfo
 from stucktrace.diagnosis.model import Diagnosis, Finding
 from stucktrace.diagnosis.tcp_timers import detection_window_s, gives_up_s
-from stucktrace.facts import Frame, LockFact, ProcessFact, Snapshot, SocketFact, ThreadFact
+from stucktrace.facts import Frame, LockFact, ProcessFact, Snapshot, SocketFact, ThreadFact, WorkFact
 
 if TYPE_CHECKING:
     from stucktrace.inspection import Inspection
@@ -192,8 +192,22 @@ def _thread(snapshot: Snapshot, diagnosis: Diagnosis, thread: ThreadFact) -> Jso
         "owns_gil": python.owns_gil if python else None,
         "python": [_frame(frame) for frame in frames if not frame.native],
         "native": [_frame(frame) for frame in frames if frame.native],
-        "work": None,
+        "work": _work(snapshot.work_of(thread.tid)),
         "waits_for": {"kind": kind, "ref": ref or None},
+    }
+
+
+def _work(work: WorkFact | None) -> Json | None:
+    if work is None:
+        return None
+    return {
+        "kind": work.kind,
+        "name": work.name,
+        "id": work.id or None,
+        "age_s": _seconds(work.age_s),
+        "method": work.method or None,
+        "path": work.path or None,
+        "peer": work.peer or None,
     }
 
 

@@ -73,6 +73,14 @@ class Reader:
             self._names[type_address] = self._read_type_name(type_address)
         return self._names[type_address]
 
+    def type_names(self, types: Collection[int]) -> None:
+        """Reads the names of these types at once, for `type_name` to know."""
+        new = [each for each in types if each not in self._names and each % 8 == 0 and self.regions.find(each)]
+        names = memory.read_words(self.pid, [each + self.layout.type_name for each in new])
+        texts = memory.read_each(self.pid, [name or 0 for name in names], _NAME_BYTES)
+        for each, text in zip(new, texts, strict=True):
+            self._names[each] = text.partition(b"\0")[0].decode("ascii", errors="replace")
+
     def class_name(self, address: int) -> str:
         """The type of the object at an address; "" when there is none."""
         word = self._word(address + self.layout.head - 8) if address % 8 == 0 else None

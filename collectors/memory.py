@@ -7,6 +7,7 @@ range is not mapped). No caller may ask for more than `MAX_BYTES` at once.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -70,6 +71,31 @@ def read_words(pid: int, addresses: Sequence[int]) -> list[int | None]:
         # The kernel stops at the first vector that is not mapped: that one stays None, and reading goes on behind it.
         index += len(values) if len(values) == len(batch) else len(values) + 1
     return words
+
+
+def read_each(pid: int, addresses: Sequence[int], length: int) -> list[bytes]:
+    """Up to `length` bytes (of one page at most) at each address, b"" where nothing is mapped. Few system calls."""
+    found = [b""] * len(addresses)
+    index = 0
+    while index < len(addresses):
+        batch = addresses[index : index + _MAX_VECTORS]
+        buffer = ctypes.create_string_buffer(length * len(batch))
+        try:
+            taken = _call(pid, [(address, length) for address in batch], buffer, len(buffer)) or 0
+        except OSError as error:
+            if error.errno != errno.EFAULT:
+                raise
+            taken = 0
+        whole, data = taken // length, buffer.raw
+        for position in range(whole):
+            found[index + position] = data[position * length : (position + 1) * length]
+        index += whole
+        if whole < len(batch):
+            # Not mapped to its end, or the call is refused: this one alone, and on behind it.
+            with contextlib.suppress(OSError):
+                found[index] = read_some(pid, addresses[index], length)
+            index += 1
+    return found
 
 
 def _read_batch(pid: int, addresses: Sequence[int]) -> list[int]:

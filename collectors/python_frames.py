@@ -75,7 +75,11 @@ class Code:
     """How many slots its frames have for variables, cells and free ones included."""
     table: bytes
     """The exception table (3.11 and later)."""
-    head: bytes
+    function: int
+    """Address of its name, a str."""
+    file: int
+    names: tuple[int, ...]
+    """Addresses of the tuples that hold the variables' names, in the order of the slots."""
 
 
 class Walk:
@@ -132,17 +136,26 @@ class Walk:
         if self.reader.type_name(struct.unpack_from("<Q", head, 8)[0]) != "code":
             return None
         if self.offsets.blocks:
-            (plain,) = struct.unpack_from("<i", head, 28)
-            counts = [self.word(names + 16) for names in struct.unpack_from("<2Q", head, 80)]
-            variables, table = plain + sum(counts), b""
+            file, function = struct.unpack_from("<2Q", head, 104)
+            plain, free, cells = struct.unpack_from("<3Q", head, 72)
+            names = (plain, cells, free)
+            variables, table = sum(self.word(each + 16) for each in names), b""
         else:
+            file, function = struct.unpack_from("<2Q", head, 112)
+            names = struct.unpack_from("<Q", head, 96)
             (variables,) = struct.unpack_from("<I", head, self.offsets.local_count)
             table = self._table(*struct.unpack_from("<Q", head, _EXCEPTION_TABLE))
-        return Code(variables, table, head) if 0 <= variables <= _MAX_VARIABLES else None
+        return Code(variables, table, function, file, names) if 0 <= variables <= _MAX_VARIABLES else None
 
     def _table(self, address: int) -> bytes:
         length = self.word(address + 16)
         return memory.read(self.pid, address + 32, length) if 0 < length < _MAX_TABLE_BYTES else b""
+
+    def slots(self, frame: Frame) -> range:
+        """Where a frame's variables lie."""
+        code = self.code(frame.code)
+        start = frame.address + self.offsets.variables
+        return range(start, start + 8 * (code.variables if code is not None else 0), 8)
 
     def words(self, address: int, count: int) -> tuple[int, ...]:
         return struct.unpack(f"<{count}Q", memory.read(self.pid, address, 8 * count)) if count else ()

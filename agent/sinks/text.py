@@ -108,6 +108,9 @@ def _headline(page: _Page, report: Json) -> None:
         page.paint(label, _COLOURS[verdict_class]) + f"  {clean(_who(process, code=verdict['code']), 200)}"
     )
     page.text(verdict["summary"], "", "", "1")
+    thread = next((thread for thread in report["threads"] if thread["tid"] == verdict["tid"]), None)
+    if thread is not None and thread["work"]:
+        page.text(_work_line(thread["work"]), "", "    ")
 
 
 def _who(process: Json, *, code: str) -> str:
@@ -268,6 +271,8 @@ def _details(page: _Page, report: Json) -> None:
     verdict_tid = report["verdict"]["tid"]
     for thread in report["threads"]:
         page.text(_thread_line(thread))
+        if thread["work"]:
+            page.text(_work_line(thread["work"]), "      ", "        ")
         if thread["tid"] != verdict_tid and (thread["python"] or thread["native"]):
             _frames(page, thread, None, verbose=True)
     if report["sockets"]:
@@ -297,6 +302,14 @@ def _thread_line(thread: Json) -> str:
     if thread["waits_for"]["ref"]:
         words.append(f"waits for {thread['waits_for']['kind']} {thread['waits_for']['ref']}")
     return ", ".join(words)
+
+
+def _work_line(work: Json) -> str:
+    """For example "serving GET /orders/7 from 10.0.0.9:4242 for 12 s"."""
+    since = f" for {age(work['age_s'])}" if work["age_s"] is not None else ""
+    if work["kind"] == "task":
+        return f"running task {work['name']}, id {work['id'] or 'not known'}" + (f",{since}" if since else "")
+    return f"serving {work['name']}" + (f" from {work['peer']}" if work["peer"] else "") + since
 
 
 def _socket_line(socket: Json) -> str:

@@ -1,0 +1,226 @@
+"""Python objects in another process's memory: str, int, float, tuple, dict, datetime and an instance's attributes.
+
+Nothing is stopped, so any object can go or change while it is read. What a word is, its type's name says; lengths and
+counts have to be plausible; a read that fails, or finds something else, gives None, never a guess. Layouts are those of
+the headers of CPython 3.8 to 3.13 (not free-threaded).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection, Sequence
+from datetime import datetime
+
+from stucktrace.collectors import memory
+from stucktrace.collectors.cpython_objects import Reader
+
+_MAX_ENTRIES = 1 << 12
+_MAX_ITEMS = 1 << 10
+_DIGIT_BITS = 30
+_DIGITS_AT_MOST = 4
+_KEY_BYTES = 96
+_GENERAL = 0
+_MANAGED_DICT = 1 << 4
+_INLINE_VALUES = 1 << 2
+_TYPE_FLAGS, _BASIC_SIZE, _DICT_OFFSET = 168, 32, 288
+
+
+class Values:
+    """Reads the objects of one process."""
+
+    def __init__(self, reader: Reader, minor: tuple[int, int]) -> None:
+        self._reader = reader
+        self._minor = minor
+        # From 3.12 on a str no longer has a wchar_t copy.
+        self._ascii, self._compact = (40, 56) if minor >= (3, 12) else (48, 72)
+
+    def types(self, addresses: Sequence[int]) -> list[str]:
+        """The name of each object's type; "" where there is no object."""
+        words = memory.read_words(self._reader.pid, [address + 8 if address % 8 == 0 else 0 for address in addresses])
+        self._reader.type_names({word for word in words if word})
+        return [self._reader.type_name(word) if word else "" for word in words]
+
+    def type(self, address: int) -> str:
+        return self.types([address])[0]
+
+    def text(self, address: int, longest: int) -> str | None:
+        """A str's first `longest` characters."""
+        head = self._object(address, "str", 36)
+        if head is None:
+            return None
+        width, start = self._form(head)
+        (length,) = struct.unpack_from("<q", head, 16)
+        if not width or length < 0:
+            return None
+        data = self._read(address + start, width * min(length, longest))
+        return None if data is None else _decoded(data, width)
+
+    def _form(self, head: bytes) -> tuple[int, int]:
+        """(bytes of a character, offset of the text) of a str; (0, 0) where it is not in the object itself."""
+        (state,) = struct.unpack_from("<I", head, 32)
+        width, compact, ascii_only = state >> 2 & 7, state & 0x20, state & 0x40
+        if width not in (1, 2, 4) or not compact or (ascii_only and width != 1):
+            return 0, 0
+        return width, self._ascii if ascii_only else self._compact
+
+    def integer(self, address: int) -> int | None:
+        """An int of up to 120 bits."""
+        head = self._object(address, "int", 24)
+        if head is None:
+            return None
+        (size,) = struct.unpack_from("<q", head, 16)
+        # From 3.12 on the count stands above three bits, the lowest two of which tell the sign: 2 is negative.
+        count, negative = (size >> 3, size & 3 == 2) if self._minor >= (3, 12) else (abs(size), size < 0)
+        if not 0 <= count <= _DIGITS_AT_MOST:
+            return None
+        data = self._read(address + 24, 4 * count)
+        if data is None:
+            return None
+        value = sum(digit << _DIGIT_BITS * place for place, (digit,) in enumerate(struct.iter_unpack("<I", data)))
+        return int(-value if negative else value)
+
+    def number(self, address: int) -> float | None:
+        """A float."""
+        head = self._object(address, "float", 24)
+        return None if head is None else float(struct.unpack_from("<d", head, 16)[0])
+
+    def items(self, address: int) -> tuple[int, ...] | None:
+        """The addresses of a tuple's items."""
+        head = self._object(address, "tuple", 24)
+        if head is None:
+            return None
+        (count,) = struct.unpack_from("<q", head, 16)
+        return self._words(address + 24, count) if 0 <= count <= _MAX_ITEMS else None
+
+    def content(self, cell: int) -> int | None:
+        """The address of what a closure's cell holds; None when it is empty."""
+        head = self._object(cell, "cell", 24)
+        return None if head is None else int(struct.unpack_from("<Q", head, 16)[0]) or None
+
+    def moment(self, address: int) -> datetime | None:
+        """A datetime without a time zone."""
+        head = self._object(address, "datetime.datetime", 35)
+        if head is None or head[24]:
+            return None
+        year, month, day, hour, minute, second, high, low = struct.unpack_from(">HBBBBBBH", head, 25)
+        try:
+            return datetime(year, month, day, hour, minute, second, high << 16 | low)
+        except ValueError:
+            return None
+
+    def entries(self, address: int, wanted: Collection[str]) -> dict[str, int] | None:
+        """Of a dict, the addresses of the values under the `wanted` keys that it has."""
+        head = self._object(address, "dict", 48)
+        if head is None:
+            return None
+        used, _, keys, values = struct.unpack_from("<4Q", head, 16)
+        return self._lookup(keys, values, wanted) if 0 < used <= _MAX_ENTRIES else {}
+
+    def attribute(self, address: int, name: str) -> int | None:
+        """The address of an instance's attribute, as its own dict or its inline values hold it."""
+        head = self._read(address, 16)
+        if head is None or address % 8:
+            return None
+        (kind,) = struct.unpack_from("<Q", head, 8)
+        if not self._reader.type_name(kind):
+            return None
+        values, dictionary = self._held(address, kind)
+        if values:
+            return (self._lookup(self._cached_keys(kind), values, (name,)) or {}).get(name)
+        return (self.entries(dictionary, (name,)) or {}).get(name) if dictionary else None
+
+    def _held(self, address: int, kind: int) -> tuple[int, int]:
+        """(its values, its dict): where an instance keeps its attributes; 0 for what it does not have."""
+        words = memory.read_words(self._reader.pid, [kind + _TYPE_FLAGS, kind + _DICT_OFFSET, kind + _BASIC_SIZE])
+        flags, offset, size = (word or 0 for word in words)
+        if self._minor >= (3, 11) and flags & _MANAGED_DICT:
+            values, dictionary = self._words(address - 32, 2) or (0, 0)
+            if self._minor == (3, 11):
+                return values, dictionary
+            if self._minor == (3, 12):
+                return (dictionary + 1, 0) if dictionary & 1 else (0, dictionary)
+            # Inline values are right behind the object, as long as they say that they are valid.
+            inline = self._read(address + size, 4) if flags & _INLINE_VALUES else None
+            return (address + size, 0) if inline is not None and inline[3] else (0, dictionary)
+        if 0 < offset < 1 << 16:
+            return 0, (self._words(address + offset, 1) or (0,))[0]
+        return 0, 0
+
+    def _cached_keys(self, kind: int) -> int:
+        return (self._words(kind + (880 if self._minor >= (3, 12) else 872), 1) or (0,))[0]
+
+    def _lookup(self, keys: int, values: int, wanted: Collection[str]) -> dict[str, int] | None:
+        """`values`: where a split table keeps its values; 0 for a table that has them beside its keys."""
+        table = self._table(keys)
+        if table is None:
+            return None
+        start, count, width = table
+        data = self._read(start, count * width)
+        if data is None:
+            return None
+        entries = [struct.unpack_from("<2Q", data, place) for place in range(width - 16, len(data), width)]
+        if values:
+            held = self._words(values + (8 if self._minor >= (3, 13) else 0), count)
+            if held is None:
+                return None
+            entries = [(key, value) for (key, _), value in zip(entries, held, strict=True)]
+        entries = [(key, value) for key, value in entries if key and value]
+        names = self._short_texts([key for key, _ in entries])
+        return {
+            name: value for name, (_, value) in zip(names, entries, strict=True) if name is not None and name in wanted
+        }
+
+    def _table(self, keys: int) -> tuple[int, int, int] | None:
+        """(address of the entries, how many were ever used, bytes of one) of a dict's keys."""
+        head = self._read(keys, 40)
+        if head is None or keys % 8:
+            return None
+        if self._minor >= (3, 11):
+            log2_size, log2_index_bytes, kind = head[8:11]
+            (count,) = struct.unpack_from("<q", head, 24)
+            if not 0 <= count <= min(1 << log2_size, _MAX_ENTRIES) or log2_index_bytes > log2_size + 3:
+                return None
+            return keys + 32 + (1 << log2_index_bytes), count, 24 if kind == _GENERAL else 16
+        (size,) = struct.unpack_from("<q", head, 8)
+        (count,) = struct.unpack_from("<q", head, 32)
+        if size <= 0 or size & (size - 1) or not 0 <= count <= min(size, _MAX_ENTRIES):
+            return None
+        return keys + 40 + size * (1 if size <= 0xFF else 2 if size <= 0xFFFF else 4), count, 24
+
+    def _short_texts(self, addresses: list[int]) -> list[str]:
+        """ASCII strings that are short enough to be a name, "" for everything else."""
+        heads = memory.read_each(self._reader.pid, addresses, _KEY_BYTES)
+        self._reader.type_names({struct.unpack_from("<Q", head, 8)[0] for head in heads if len(head) >= 16})
+        return [self._short_text(head) for head in heads]
+
+    def _short_text(self, head: bytes) -> str:
+        if len(head) < self._ascii or self._reader.type_name(struct.unpack_from("<Q", head, 8)[0]) != "str":
+            return ""
+        width, start = self._form(head)
+        (length,) = struct.unpack_from("<q", head, 16)
+        if start != self._ascii or not 0 <= length <= len(head) - start:
+            return ""
+        return _decoded(head[start : start + length], width)
+
+    def _object(self, address: int, type_name: str, length: int) -> bytes | None:
+        """The first bytes of the object at an address, if it is of this very type."""
+        head = self._read(address, length) if address % 8 == 0 else None
+        if head is None or self._reader.type_name(struct.unpack_from("<Q", head, 8)[0]) != type_name:
+            return None
+        return head
+
+    def _words(self, address: int, count: int) -> tuple[int, ...] | None:
+        data = self._read(address, 8 * count)
+        return None if data is None else struct.unpack(f"<{count}Q", data)
+
+    def _read(self, address: int, length: int) -> bytes | None:
+        try:
+            return memory.read(self._reader.pid, address, length)
+        except (ProcessLookupError, PermissionError):
+            raise
+        except OSError:
+            return None
+
+
+def _decoded(data: bytes, width: int) -> str:
+    return data.decode({1: "latin-1", 2: "utf-16-le", 4: "utf-32-le"}[width], errors="replace")
