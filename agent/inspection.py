@@ -18,7 +18,7 @@ from stucktrace.diagnosis.model import STUCK, Diagnosis
 from stucktrace.errors import CannotInspect, NoSuchProcess, StucktraceError
 from stucktrace.facts import Missing, ProcessFact, Seen, Snapshot
 from stucktrace.join import Look, Window
-from stucktrace.run import Options, Run, Stacks
+from stucktrace.run import Earlier, Options, Run
 
 if TYPE_CHECKING:
     from stucktrace.collectors.kernel import Opened
@@ -85,14 +85,15 @@ def inspect_all(
 
 
 def inspect_each(
-    pids: Collection[int], options: Options, opened: Callable[[], Opened], stacks: Mapping[int, Stacks] | None = None
+    pids: Collection[int], options: Options, opened: Callable[[], Opened], earlier: Mapping[int, Earlier] | None = None
 ) -> Iterator[tuple[int, Inspection | StucktraceError]]:
     """As `inspect_all`, each answer as soon as it is there: those that need no sampling window first.
 
-    `stacks`: those read earlier, by pid; they are not read again where no thread has run since.
+    `earlier`: what is known by pid of a recent look; what hardly changes is not read again, nor are stacks of threads
+    that have not run since.
     """
     run = Run(options)
-    run.stacks.update(stacks or {})
+    run.earlier.update(earlier or {})
     answers: dict[int, StucktraceError] = {}
     processes, families = _processes(run, pids, answers)
     yield from answers.items()
@@ -165,14 +166,14 @@ def _processes(
 ) -> tuple[dict[int, ProcessFact], dict[int, tuple[int, ...]]]:
     """Every process to look at, and the children of those that are masters. What cannot be read is answered at once."""
     from stucktrace.collectors import candidates
-    from stucktrace.collectors.process import read_process
+    from stucktrace.collectors.process import read_again, read_process
 
     processes: dict[int, ProcessFact] = {}
     families: dict[int, tuple[int, ...]] = {}
     with run.timed("process"):
         for pid in pids:
             try:
-                process = read_process(pid)
+                process = read_again(run.earlier[pid].process) if pid in run.earlier else read_process(pid)
                 _not_a_zombie(process)
             except StucktraceError as error:
                 answers[pid] = error

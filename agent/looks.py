@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from stucktrace import join
 from stucktrace.facts import CallActivity, ProcessFact, PythonFact, Relative, SocketFact, TcpEvent, ThreadFact
 from stucktrace.join import Look, Window
-from stucktrace.run import Run, Stacks
+from stucktrace.run import Earlier, Run
 
 if TYPE_CHECKING:
     from stucktrace.collectors.conntrack import Answers
@@ -39,8 +39,8 @@ def look(
     pids = tuple(pid for pid in pids if threads_of.get(pid))
     unchanged = {
         pid: known.python
-        for pid, known in run.stacks.items()
-        if join.still_asleep(known.threads, threads_of.get(pid, ()))
+        for pid, known in run.earlier.items()
+        if known.python is not None and join.still_asleep(known.threads, threads_of.get(pid, ()))
     }
     stacks = _Stacks(
         run, [processes[pid] for pid in pids if processes[pid].is_python and pid not in unchanged], threads_of
@@ -197,9 +197,7 @@ def sample(
     from stucktrace.collectors import tcp, waits
 
     pids = tuple(processes)
-    run.stacks.update(
-        (pid, Stacks(first[pid].threads, python)) for pid in pids if (python := first[pid].python) is not None
-    )
+    run.earlier.update((pid, Earlier(processes[pid], first[pid].threads, first[pid].python)) for pid in pids)
     with run.timed("window"), waits.watching(pids, run.kernel) as calls, tcp.watching(pids, run.kernel) as segments:
         began = time.time()
         again = _threads(run, pids)

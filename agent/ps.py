@@ -19,7 +19,7 @@ from stucktrace.diagnosis.model import HEALTHY, STUCK
 from stucktrace.diagnosis.waits import POLL_CALLS, RECEIVE_CALLS, Wait, waits
 from stucktrace.errors import CannotInspect, CollectorError, NoSuchProcess, StucktraceError
 from stucktrace.facts import ProcessFact, Seen, Snapshot, ThreadFact, WorkerFact, WorkFact
-from stucktrace.run import Options, Stacks
+from stucktrace.run import Earlier, Options
 
 if TYPE_CHECKING:
     from stucktrace.collectors.kernel import Opened
@@ -99,7 +99,7 @@ class Table:
         self._options = replace(options, children=False, siblings=False)
         self._opened = opened
         self._verdicts = verdicts
-        self._stacks: dict[int, tuple[int, Stacks]] = {}
+        self._stacks: dict[int, tuple[int, Earlier]] = {}
         """pid -> (start time, its stacks)."""
         self.blind: tuple[str, str] | None = None
         """Where of no process it could be read what it is inside: why, and the remedy."""
@@ -122,7 +122,7 @@ class Table:
             else:
                 rows[pid] = _inspected(answer)
                 if answer.snapshot.python is not None:
-                    stacks = Stacks(answer.snapshot.threads, answer.snapshot.python)
+                    stacks = Earlier(answer.snapshot.process, answer.snapshot.threads, answer.snapshot.python)
                     self._stacks[pid] = answer.snapshot.process.start_time, stacks
         yield ordered(rows.values())
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from stucktrace.diagnosis.model import Budgets
 from stucktrace.errors import CannotInspect, CollectorError
-from stucktrace.facts import Missing, PythonFact, ThreadFact
+from stucktrace.facts import Missing, ProcessFact, PythonFact, ThreadFact
 
 if TYPE_CHECKING:
     from stucktrace.collectors.conntrack import Sightings
@@ -43,12 +43,14 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Stacks:
-    """Stacks read earlier. They stand as long as none of the threads has run."""
+class Earlier:
+    """What the last look at a process found, for one that follows it soon."""
 
+    process: ProcessFact
     threads: tuple[ThreadFact, ...]
     """As they were just before the stacks were read."""
-    python: PythonFact
+    python: PythonFact | None
+    """The stacks. They stand as long as none of the threads has run."""
 
 
 class Run:
@@ -61,7 +63,7 @@ class Run:
         self.for_all: list[Missing] = []
         self.missing: dict[int, list[Missing]] = {}
         self.timings_ms: dict[str, float] = {}
-        self.stacks: dict[int, Stacks] = {}
+        self.earlier: dict[int, Earlier] = {}
 
     def collect(self, name: str, default: D, function: Callable[[], T], pid: int | None = None) -> T | D:
         """`function()`, or `default` when it fails; the failure is kept for `pid`'s report (None: for all)."""

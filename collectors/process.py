@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+from dataclasses import replace
 
 from stucktrace.collectors import (
     cgroups,
@@ -74,6 +75,24 @@ def read_process(pid: int) -> ProcessFact:
         ),
         libraries=tuple(libraries),
         handles_signals=handles_signals(status.get("SigCgt", "")),
+    )
+
+
+def read_again(earlier: ProcessFact) -> ProcessFact:
+    """The same process a little later: only what changes while a program runs is read. Raises as `read_process`."""
+    pid = earlier.pid
+    stat = procfs.read_stat(pid)
+    if (stat.start_time, stat.ppid) != (earlier.start_time, earlier.ppid) or procfs.read_argv(pid) != earlier.argv:
+        return read_process(pid)
+    return replace(
+        earlier,
+        state=stat.state,
+        age_s=stat.age_s,
+        rss_bytes=stat.rss_bytes,
+        fd_count=_fd_count(pid),
+        worker=workers.notified(pid, stat.ppid, earlier.worker),
+        frozen=cgroups.frozen(pid, cgroups.read_paths(pid)),
+        tracer_pid=procfs.first_number(procfs.read_status(pid).get("TracerPid", "")),
     )
 
 

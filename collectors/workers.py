@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stucktrace.collectors import command_line, gunicorn_config, heartbeat, openfiles, procfs
 from stucktrace.collectors.command_line import CELERY_BEAT, CELERY_WORKER, GUNICORN, CommandLine
@@ -138,12 +138,11 @@ def read_worker(start: Start, *, is_python: bool, environ: Mapping[str, str] | N
 
 def _gunicorn(start: Start, kind: str, environ: Mapping[str, str] | None) -> WorkerFact:
     line = command_line.read(start.argv)
-    notified = heartbeat.last_notify_s(start.pid, start.ppid) if kind == "gunicorn-worker" else None
     hidden = bool(line.title)
     if hidden:
         line = command_line.read(start.hidden_argv)
     if line.program != GUNICORN:
-        return WorkerFact(kind, timeout_source=HIDDEN if hidden else EMBEDDED, last_notify_s=notified)
+        return notified(start.pid, start.ppid, WorkerFact(kind, timeout_source=HIDDEN if hidden else EMBEDDED))
     # An application may change its worker's directory; its master keeps the one that the settings were read in.
     above = kind == "gunicorn-worker" and _line(start.ppid).program == GUNICORN
     cwd = (procfs.read_link(start.ppid, "cwd") if above else "") or procfs.read_link(start.pid, "cwd")
@@ -154,16 +153,24 @@ def _gunicorn(start: Start, kind: str, environ: Mapping[str, str] | None) -> Wor
         worker_class = "gthread"
     workers = command_line.number(_text(settings["workers"].value))
     timeout_s = command_line.number(_text(settings["timeout"].value))
-    return WorkerFact(
+    fact = WorkerFact(
         kind,
         worker_class=worker_class,
         timeout_s=timeout_s,
         timeout_source=settings["timeout"].source,
         concurrency=int(workers) if workers is not None else None,
         threads=int(threads) if threads is not None else None,
-        last_notify_s=notified,
-        seconds_to_kill=timeout_s - notified if timeout_s and notified is not None else None,
     )
+    return notified(start.pid, start.ppid, fact)
+
+
+def notified(pid: int, ppid: int, worker: WorkerFact) -> WorkerFact:
+    """The same with the age of its last heartbeat, if it is a gunicorn worker."""
+    if worker.kind != "gunicorn-worker":
+        return worker
+    age_s, timeout_s = heartbeat.last_notify_s(pid, ppid), worker.timeout_s
+    left_s = timeout_s - age_s if timeout_s and age_s is not None else None
+    return replace(worker, last_notify_s=age_s, seconds_to_kill=left_s)
 
 
 def _text(value: object) -> str | None:

@@ -18,16 +18,18 @@ from stucktrace.collectors.kernel import open_kernel
 from stucktrace.diagnosis.model import STUCK, Budgets
 from stucktrace.errors import NoSuchProcess
 from stucktrace.inspection import Inspection, inspect_each
-from stucktrace.run import Options, Stacks
+from stucktrace.run import Earlier, Options
 
 THREADS = 2
-MOST_AT_ONCE = 16
+MOST_AT_ONCE = 64
 """Processes in one examination: they share its sampling window."""
 DEADLINE_S = 60.0
 MOST_GIVEN_UP = 4
 """Hanging threads that are replaced."""
+KEPT_S = 60.0
+"""How long what was found is of use for the next examination."""
 MOST_THREADS_KEPT = 256
-"""Stacks of a process with more threads are not kept for the next examination."""
+"""What was found of a process with more threads is not kept."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class _Job:
     left: set[int]
     """Who was not answered for yet."""
     budgets: Budgets
-    stacks: Mapping[int, Stacks]
+    earlier: Mapping[int, Earlier]
     began: float = field(default_factory=time.monotonic)
     given_up: bool = False
 
@@ -61,8 +63,8 @@ class Examiner:
         self._answers: queue.SimpleQueue[tuple[_Job, Examined]] = queue.SimpleQueue()
         self._running: list[_Job] = []
         self._given_up = 0
-        self._stacks: dict[int, Stacks] = {}
-        """Of the last examination: most suspects sleep from one to the next."""
+        self._earlier: dict[int, tuple[float, Earlier]] = {}
+        """Of the last examination, with its time: most suspects sleep from one to the next."""
         for _ in range(THREADS):
             self._start()
 
@@ -80,13 +82,15 @@ class Examiner:
         return set().union(*(job.left for job in self._running))
 
     def submit(self, pids: tuple[int, ...], budgets: Budgets) -> None:
-        job = _Job(set(pids), budgets, {pid: self._stacks[pid] for pid in pids if pid in self._stacks})
+        young = time.monotonic() - KEPT_S
+        known = {pid: self._earlier[pid] for pid in pids if pid in self._earlier}
+        job = _Job(set(pids), budgets, {pid: earlier for pid, (at, earlier) in known.items() if at > young})
         self._running.append(job)
         self._jobs.put(job)
 
     def forget(self, pid: int) -> None:
         """It has ended."""
-        self._stacks.pop(pid, None)
+        self._earlier.pop(pid, None)
 
     def answers(self) -> list[Examined]:
         """What is done since the last call; never waits."""
@@ -110,10 +114,11 @@ class Examiner:
         return found
 
     def _keep(self, examined: Examined) -> None:
-        self._stacks.pop(examined.pid, None)
+        self._earlier.pop(examined.pid, None)
         snapshot = examined.inspection.snapshot if examined.inspection else None
-        if snapshot is not None and snapshot.python is not None and len(snapshot.threads) <= MOST_THREADS_KEPT:
-            self._stacks[examined.pid] = Stacks(snapshot.threads, snapshot.python)
+        if snapshot is not None and len(snapshot.threads) <= MOST_THREADS_KEPT:
+            earlier = Earlier(snapshot.process, snapshot.threads, snapshot.python)
+            self._earlier[examined.pid] = time.monotonic(), earlier
 
     def _work(self) -> None:
         opened = None
@@ -123,9 +128,9 @@ class Examiner:
             try:
                 if opened is None:
                     opened = open_kernel(self._engine)
-                options = Options(self._engine, budgets=job.budgets, children=False)
+                options = Options(self._engine, budgets=job.budgets, children=False, siblings=False)
                 kernel = opened
-                for pid, answer in inspect_each(tuple(left), options, lambda kernel=kernel: kernel, job.stacks):  # type: ignore[misc]
+                for pid, answer in inspect_each(tuple(left), options, lambda kernel=kernel: kernel, job.earlier):  # type: ignore[misc]
                     left.discard(pid)
                     self._answered(job, _examined(job, pid, answer))
             except Exception as error:
