@@ -216,7 +216,8 @@ def _look(
                 found[inode] = Answer(PRESENT, place.where, entry=entry)
             elif inode in asking:
                 if table is not None:
-                    found[inode] = Answer(ABSENT, place.where)
+                    assumes = "" if place.own else "the connection goes through there"
+                    found[inode] = Answer(ABSENT, place.where, assumes)
             else:
                 if flow.source not in tracked:
                     tracked[flow.source] = tuple(ctnetlink.from_address(netfilter, flow.source))

@@ -1,7 +1,7 @@
 """`connect-failing` and `dns-unanswered`: the connection never comes about.
 
-Proof: a SYN that is sent again and again; the same peer refusing again and again under one frame; a resolver's query
-past its budget.
+Proof: a SYN that is sent again and again, which a full conntrack table on its way explains; the same peer refusing
+again and again under one frame; a resolver's query past its budget.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 
-from stucktrace.diagnosis import network, network_remedies, tcp_timers, vocabulary
+from stucktrace.diagnosis import network, network_conntrack, network_remedies, tcp_timers, vocabulary
 from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Evidence, Finding, Later
 from stucktrace.diagnosis.network_outage import PROVEN_S
 from stucktrace.diagnosis.purposes import Purpose
@@ -62,25 +62,28 @@ def _unanswered(snapshot: Snapshot, wait: Wait, socket: SocketFact, budgets: Bud
     lines.append(
         Evidence(source, "state", "SYN_SENT", "the connection is in SYN_SENT: the peer has not answered at all")
     )
+    full = network_conntrack.full_table(snapshot, socket)
     if socket.retransmits is not None:
         text = f"the SYN was sent again {count(socket.retransmits, 'time')} without an answer"
         lines.append(Evidence(source, "retransmits", socket.retransmits, text))
     if socket.soft_error:
         text = f"the network answers with errno {socket.soft_error} ({_error_name(socket.soft_error)})"
         lines.append(Evidence(source, "soft_error", socket.soft_error, text))
+    if full is not None:
+        lines += network_conntrack.full_lines(full, socket)
     if left_s is not None:
         lines.append(
             Evidence("tcp timers", "gives_up_s", round(left_s, 1), f"the kernel gives up in {age(left_s)}", "s")
         )
     finding = Finding(
         "connect-failing",
-        PROVEN if age_s >= PROVEN_S or socket.soft_error else LIKELY,
+        PROVEN if age_s >= PROVEN_S or socket.soft_error or (full and not socket.conntrack_assumes) else LIKELY,
         f"{network.thread_name(snapshot, wait.tid)} has been connecting to {network.peer_name(socket)} for {age(age_s)}"
-        f" and not one SYN was answered{ends}",
+        f" and not one SYN was answered{network_conntrack.why(full)}{ends}",
         evidence=tuple(lines),
-        now=network_remedies.check_path(snapshot, socket),
+        now=network_conntrack.make_room(full) if full else network_remedies.check_path(snapshot, socket),
         later=network_remedies.bound_the_connect(snapshot, wait),
-        chain=network.chain(snapshot, wait, "no answer to the SYN"),
+        chain=network.chain(snapshot, wait, "conntrack: table full" if full else "no answer to the SYN"),
     )
     return network.about(snapshot, wait, finding)
 

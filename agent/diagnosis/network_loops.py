@@ -12,7 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from stucktrace.diagnosis import network, network_inbound, network_outage, network_remedies, tcp_timers
+from stucktrace.diagnosis import (
+    network,
+    network_conntrack,
+    network_inbound,
+    network_outage,
+    network_remedies,
+    tcp_timers,
+)
 from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Evidence, Finding, Later
 from stucktrace.diagnosis.network_outage import PROVEN_S
 from stucktrace.diagnosis.purposes import Purpose
@@ -69,12 +76,17 @@ def _unanswered(snapshot: Snapshot, wait: Wait, socket: SocketFact, limit_s: flo
         return
     source = network.socket_source(snapshot)
     text = f"in SYN_SENT, the SYN was sent again {socket.retransmits} times without an answer"
+    lines = [Evidence(source, "retransmits", socket.retransmits, text)]
+    full = network_conntrack.full_table(snapshot, socket)
+    if full is not None:
+        lines += network_conntrack.full_lines(full, socket)
+    why = network_conntrack.why(full)
     yield _finding(
         snapshot,
         (wait, socket),
         ("connect-failing", "no answer to the SYN"),
-        f"has been connecting to {network.peer_name(socket)} for {age(age_s)} and not one SYN was answered",
-        (Evidence(source, "retransmits", socket.retransmits, text),),
+        f"has been connecting to {network.peer_name(socket)} for {age(age_s)} and not one SYN was answered{why}",
+        tuple(lines),
     )
 
 

@@ -30,6 +30,13 @@ def _run(*command: str) -> str:
     return done.stdout
 
 
+def run(netns: str, *command: str, text: str = "") -> str:
+    """What the command says that is run in that namespace, with `text` on its stdin."""
+    done = subprocess.run(["ip", "netns", "exec", netns, *command], input=text, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(command)}\n{text}{done.stderr}"
+    return done.stdout
+
+
 @dataclass(frozen=True)
 class Pair:
     """Two hosts that see each other."""
@@ -55,10 +62,7 @@ class Pair:
         self._nft(self.there, f"delete table inet cut_{self.there_device}")
 
     def _nft(self, netns: str, rules: str) -> None:
-        done = subprocess.run(
-            ["ip", "netns", "exec", netns, "nft", "-f", "-"], input=rules + "\n", capture_output=True, text=True
-        )
-        assert done.returncode == 0, f"{rules}\n{done.stderr}"
+        run(netns, "nft", "-f", "-", text=rules + "\n")
 
 
 @contextlib.contextmanager

@@ -34,11 +34,7 @@ class Node:
     client_address: str
 
     def run(self, *words: str, netns: str = "", text: str = "") -> str:
-        done = subprocess.run(
-            ["ip", "netns", "exec", netns or self.middle, *words], input=text, capture_output=True, text=True
-        )
-        assert done.returncode == 0, f"{words}: {done.stderr}"
-        return done.stdout
+        return namespaces.run(netns or self.middle, *words, text=text)
 
     def rules(self, hook: str, rules: str, *, priority: int = 0, netns: str = "") -> None:
         """A base chain of its own with these rules."""
@@ -298,7 +294,7 @@ def test_nothing_is_loaded_where_nothing_is_retransmitted(node: Node) -> None:
             capture_output=True, text=True, timeout=120,
         )  # fmt: skip
         assert "stucktrace.collectors.sockets" in done.stderr
-        assert "conntrack" not in done.stderr and "ctnetlink" not in done.stderr
+        assert "collectors.conntrack" not in done.stderr and "ctnetlink" not in done.stderr
 
 
 def test_seen_from_elsewhere_the_middle_is_not_known(node: Node) -> None:

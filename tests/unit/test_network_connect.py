@@ -8,7 +8,7 @@ import pytest
 from stucktrace.diagnosis import diagnose
 from stucktrace.diagnosis.model import LIKELY, POSSIBLE, PROVEN, Budgets, Finding
 from stucktrace.diagnosis.network_connect import connect_failing, dns_unanswered
-from stucktrace.facts import Snapshot, TcpEvent
+from stucktrace.facts import ConntrackFact, Snapshot, TcpEvent
 
 from tests.unit import known_stacks as k
 from tests.unit.snapshots import SITE, activity, call, snapshot, tcp, thread
@@ -44,6 +44,34 @@ def test_a_connect_with_a_timeout_is_as_old_as_its_syns() -> None:
     poll = call("poll", 7, endless=False, timeout_s=4.0, waits_to="write")
     (finding,) = failing(snapshot(thread(100, poll, blocked_s=0.5), stacks={100: k.MAIN}, sockets=[syn()]))
     assert "11 s" in finding.summary
+
+
+HOST = "the network namespace of pid 1"
+
+
+def refused(drops: int | None = 12, assumes: str = "", conntrack: str = "absent", where: str = HOST) -> Finding:
+    """A connect on a node whose conntrack table is full."""
+    socket = syn(conntrack=conntrack, conntrack_where=where, conntrack_assumes=assumes)
+    table = ConntrackFact(1, 262144, 262144, drop=901, where=HOST, window_drop=drops)
+    snap = snapshot(thread(100, "connect", fd=7, blocked_s=11.0), sockets=[socket], conntrack=(table,))
+    (finding,) = failing(snap)
+    return finding
+
+
+def test_a_full_conntrack_table_is_why() -> None:
+    finding = refused()
+    assert finding.confidence == PROVEN and f"the conntrack table of {HOST} is full" in finding.summary
+    assert {"count": 262144, "drop": 901}.items() <= {line.what: line.value for line in finding.evidence}.items()
+    assert "524288" in finding.now[1].do
+    assumed = refused(assumes="the connection goes through there")
+    assert assumed.confidence == LIKELY and "is full" in assumed.summary
+
+
+@pytest.mark.parametrize(
+    "changes", [{"drops": 0}, {"drops": None}, {"conntrack": "present"}, {"where": "the target's network namespace"}]
+)
+def test_a_full_table_that_let_it_through_or_drops_nothing_is_not(changes) -> None:  # type: ignore[no-untyped-def]
+    assert "conntrack" not in refused(**changes).summary
 
 
 def test_long_or_with_an_answer_of_the_network_it_is_proven() -> None:
