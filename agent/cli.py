@@ -12,13 +12,13 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 from stucktrace import __version__
 from stucktrace.errors import StucktraceError, UsageError
-from stucktrace.output import OutputFailed, colour_wanted, complain, prepare, terminal_width, write
+from stucktrace.output import OutputFailed, colour_wanted, complain, prepare, terminal_width, write, write_json
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from stucktrace.ps import Row, Table
     from stucktrace.run import Options
 
+Command = Callable[..., NoReturn]
 STARTED = time.perf_counter()
 LARGEST_PID = 1 << 22
 """PID_MAX_LIMIT of a 64-bit kernel."""
@@ -68,35 +69,47 @@ def complete_pid(_context: click.Context, _parameter: click.Parameter, typed: st
     ]
 
 
+LOOK_OPTIONS: tuple[Callable[[Command], Command], ...] = (
+    click.option("--native", is_flag=True, help="Native frames too. Stops the target while its stack is read."),
+    click.option("--locals", "show_locals", is_flag=True, help="Local variables of the frames, secrets blanked."),
+    click.option(
+        "--engine",
+        type=click.Choice(["auto", "core", "none"]),
+        default="auto",
+        show_default=True,
+        help="How the kernel is asked: core is BPF, none is /proc, sock_diag and pidfd_getfd alone.",
+    ),
+    click.option(
+        "--sample",
+        "sample_s",
+        type=click.FloatRange(0, 60),
+        default=0.5,
+        show_default=True,
+        metavar="SECONDS",
+        help="Length of a second look, taken only where the kernel's own ages do not decide; 0: never.",
+    ),
+    click.option(
+        "--stuck-after",
+        "stuck_after_s",
+        type=click.FloatRange(0, min_open=True),
+        metavar="SECONDS",
+        help="When an open-ended request counts as stuck.  [default: the worker's own timeout, else 30]",
+    ),
+)
+"""How a process is looked at."""
+
+
+def look_options(command: Command) -> Command:
+    for option in reversed(LOOK_OPTIONS):
+        command = option(command)
+    return command
+
+
 @cli.command("pid", epilog=STATUS_HELP)
 @click.argument("pids", metavar="[PID]...", nargs=-1, shell_complete=complete_pid)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line (schema stucktrace.report/1).")
 @click.option("-v", "--verbose", is_flag=True, help="All threads, sockets and locks, all evidence.")
-@click.option("--native", is_flag=True, help="Native frames too. Stops the target while its stack is read.")
-@click.option("--locals", "show_locals", is_flag=True, help="Local variables of the frames, secrets blanked.")
-@click.option(
-    "--engine",
-    type=click.Choice(["auto", "core", "none"]),
-    default="auto",
-    show_default=True,
-    help="How the kernel is asked: core is BPF, none is /proc, sock_diag and pidfd_getfd alone.",
-)
-@click.option(
-    "--sample",
-    "sample_s",
-    type=click.FloatRange(0, 60),
-    default=0.5,
-    show_default=True,
-    metavar="SECONDS",
-    help="Length of a second look, taken only where the kernel's own ages do not decide; 0: never.",
-)
-@click.option(
-    "--stuck-after",
-    "stuck_after_s",
-    type=click.FloatRange(0, min_open=True),
-    metavar="SECONDS",
-    help="When an open-ended request counts as stuck.  [default: the worker's own timeout, else 30]",
-)
+@look_options
 def pid_command(
     *,
     pids: tuple[str, ...],
@@ -113,15 +126,20 @@ def pid_command(
     tini, sh and supervisord are followed down to the Python processes under them; a gunicorn or Celery master answers
     for itself and with one line per child.
     """
+    if not pids:
+        leave(list_candidates(as_json))
+    options = options_of(engine, native, show_locals, sample_s, stuck_after_s)
+    wanted = tuple(dict.fromkeys(parse_pid(text) for text in pids))
+    leave(worst(set(look(wanted, options, as_json, verbose))))
+
+
+def options_of(engine: str, native: bool, show_locals: bool, sample_s: float, stuck_after_s: float | None) -> Options:
+    """What LOOK_OPTIONS said."""
     from stucktrace.diagnosis.model import Budgets
     from stucktrace.run import Options
 
-    if not pids:
-        leave(list_candidates(as_json))
     budgets = Budgets() if stuck_after_s is None else Budgets(stuck_after_s=stuck_after_s, stuck_after_given=True)
-    options = Options(engine, native, show_locals, sample_s, budgets)
-    wanted = tuple(dict.fromkeys(parse_pid(text) for text in pids))
-    leave(worst(set(look(wanted, options, as_json, verbose))))
+    return Options(engine, native, show_locals, sample_s, budgets)
 
 
 def parse_pid(text: str) -> int:
@@ -143,9 +161,7 @@ def look(pids: tuple[int, ...], options: Options, as_json: bool, verbose: bool) 
     """Looks at these processes, prints each answer, and yields each one's exit status."""
     from stucktrace.inspection import Opening, follow, inspect_all
 
-    watchdog = threading.Timer(DEADLINE_S + 2 * options.sample_s, give_up)
-    watchdog.daemon = True
-    watchdog.start()
+    watchdog(options).start()
     opening = Opening(options.engine)
     wanted: dict[int, None] = {}
     for pid in pids:
@@ -160,6 +176,13 @@ def look(pids: tuple[int, ...], options: Options, as_json: bool, verbose: bool) 
         else:
             show(answer, as_json, verbose, number > 0)
             yield status_of(answer)
+
+
+def watchdog(options: Options) -> threading.Timer:
+    """Ends the command when a look takes longer than it ever should."""
+    timer = threading.Timer(DEADLINE_S + 2 * options.sample_s, give_up)
+    timer.daemon = True
+    return timer
 
 
 def give_up() -> None:
@@ -188,12 +211,6 @@ def show(inspection: Inspection, as_json: bool, verbose: bool, apart: bool) -> N
 
     page = text.render(built, verbose=verbose, colour=colour_wanted(), width=terminal_width())
     write(("\n" if apart else "") + page)
-
-
-def write_json(data: Any) -> None:
-    import json
-
-    write(json.dumps(data, ensure_ascii=True, separators=(", ", ": ")) + "\n")
 
 
 def list_candidates(as_json: bool) -> int:
@@ -364,6 +381,56 @@ def agent_command(
     pattern = None if match is None else parse_pattern(match)
     Agent(pattern, interval_s, stuck_after_s, engine, as_json or not os.isatty(1)).run()
     leave(0)
+
+
+@cli.command("record", epilog=STATUS_HELP)
+@click.argument("pids", metavar="PID...", nargs=-1, required=True, shell_complete=complete_pid)
+@click.option("-o", "--output", required=True, metavar="FILE", help="The journal to write.")
+@click.option("--force", is_flag=True, help="Replace FILE if it is there.")
+@click.option(
+    "--for",
+    "for_s",
+    type=click.FloatRange(0, 86_400),
+    default=0.0,
+    metavar="SECONDS",
+    help="Look again and again for so long; Ctrl-C ends it sooner.  [default: look once]",
+)
+@look_options
+def record_command(
+    *,
+    pids: tuple[str, ...],
+    output: str,
+    force: bool,
+    for_s: float,
+    native: bool,
+    show_locals: bool,
+    engine: str,
+    sample_s: float,
+    stuck_after_s: float | None,
+) -> NoReturn:
+    """Write all that is seen of process PID to a journal, which `stucktrace replay` explains anywhere, at any time."""
+    from pathlib import Path
+
+    from stucktrace import record
+
+    options = options_of(engine, native, show_locals, sample_s, stuck_after_s)
+    wanted = tuple(dict.fromkeys(parse_pid(text) for text in pids))
+    path = Path(output)
+    record.check_target(path, force=force)
+    leave(worst(record.run(wanted, options, path, for_s, lambda: watchdog(options))))
+
+
+@cli.command("replay", epilog=STATUS_HELP)
+@click.argument("file", metavar="FILE")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line (schema stucktrace.report/1).")
+@click.option("-v", "--verbose", is_flag=True, help="Every examination in full.")
+def replay_command(*, file: str, as_json: bool, verbose: bool) -> NoReturn:
+    """Explain what stands in a journal, as `stucktrace pid` would have explained the live process."""
+    from pathlib import Path
+
+    from stucktrace import replay
+
+    leave(worst(replay.run(Path(file), as_json=as_json, verbose=verbose)))
 
 
 @cli.command("doctor")

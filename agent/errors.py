@@ -2,6 +2,7 @@
 
 StucktraceError
 ├── UsageError          2  the request makes no sense
+├── JournalError        3  a file is no journal, or cannot be read or written
 └── CannotInspect       3  the target cannot be looked at
     ├── NoSuchProcess      it is gone, or never was
     ├── KernelThread       it has no user space
@@ -27,6 +28,10 @@ class StucktraceError(Exception):
 
 class UsageError(StucktraceError):
     exit_status = 2
+
+
+class JournalError(StucktraceError):
+    pass
 
 
 class CannotInspect(StucktraceError):

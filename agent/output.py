@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from typing import Any
 
 LONGEST_COMPLAINT = 1_000
 
@@ -25,6 +26,13 @@ def write(text: str) -> None:
             data = data[os.write(1, data) :]
     except OSError as error:
         raise OutputFailed(os.strerror(error.errno or 0)) from error
+
+
+def write_json(data: Any) -> None:
+    """One JSON object on a line."""
+    import json
+
+    write(json.dumps(data, ensure_ascii=True, separators=(", ", ": ")) + "\n")
 
 
 def complain(message: str, remedy: str) -> None:
