@@ -1,8 +1,9 @@
-"""What the agent says about itself on stderr: one line each, and no line again before a minute has passed."""
+"""What the agent says about itself on stderr: one line each, none again within a minute. Any thread may."""
 
 from __future__ import annotations
 
 import os
+import threading
 import time
 
 from stucktrace.output import complain
@@ -13,13 +14,16 @@ EVERY_S = 60.0
 class Complaints:
     def __init__(self) -> None:
         self._said: dict[str, float] = {}
+        self._lock = threading.Lock()
 
     def say(self, message: str, remedy: str = "") -> None:
         now = time.monotonic()
-        self._said = {text: at for text, at in self._said.items() if now - at < EVERY_S}
-        if message not in self._said:
+        with self._lock:
+            self._said = {text: at for text, at in self._said.items() if now - at < EVERY_S}
+            if message in self._said:
+                return
             self._said[message] = now
-            complain(message, remedy)
+        complain(message, remedy)
 
     def failed(self, what: str, error: Exception) -> None:
         """Something of ours failed that should not have."""

@@ -9,8 +9,25 @@ from typing import Any
 from stucktrace.diagnosis.words import age
 from stucktrace.output import colour_wanted, terminal_width, write
 from stucktrace.sinks import text
+from stucktrace.sinks.sink import Item
 
 PIDS_SHOWN = 8
+
+
+class Stdout:
+    """The sink of that name. Nobody has to read what it writes: it stands in a thread of its own (delivery.py)."""
+
+    name = "stdout"
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+
+    def deliver(self, item: Item) -> None:
+        """OutputFailed when stdout is broken."""
+        deliver(item.event, as_json=self._as_json)
+
+    def close(self) -> None:
+        pass
 
 
 def deliver(event: dict[str, Any], *, as_json: bool) -> None:
