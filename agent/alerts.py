@@ -35,6 +35,8 @@ class Member:
     pid: int
     start_time: int
     pod: str | None = None
+    incident: str = ""
+    """The code of what happened to it over time: beside what it is stuck in, it is a member of that alert too."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,10 @@ def _quiet_too_long(now: float, alert: _Alert) -> bool:
 
 
 def fingerprint(report: Json) -> tuple[str, str, str]:
-    """(code, function and file of the frame that matters, peer): the same for all processes in one fault."""
+    """(code, function and file of the frame that matters, peer): the same for all processes in one fault.
+
+    Where there is neither a frame nor a peer the finding's own subject stands for them.
+    """
     verdict = report["verdict"]
     thread = next((thread for thread in report["threads"] if thread["tid"] == verdict["tid"]), None)
     frame = ""
@@ -180,4 +185,6 @@ def fingerprint(report: Json) -> tuple[str, str, str]:
     if verdict["fd"] is not None:
         socket = next((socket for socket in report["sockets"] if socket["fd"] == verdict["fd"]), None)
         peer = (socket["remote_name"] or socket["remote"] or "") if socket is not None else ""
+    if not frame and not peer:
+        peer = verdict.get("subject") or ""
     return verdict["code"], frame, peer

@@ -113,6 +113,7 @@ def _finding(snapshot: Snapshot, finding: Finding) -> Json:
         "lock": _hex(finding.lock),
         "chain": list(finding.chain),
         "frame": _python_frame(snapshot, finding),
+        "subject": without_userinfo(finding.subject) or None,
     }
 
 

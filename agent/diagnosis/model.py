@@ -124,6 +124,9 @@ class Finding:
     """Index (innermost 0) of the Python frame that matters, in the frames of `tid`."""
     explains: tuple[int, ...] = ()
     """Other tids whose wait this finding accounts for (waiters of the same lock, say)."""
+    subject: str = ""
+    """What it is about where neither a frame nor a peer tells one fault from another: the application, a network
+    namespace. Part of an alert's fingerprint then."""
 
     @property
     def verdict_class(self) -> str:

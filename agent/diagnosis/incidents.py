@@ -1,0 +1,122 @@
+"""What an incident means: the verdict on things that happen over time, from the incident and a snapshot. Pure.
+
+One small function per incident, its proof in its docstring. The snapshot is the last look at the process it happened
+to; where there was none it holds the process alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from stucktrace.diagnosis import diagnose as diagnose_look
+from stucktrace.diagnosis import evidence, vocabulary
+from stucktrace.diagnosis.model import LIKELY, PROVEN, STUCK, Budgets, Diagnosis, Evidence, Finding, Later, Now
+from stucktrace.diagnosis.words import age
+from stucktrace.facts import Snapshot
+from stucktrace.incidents import Incident, WorkerAborted
+
+SHARE = 0.6
+"""Of gunicorn's timeout: a wait that was as old as this at the last look outlasted it."""
+CLOCKS_S = 0.5
+"""Between the times of a look and of the heartbeat."""
+
+
+def diagnose(snapshot: Snapshot, incident: Incident) -> Diagnosis:
+    """The verdict on an incident; what the last look says by itself follows it."""
+    if isinstance(incident, WorkerAborted):
+        return worker_timeout(snapshot, incident)
+    raise NotImplementedError(type(incident).__name__)
+
+
+def worker_timeout(snapshot: Snapshot, incident: WorkerAborted) -> Diagnosis:
+    """The signal came from the worker's own master, which sends SIGABRT for one reason only: an old heartbeat.
+
+    What it hung in is proven by the look only if that was taken after the last heartbeat: before it the worker was
+    well. Without the signal (seen: False) the master's patience had ended just when the worker did: `likely`.
+    """
+    pid, master = snapshot.process.pid, incident.master
+    waited = f"no heartbeat for {age(incident.heartbeat_age_s)}" if incident.heartbeat_age_s is not None else ""
+    limit = f"timeout {age(incident.timeout_s)}" if incident.timeout_s else ""
+    why = f"{waited} ({limit})" if waited and limit else waited or limit or "its heartbeat was too old"
+    done = (
+        f"gunicorn's master (pid {master}) ended worker {pid} with SIGABRT: {why}"
+        if incident.seen
+        else f"gunicorn's worker {pid} ended after its timeout: {why}"
+    )
+    lines = [
+        Evidence("signal_generate", "sender", master, f"pid {master}, its master, sent SIGABRT", time=incident.time)
+        if incident.seen
+        else Evidence("pidfd", "ended", True, "it ended when its heartbeat was overdue", time=incident.time)
+    ]
+    if incident.heartbeat_age_s is not None:
+        text = f"its heartbeat file was last touched {age(incident.heartbeat_age_s)} before"
+        lines.append(Evidence("/proc/PID/fd", "heartbeat", incident.heartbeat_age_s, text, "s", incident.time))
+    finding = Finding(
+        "worker-timeout",
+        PROVEN if incident.seen else LIKELY,
+        f"{done}; nobody had looked at what it hung in",
+        evidence=tuple(lines),
+        now=(
+            Now(
+                f"nothing for this worker: its master starts a new one; stucktrace pid {master} looks at the others",
+                "",
+                "the request that it had in its hands",
+            ),
+        ),
+        chain=(f"worker {pid}", "no heartbeat", f"SIGABRT from master {master}"),
+        subject=incident.application,
+    )
+    look = _last_look(snapshot, incident)
+    if look is None:
+        later = Later(
+            "raise --timeout if the application's requests may take that long",
+            "the master ends every worker whose main loop does not turn within it",
+        )
+        return Diagnosis(replace(finding, later=(later,)), (replace(finding, later=(later,)),))
+    cause = next(
+        (found for found in look.findings if found.verdict_class == STUCK and found.tid == pid), look.findings[0]
+    )
+    tid = cause.tid if cause.tid is not None else pid
+    frame = cause.frame if cause.frame is not None else _own_frame(snapshot, tid)
+    seen_s = max(0.0, incident.time - snapshot.time)
+    lines.append(
+        Evidence("stucktrace", "look", seen_s, f"{age(seen_s)} before: {cause.summary}", "s", time=snapshot.time)
+    )
+    finding = replace(
+        finding,
+        summary=f"{done}; {age(seen_s)} before, {cause.summary}",
+        evidence=(*lines, *(evidence.frame_line(snapshot.frames(tid), frame)), *cause.evidence),
+        later=cause.later,
+        known_issues=cause.known_issues,
+        tid=tid,
+        fd=cause.fd,
+        lock=cause.lock,
+        chain=(*cause.chain, f"SIGABRT from master {master}"),
+        frame=frame,
+        explains=cause.explains,
+    )
+    return replace(look, verdict=finding, findings=(finding, *look.findings))
+
+
+def _last_look(snapshot: Snapshot, incident: WorkerAborted) -> Diagnosis | None:
+    """What was seen of the worker after its last heartbeat."""
+    if not snapshot.threads:
+        return None
+    silent_s = incident.heartbeat_age_s if incident.heartbeat_age_s is not None else incident.timeout_s or 0.0
+    if snapshot.time < incident.time - silent_s - CLOCKS_S:
+        return None
+    if not incident.timeout_s:
+        return diagnose_look(snapshot, Budgets())
+    spent_s = SHARE * incident.timeout_s
+    return diagnose_look(snapshot, Budgets(min(Budgets.owed_s, spent_s), spent_s, stuck_after_given=True))
+
+
+def _own_frame(snapshot: Snapshot, tid: int) -> int | None:
+    """The innermost frame of the application's own code, else the innermost one."""
+    frames = snapshot.frames(tid)
+    own = (
+        index
+        for index, frame in enumerate(frames)
+        if not frame.native and not vocabulary.is_library(frame) and not vocabulary.is_standard(frame)
+    )
+    return next(own, 0 if frames else None)
