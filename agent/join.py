@@ -67,6 +67,21 @@ class Window:
     tcp_events: tuple[TcpEvent, ...] = ()
 
 
+def serving(python: PythonFact | None) -> PythonFact | None:
+    """The threads that may serve something: without the commonest ones that wait for a connection or a task."""
+    if python is None:
+        return None
+    return replace(python, threads=tuple(thread for thread in python.threads if not _parked(thread.frames)))
+
+
+def _parked(frames: tuple[Frame, ...]) -> bool:
+    reading = stacks.read(frames)
+    if reading.purpose is not Purpose.WORK or reading.frame is None:
+        return False
+    file = frames[reading.frame].file
+    return "/gunicorn/" in file or file.endswith("/billiard/pool.py")
+
+
 def snapshot(
     process: ProcessFact, look: Look, seen: Seen, first: Look | None = None, window: Window | None = None
 ) -> Snapshot:

@@ -90,7 +90,7 @@ def look(
             file_locks=run.collect("file locks", (), partial(file_locks.collect, process, seen_threads), pid),
             relatives=relatives_of[pid],
             conntrack=asked.full if (asked := entries.get(pid)) else (),
-            work=run.collect("work", (), partial(work.collect, process, seen_threads, python), pid),
+            work=run.collect("work", (), partial(work.collect, process, seen_threads, join.serving(python)), pid),
             fds=files[pid].links if pid in files and files[pid].complete else None,
         )
     return looks
