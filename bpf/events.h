@@ -20,9 +20,11 @@ enum record_kind {
 	RECORD_THREAD = 1,
 	RECORD_STACK = 2,
 	RECORD_INFLIGHT = 3,
+	RECORD_LIFE = 4,
 	RECORD_SOCKET = 16,
 	RECORD_UNIX_SOCKET = 17,
 	RECORD_END = 18,
+	RECORD_TROUBLE = 19,
 };
 
 struct record {
@@ -90,6 +92,29 @@ struct inflight_mute {
 	__u64 slept_at_ns; /* this very sleep is not reported again; 0: only until `until_ns` */
 	__u64 since_ns; /* nor is this wait ... */
 	__u64 until_ns; /* ... before this time */
+};
+
+enum life_kind {
+	LIFE_EXEC = 1,
+	LIFE_FORK = 2,
+	LIFE_EXIT = 3,
+	LIFE_SIGNAL = 4, /* was sent to it, by `sender` */
+	LIFE_OOM = 5, /* the kernel chose it to free memory */
+};
+
+/* What happened to a process, from lifecycle.bpf.c. */
+struct life_record {
+	struct record header;
+	__u64 time_ns;
+	__u32 kind; /* enum life_kind */
+	__u32 pid;
+	__u32 parent; /* 0: outside of the tool's namespace */
+	__u32 sender; /* 0: the kernel, or outside of the tool's namespace */
+	__u32 kernel_pid;
+	__u32 signal;
+	__s32 status; /* of an exit, as wait(2) tells it */
+	__u32 pad;
+	char command[16]; /* of an exec: afterwards */
 };
 
 /* What one thread did through one call on one fd: key and value of the map in waits.bpf.c, not a stream. */
@@ -249,6 +274,23 @@ struct tcp_count {
 	__u16 pad;
 	__u32 process; /* whose connection it is, by its pid in the initial namespace; 0: watched from the start */
 	__u32 pad2;
+};
+
+/* Trouble on one socket, from trouble.bpf.c: what happened since the record before. */
+struct trouble_record {
+	struct record header;
+	__u64 time_ns;
+	__u64 inode;
+	__u64 count;
+	__u32 kind; /* enum tcp_kind */
+	__u32 error; /* errno of a TCP_ERROR */
+	__u32 netns;
+	__u16 family;
+	__u16 local_port;
+	__u16 remote_port;
+	__u16 pad[3];
+	__u8 local[16];
+	__u8 remote[16];
 };
 
 #endif

@@ -52,10 +52,6 @@ struct timer_list {
 	unsigned long expires;
 } CORE;
 
-struct ns_common {
-	unsigned int inum;
-} CORE;
-
 /* The narrow ones were ints before 5.15 or so: they are loaded in the width that the running kernel has. */
 struct netns_ipv4 {
 	int sysctl_tcp_keepalive_time;
@@ -94,10 +90,6 @@ struct sock_common {
 enum sock_flags {
 	SOCK_KEEPOPEN = 3,
 };
-
-typedef struct {
-	int counter;
-} CORE atomic_t;
 
 typedef struct {
 	atomic_t refs;

@@ -44,12 +44,19 @@ enum {
 };
 enum { BPF_ANY = 0, BPF_NOEXIST = 1 };
 enum { BPF_F_NO_PREALLOC = 1 };
+enum { BPF_RB_NO_WAKEUP = 1, BPF_RB_FORCE_WAKEUP = 2 };
 /* Asked for by name: does this kernel have the helper? */
 enum bpf_func_id { BPF_FUNC_loop = 181 };
 
 #define CORE __attribute__((preserve_access_index))
 
-struct pid_namespace;
+struct ns_common {
+	unsigned int inum;
+} CORE;
+
+struct pid_namespace {
+	struct ns_common ns;
+} CORE;
 
 /* numbers[] begins with the id in the initial namespace and ends, at `level`, with the innermost one. */
 struct upid {
@@ -71,9 +78,20 @@ struct sched_entity {
 	__u64 prev_sum_exec_runtime;
 } CORE;
 
+typedef struct {
+	int counter;
+} CORE atomic_t;
+
+struct signal_struct {
+	atomic_t live; /* threads that have not begun to exit */
+	int group_exit_code;
+	unsigned int flags;
+} CORE;
+
 struct task_struct {
 	unsigned int __state;
 	int exit_state;
+	int exit_code;
 	int on_cpu;
 	unsigned int policy;
 	struct sched_entity se;
@@ -81,7 +99,9 @@ struct task_struct {
 	int pid;
 	int tgid;
 	struct pid *thread_pid;
+	struct task_struct *real_parent;
 	struct task_struct *group_leader;
+	struct signal_struct *signal;
 	unsigned long nvcsw;
 	unsigned long nivcsw;
 	char comm[16];

@@ -105,6 +105,32 @@ class InflightRecord(ctypes.Structure):
     now_ns: int
 
 
+class LifeRecord(ctypes.Structure):
+    KIND: ClassVar = 4
+    _fields_ = (
+        ("header", Record),
+        ("time_ns", c_uint64),
+        ("kind", c_uint32),
+        ("pid", c_uint32),
+        ("parent", c_uint32),
+        ("sender", c_uint32),
+        ("kernel_pid", c_uint32),
+        ("signal", c_uint32),
+        ("status", c_int32),
+        ("pad", c_uint32),
+        ("command", c_char * 16),
+    )
+    time_ns: int
+    kind: int
+    pid: int
+    parent: int
+    sender: int
+    kernel_pid: int
+    signal: int
+    status: int
+    command: bytes
+
+
 class InflightLimit(ctypes.Structure):
     """Value of the map `limits` in inflight.bpf.c."""
 
@@ -373,6 +399,36 @@ class TcpCount(ctypes.Structure):
     remote_port: int
     family: int
     process: int
+
+
+class TroubleRecord(ctypes.Structure):
+    KIND: ClassVar = 19
+    _fields_ = (
+        ("header", Record),
+        ("time_ns", c_uint64),
+        ("inode", c_uint64),
+        ("count", c_uint64),
+        ("kind", c_uint32),
+        ("error", c_uint32),
+        ("netns", c_uint32),
+        ("family", c_uint16),
+        ("local_port", c_uint16),
+        ("remote_port", c_uint16),
+        ("pad", c_uint16 * 3),
+        ("local", c_uint8 * 16),
+        ("remote", c_uint8 * 16),
+    )
+    time_ns: int
+    inode: int
+    count: int
+    kind: int
+    error: int
+    netns: int
+    family: int
+    local_port: int
+    remote_port: int
+    local: ctypes.Array[c_uint8]
+    remote: ctypes.Array[c_uint8]
 
 
 def split(data: bytes) -> Iterator[tuple[int, int]]:

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 from collections import deque
+from collections.abc import Callable
 from ctypes import c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -40,7 +41,13 @@ _FUNCTIONS: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
     ("bpf_map_lookup_elem", c_int, (c_int, c_void_p, c_void_p)),
     ("bpf_map_delete_elem", c_int, (c_int, c_void_p)),
     ("bpf_map_get_next_key", c_int, (c_int, c_void_p, c_void_p)),
+    ("ring_buffer__new", c_void_p, (c_int, c_void_p, c_void_p, c_void_p)),
+    ("ring_buffer__consume", c_int, (c_void_p,)),
+    ("ring_buffer__free", None, (c_void_p,)),
 )
+_SAMPLE = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
+_MOST_AT_ONCE = 8192
+"""Records in one `RingBuffer.consume`, for a flood must not hold its reader."""
 
 
 class BpfError(OSError):
@@ -126,6 +133,35 @@ class Map:
             seen.add(bytes(key))
             found.append(key)
             previous = key
+
+
+class RingBuffer:
+    """Reads a BPF ring buffer. `fd` is readable while there are records."""
+
+    def __init__(self, ring: Map) -> None:
+        self.fd = ring.fd
+        self._records: list[bytes] = []
+        self._callback: Callable[..., int] = _SAMPLE(self._keep)
+        pointer = library().ring_buffer__new(ring.fd, ctypes.cast(self._callback, c_void_p), None, None)
+        self._pointer: int | None = _checked(pointer, f"read the ring buffer {ring.name}")
+
+    def _keep(self, _context: int | None, data: int, size: int) -> int:
+        self._records.append(ctypes.string_at(data, size))
+        # This one is taken in either case.
+        return 0 if len(self._records) < _MOST_AT_ONCE else -errno.EAGAIN
+
+    def consume(self) -> list[bytes]:
+        """The records there are now, in their order; never waits."""
+        result = library().ring_buffer__consume(self._pointer)
+        records, self._records = self._records, []
+        if result != -errno.EAGAIN:
+            _checked(result, "read a ring buffer")
+        return records
+
+    def close(self) -> None:
+        if self._pointer is not None:
+            library().ring_buffer__free(self._pointer)
+            self._pointer = None
 
 
 class Link:

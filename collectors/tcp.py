@@ -14,6 +14,7 @@ from ctypes import c_uint8, c_uint32, c_uint64
 from stucktrace.collectors import holders, libbpf, threads
 from stucktrace.collectors.addresses import endpoint, remote_endpoint, tcp_state
 from stucktrace.collectors.events import TcpCount, TcpKey
+from stucktrace.collectors.hooks import Hooks
 from stucktrace.collectors.kernel import Kernel
 from stucktrace.facts import Missing, TcpEvent
 
@@ -88,52 +89,17 @@ def watching(pids: Collection[int], kernel: Kernel | None) -> Iterator[Watch]:
         watch = Watch(pids, kernel, None)
         if kernel is not None:
             try:
-                loaded, programs = _load(kernel)
-                stack.callback(kernel.unload, OBJECT)
-                watch = Watch(pids, kernel, loaded)
+                attached = Hooks(kernel, OBJECT, HOOKS, "TCP events")
+                stack.callback(attached.close)
+                watch = Watch(pids, kernel, attached.loaded)
                 watch.begin()
-                attached = _attach(loaded, programs, stack)
-                watch.missing = tuple(
-                    Missing(f"TCP events: {name}", "this kernel has no such tracepoint", "a newer kernel")
-                    for program, name in HOOKS.items()
-                    if program not in attached
-                )
-                if attached:
-                    kernel.hooks["tcp"] = f"tp_btf/{','.join(HOOKS[program] for program in attached)}"
+                attached.attach()
+                watch.missing = attached.missing
             except libbpf.BpfError as error:
                 watch = Watch(pids, kernel, None)
                 remedy = "none needed: two looks at the sockets tell most of it"
                 watch.missing = (Missing("TCP events", str(error), remedy),)
         yield watch
-
-
-def _load(kernel: Kernel) -> tuple[libbpf.Object, tuple[str, ...]]:
-    """The object with every program that this kernel takes: usually all, else found out one by one."""
-    try:
-        return kernel.load(OBJECT), tuple(HOOKS)
-    except libbpf.BpfError as error:
-        taken = []
-        for program in HOOKS:
-            try:
-                kernel.load(OBJECT, frozenset({program}))
-            except libbpf.BpfError:
-                continue
-            kernel.unload(OBJECT)
-            taken.append(program)
-        if not taken:
-            raise error
-        return kernel.load(OBJECT, frozenset(taken)), tuple(taken)
-
-
-def _attach(loaded: libbpf.Object, programs: Collection[str], stack: ExitStack) -> tuple[str, ...]:
-    attached = []
-    for program in programs:
-        try:
-            stack.callback(loaded.attach(program).close)
-        except libbpf.BpfError:
-            continue
-        attached.append(program)
-    return tuple(attached)
 
 
 def _fact(key: TcpKey, count: TcpCount) -> TcpEvent:

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * Which TCP sockets of the node, in any network namespace, are in trouble: a retransmission, an error, a reset? The first
+ * sign of it at once, then at most one record a second for each socket, with a count: user space asks whose the socket is.
+ *
+ * All of it comes in interrupt context, where the current process is a stranger. A socket without an inode (closed by its
+ * holder, or not accepted yet) is nobody's and is left out. Of the arguments only the first is used, the socket.
+ */
+#include "net_types.h"
+#include "events.h"
+#include "ring.h"
+
+ANCHOR(trouble_record);
+
+#define PAUSE_NS 1000000000ULL
+
+/* What was counted on one socket. Its events come one after the other, for its lock is held. */
+struct outage {
+	__u64 count;
+	__u64 reported;
+	__u64 at_ns; /* of the last record */
+};
+
+/* Where more sockets are in trouble at once, the oldest begin anew: one record more for each. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct tcp_key);
+	__type(value, struct outage);
+} outages SEC(".maps");
+
+static __always_inline void report(struct sock *sk, __u32 kind, __u32 error)
+{
+	struct tcp_key key = {.kind = kind, .detail = error};
+	struct trouble_record record = {};
+	struct outage *outage, fresh = {};
+
+	key.inode = inode_of(sk);
+	if (!key.inode)
+		return;
+	outage = bpf_map_lookup_elem(&outages, &key);
+	if (!outage) {
+		bpf_map_update_elem(&outages, &key, &fresh, BPF_NOEXIST);
+		outage = bpf_map_lookup_elem(&outages, &key);
+	}
+	if (!outage) {
+		count_lost();
+		return;
+	}
+	outage->count++;
+	record.time_ns = bpf_ktime_get_ns();
+	if (outage->at_ns && record.time_ns - outage->at_ns < PAUSE_NS)
+		return;
+	record.header.kind = RECORD_TROUBLE;
+	record.header.length = sizeof(record);
+	record.inode = key.inode;
+	record.count = outage->count - outage->reported;
+	record.kind = kind;
+	record.error = error;
+	record.netns = netns_of(sk);
+	record.family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	record.local_port = BPF_CORE_READ(sk, __sk_common.skc_num);
+	record.remote_port = remote_port_of(sk);
+	read_addresses(sk, record.local, record.remote);
+	/* Refused connections may come by the thousand and can wait for the tick; a storm of retransmissions is told anew. */
+	if (emit_record(&record, sizeof(record), kind == TCP_RETRANSMIT && !outage->at_ns)) {
+		outage->reported = outage->count;
+		outage->at_ns = record.time_ns;
+	}
+}
+
+SEC("tp_btf/tcp_retransmit_skb")
+int on_retransmit(__u64 *ctx)
+{
+	report((struct sock *)ctx[0], TCP_RETRANSMIT, 0);
+	return 0;
+}
+
+SEC("tp_btf/inet_sk_error_report")
+int on_error(__u64 *ctx)
+{
+	struct sock *sk = (struct sock *)ctx[0];
+	int error = BPF_CORE_READ(sk, sk_err);
+
+	/* A disconnect by the holder wakes its waiters the same way, without an error. */
+	if (error && BPF_CORE_READ(sk, sk_protocol) == IPPROTO_TCP)
+		report(sk, TCP_ERROR, error);
+	return 0;
+}
+
+SEC("tp_btf/tcp_receive_reset")
+int on_reset(__u64 *ctx)
+{
+	report((struct sock *)ctx[0], TCP_RESET_RECEIVED, 0);
+	return 0;
+}
