@@ -2,6 +2,7 @@
 
 StucktraceError
 ├── UsageError          2  the request makes no sense
+│   └── InvalidSettings    a file, variable or option of the agent has a wrong value
 ├── JournalError        3  a file is no journal, or cannot be read or written
 └── CannotInspect       3  the target cannot be looked at
     ├── NoSuchProcess      it is gone, or never was
@@ -32,6 +33,14 @@ class UsageError(StucktraceError):
 
 class JournalError(StucktraceError):
     pass
+
+
+class InvalidSettings(UsageError):
+    """`problems` has one line for each."""
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        super().__init__(problems[0])
+        self.problems = problems
 
 
 class CannotInspect(StucktraceError):

@@ -6,7 +6,6 @@ Everything slow happens beside it (examiner.py); who is examined, and when, is d
 from __future__ import annotations
 
 import os
-import re
 import select
 import signal
 import socket
@@ -30,6 +29,7 @@ from stucktrace.node.glances import Glances
 from stucktrace.node.suspects import Suspects
 from stucktrace.node.tracker import SCAN_EVERY_S, Heartbeats, Tracked, Tracker
 from stucktrace.output import OutputFailed, complain
+from stucktrace.settings import Settings
 from stucktrace.sinks import stream
 
 LOCK = "\0stucktrace.agent"
@@ -39,23 +39,24 @@ DRAIN_S = 3.0
 
 
 class Agent:
-    def __init__(
-        self, match: re.Pattern[str] | None, interval_s: float, stuck_after_s: float | None, engine: str, as_json: bool
-    ) -> None:
+    def __init__(self, settings: Settings, reload: Callable[[], Settings]) -> None:
+        """`reload`: reads the settings again. InvalidSettings."""
         self._lock = _only_one()
-        self._as_json = as_json
-        self._interval_s = interval_s
+        self._settings = settings
+        self._reload = reload
+        self._as_json = settings.json or not os.isatty(1)
+        self._interval_s = settings.interval_s
         self._complaints = Complaints()
-        opened = open_kernel(engine)
+        opened = open_kernel(settings.engine)
         for missing in opened.missing:
             complain(f"{missing.what}: {missing.because}", missing.remedy)
         self._woken, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._tracker = Tracker(match, stuck_after_s)
+        self._tracker = Tracker(settings.match, settings.stuck_after_s)
         self._heartbeats = Heartbeats()
-        self._glances = Glances(opened.kernel, interval_s, self._complaints.say)
+        self._glances = Glances(opened.kernel, settings.interval_s, self._complaints.say)
         self._suspects = Suspects(self._glances, self._heartbeats)
-        self._examiner = Examiner(engine, self._wake)
-        self._alerts = Alerts(report.host()["node"])
+        self._examiner = Examiner(settings.engine, self._wake)
+        self._alerts = Alerts(settings.node or report.host()["node"])
         self._next_scan = 0.0
         self._stopping = False
 
