@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Collection
 from contextlib import suppress
+from typing import NamedTuple
 
 from stucktrace.collectors import procfs
 from stucktrace.errors import CannotInspect
@@ -17,10 +19,18 @@ from stucktrace.errors import CannotInspect
 _NAME = "/wgunicorn-"
 # The files are opened early in a process's life and have low numbers; a gevent worker may have 10,000 sockets above.
 _LOWEST = 256
+_MOST = 4096
+"""Of a master, which has one for each worker."""
 _MOST_SIBLINGS = 64
 
 Identity = tuple[int, int]
 """(device, inode)."""
+
+
+class _File(NamedTuple):
+    link: str
+    touched_s: float
+    """Its modification time."""
 
 
 def files(pid: int) -> frozenset[Identity] | None:
@@ -31,8 +41,10 @@ def files(pid: int) -> frozenset[Identity] | None:
 
 def shared(pid: int, other: int) -> bool | None:
     """Both hold a heartbeat file of the same worker; None where that cannot be read."""
-    mine, theirs = files(pid), files(other)
-    return None if mine is None or theirs is None else bool(mine & theirs)
+    mine = _open_files(pid)
+    # A master has a file for each of its workers: only those of the same name are asked what they are.
+    theirs = _open_files(other, frozenset(found.link for found in (mine or {}).values()))
+    return None if mine is None or theirs is None else bool(mine.keys() & theirs.keys())
 
 
 def last_notify_s(pid: int, master: int) -> float | None:
@@ -46,15 +58,15 @@ def last_notify_s(pid: int, master: int) -> float | None:
         found = _without_older(found, pid, master)
     if len(found) != 1:
         return None
-    (touched,) = found.values()
-    age = time.clock_gettime(time.CLOCK_MONOTONIC) - touched
+    (file,) = found.values()
+    age = time.clock_gettime(time.CLOCK_MONOTONIC) - file.touched_s
     # A file that was never touched still has the wall clock of its creation.
     return max(0.0, age) if age >= -1 else None
 
 
-def _open_files(pid: int) -> dict[Identity, float] | None:
-    """Identity -> modification time."""
-    found: dict[Identity, float] = {}
+def _open_files(pid: int, links: Collection[str] | None = None) -> dict[Identity, _File] | None:
+    """Those that a process holds, or only those with one of these links; None where that may not be read."""
+    found: dict[Identity, _File] = {}
     try:
         directory = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except PermissionError:
@@ -62,11 +74,12 @@ def _open_files(pid: int) -> dict[Identity, float] | None:
     except OSError:
         return {}
     try:
-        for fd in sorted(map(int, os.listdir(directory)))[:_LOWEST]:
+        for fd in sorted(map(int, os.listdir(directory)))[: _LOWEST if links is None else _MOST]:
             with suppress(FileNotFoundError, ProcessLookupError):
-                if _NAME in os.readlink(str(fd), dir_fd=directory):
+                link = os.readlink(str(fd), dir_fd=directory)
+                if _NAME in link and (links is None or link in links):
                     status = os.stat(str(fd), dir_fd=directory)
-                    found[status.st_dev, status.st_ino] = status.st_mtime
+                    found[status.st_dev, status.st_ino] = _File(link, status.st_mtime)
     except PermissionError:
         return None
     except OSError:
@@ -76,7 +89,7 @@ def _open_files(pid: int) -> dict[Identity, float] | None:
     return found
 
 
-def _without_older(found: dict[Identity, float], pid: int, master: int) -> dict[Identity, float]:
+def _without_older(found: dict[Identity, _File], pid: int, master: int) -> dict[Identity, _File]:
     try:
         born = (procfs.read_stat(pid).start_time, pid)
         left = dict(found)

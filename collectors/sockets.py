@@ -50,11 +50,12 @@ def collect(
     missing: dict[Missing, None] = {}
     # The members of one family are each other's relatives: each is walked once.
     iterate = cache(kernel.iterate) if kernel is not None else None
+    brief = cache(sockets_bpf.in_brief)
     sockets_of = cache(holders.sockets_of)
     for pid in pids:
         fds = set((detail_fds or {}).get(pid, ()))
         try:
-            table = _read(pid, files, iterate, sockets_of, missing)
+            table = _read(pid, files, iterate, brief, sockets_of=sockets_of, missing=missing)
         except CollectorError as error:
             missing[error.missing] = None
             continue
@@ -74,13 +75,15 @@ def _read(
     pid: int,
     files: Mapping[int, Files],
     iterate: sockets_bpf.Iterate | None,
+    brief: sockets_bpf.Brief,
+    *,
     sockets_of: socket_tables.SocketsOf,
     missing: dict[Missing, None],
 ) -> Table:
     relatives = holders.relatives(pid)
     if iterate is not None:
         try:
-            return sockets_bpf.read(iterate, pid, relatives)
+            return sockets_bpf.read(iterate, pid, relatives, brief)
         except BpfError as error:
             missing[Missing("sockets through BPF", str(error), "none needed: sock_diag was asked instead")] = None
     kin = {relative: sockets_of(relative) for relative in relatives}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 
 from stucktrace.collectors import events
 from stucktrace.collectors.addresses import endpoint, remote_endpoint, tcp_state, unix_name
@@ -31,10 +31,15 @@ _BOOT_TICKS_S = 300
 
 Iterate = Callable[[str, int], bytes]
 """`Kernel.iterate`, or a memory of it."""
+Brief = Callable[[bytes], tuple[tuple[int, int], ...]]
 
 
-def read(iterate: Iterate, pid: int, relatives: Collection[int]) -> Table:
-    """BpfError when the iterator cannot run. The options are there for every socket, the ends of UNIX sockets too."""
+def read(iterate: Iterate, pid: int, relatives: Collection[int], brief: Brief | None = None) -> Table:
+    """BpfError when the iterator cannot run. The options are there for every socket, the ends of UNIX sockets too.
+
+    `brief`: `in_brief`, or a memory of it.
+    """
+    brief = brief or in_brief
     fds: defaultdict[int, list[int]] = defaultdict(list)
     drafts: dict[int, Draft] = {}
     unix_ends: dict[int, OtherEnd] = {}
@@ -65,7 +70,7 @@ def read(iterate: Iterate, pid: int, relatives: Collection[int]) -> Table:
         fds[inode].append(record.fd)
     held: defaultdict[int, list[int]] = defaultdict(list)
     for relative in relatives:
-        for inode, port in _brief(iterate(PROGRAM, relative)):
+        for inode, port in brief(iterate(PROGRAM, relative)):
             if port:
                 served.add(port)
             if inode in fds:
@@ -81,8 +86,9 @@ def read(iterate: Iterate, pid: int, relatives: Collection[int]) -> Table:
     )
 
 
-def _brief(data: bytes) -> Iterator[tuple[int, int]]:
+def in_brief(data: bytes) -> tuple[tuple[int, int], ...]:
     """(inode, port it listens on or 0) of each record."""
+    found = []
     inode_at, port_at = SocketRecord.inode.offset, SocketRecord.local_port.offset  # type: ignore[attr-defined]
     state_at, protocol_at = SocketRecord.state.offset, SocketRecord.protocol.offset  # type: ignore[attr-defined]
     for kind, offset in events.split(data):
@@ -92,7 +98,8 @@ def _brief(data: bytes) -> Iterator[tuple[int, int]]:
             (protocol,) = struct.unpack_from("=H", data, offset + protocol_at)
             if protocol == TCP:
                 (port,) = struct.unpack_from("=H", data, offset + port_at)
-        yield inode, port
+        found.append((inode, port))
+    return tuple(found)
 
 
 def tick_rate(now_ns: int, now_ticks: int) -> int:
