@@ -23,7 +23,8 @@ from stucktrace.output import OutputFailed, colour_wanted, complain, prepare, te
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
     from stucktrace.inspection import Inspection
-    from stucktrace.ps import Row, Table
+    from stucktrace.ps import Table
+    from stucktrace.rows import Row
     from stucktrace.run import Options
 
 Command = Callable[..., NoReturn]
@@ -278,7 +279,8 @@ def ps_command(
     from stucktrace.run import Options
 
     selection = Selection(None if match is None else parse_pattern(match), everything)
-    table = Table(selection, Options(engine), Opening(engine).opened, verdicts=not no_verdict)
+    at_a_time = None if watch_s is None else 32
+    table = Table(selection, Options(engine), Opening(engine).opened, verdicts=not no_verdict, at_a_time=at_a_time)
     if watch_s is None:
         leave(show_table(table, as_json))
     from stucktrace import watch

@@ -19,7 +19,8 @@ from typing import NoReturn
 
 from stucktrace.diagnosis.model import HEALTHY
 from stucktrace.output import OutputFailed, colour_wanted, write
-from stucktrace.ps import MASTERS, Row, Table
+from stucktrace.ps import Table
+from stucktrace.rows import MASTERS, Row
 from stucktrace.sinks.table import padded, render, summary
 
 ENTER, LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
@@ -47,8 +48,6 @@ class _Looks:
         self._every_s = every_s
         self._waker = waker
         self.rows: tuple[Row, ...] | None = None
-        self.looking = True
-        """Verdicts are still to come."""
         self.at = ""
         self.error: Exception | None = None
         threading.Thread(target=self._work, name="looks", daemon=True).start()
@@ -68,10 +67,10 @@ class _Looks:
         first, at = self.rows is None, time.strftime("%H:%M:%S")
         for rows in self._table.look():
             if first:
-                # Later tables are shown when they are complete: a verdict that comes and goes is no help.
+                # Later ones are shown when they are complete: verdicts that come and go are no help.
                 self.rows, self.at = rows, at
                 self._tell()
-        self.rows, self.at, self.looking = rows, at, False
+        self.rows, self.at = rows, at
         self._tell()
 
     def _tell(self) -> None:
@@ -144,7 +143,7 @@ def _draw(looks: _Looks, every_s: float) -> None:
     lines = [padded(f"stucktrace ps  {looks.at}  {said}  (every {every_s:g} s, q ends)", width).rstrip()]
     rows = looks.rows or ()
     shown, left_out = fold(rows, height - 2)
-    lines += render(shown, width=width, colour=colour_wanted(), looking=looks.looking)
+    lines += render(shown, width=width, colour=colour_wanted(), looking=True)
     if left_out:
         lines.append(padded(f"... and {summary(left_out)}", width).rstrip())
     write(HOLD + HOME + "\r\n".join(line + END_OF_LINE for line in lines[:height]) + REST + SHOW)

@@ -15,7 +15,7 @@ from stucktrace.collectors.command_line import without_userinfo
 from stucktrace.diagnosis.model import HEALTHY, STUCK, UNKNOWN
 from stucktrace.diagnosis.words import age, count
 from stucktrace.facts import WorkFact
-from stucktrace.ps import Inside, Row
+from stucktrace.rows import Inside, Row
 from stucktrace.sinks.text import clean
 
 SCHEMA = "stucktrace.ps/1"
