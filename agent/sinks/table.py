@@ -26,7 +26,7 @@ NARROWEST = 12
 _TO_THE_RIGHT = frozenset({"PID", "AGE", "RSS", "FDS", "FOR"})
 _LEFT_OUT_WHEN_EMPTY = frozenset({"POD", "WORK"})
 _CUT = ("IN", "WORK", "KIND", "POD")
-_LEFT_OUT_FIRST = ("FDS", "AGE", "RSS", "POD", "KIND", "FOR", "WORK")
+_LEFT_OUT_FIRST = ("FDS", "AGE", "RSS", "POD", "KIND", "FOR", "WORK", "IN")
 """On a terminal that is too narrow even for columns that are cut."""
 _COLOURS = {STUCK: "31;1", HEALTHY: "32", UNKNOWN: "33;1"}
 _ADVICE_COLOUR = "33"
