@@ -47,7 +47,7 @@ class _Known:
     doing: tuple[object, ...] | None
     at: float
     """CLOCK_MONOTONIC."""
-    earlier: Earlier | None
+    earlier: Earlier
 
 
 class Table:
@@ -85,17 +85,18 @@ class Table:
         yield ordered(rows.values())
         due = [pid for pid, row in rows.items() if self._due(row)] if self._verdicts else []
         due.sort(key=lambda pid: self._known[pid].at if pid in self._known else 0.0)
-        earlier = {pid: known.earlier for pid, known in self._known.items() if known.earlier is not None}
-        for pid, answer in inspect_each(due[: self._at_a_time], self._options, self._opened, earlier):
+        before = {pid: known.earlier for pid, known in self._known.items()}
+        for pid, answer in inspect_each(due[: self._at_a_time], self._options, self._opened, before):
             if isinstance(answer, NoSuchProcess):
                 del rows[pid]
                 continue
             if isinstance(answer, StucktraceError):
                 rows[pid] = replace(rows[pid], because=answer.message)
                 continue
-            rows[pid], found = inspected(answer), answer.snapshot
-            known = Earlier(found.process, found.threads, found.python) if found.python else None
-            self._known[pid] = _Known(rows[pid], doing(seen[pid]), time.monotonic(), known)
+            found = answer.snapshot
+            rows[pid] = replace(inspected(answer), process=seen[pid].process)
+            earlier = Earlier(found.process, found.threads, found.python)
+            self._known[pid] = _Known(rows[pid], doing(seen[pid]), time.monotonic(), earlier)
         if due:
             yield ordered(rows.values())
 
