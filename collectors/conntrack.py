@@ -45,8 +45,9 @@ class Sighting:
 class Sightings(Protocol):
     """What the agent saw of the connections of its processes, by the inode of the socket."""
 
-    lost: Collection[int]
-    """Sockets of which an entry is gone."""
+    @property
+    def lost(self) -> Collection[int]:
+        """Sockets of which an entry is gone."""
 
     def of(self, inode: int, flow: Tuple) -> tuple[Sighting, ...]: ...
 

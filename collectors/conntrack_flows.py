@@ -75,6 +75,7 @@ class Flows:
         self.overruns = 0
         """How often the kernel dropped events."""
         self._wake = wake
+        self._said: set[Missing] = set()
         self._pids: frozenset[int] = frozenset()
         self._news: queue.SimpleQueue[Lost] = queue.SimpleQueue()
         self._connections: dict[int, _Connection] = {}
@@ -105,6 +106,12 @@ class Flows:
             while True:
                 found.append(self._news.get_nowait())
         return found
+
+    def unsaid(self) -> tuple[Missing, ...]:
+        """What it may not do; each is given once."""
+        new = tuple(missing for missing in self.missing if missing not in self._said)
+        self._said.update(new)
+        return new
 
     def close(self) -> None:
         os.close(self._end)

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from stucktrace import report
+from stucktrace.collectors.conntrack import Sightings
 from stucktrace.collectors.kernel import open_kernel
 from stucktrace.diagnosis.model import STUCK, Budgets
 from stucktrace.errors import NoSuchProcess
@@ -56,8 +57,9 @@ class _Job:
 
 
 class Examiner:
-    def __init__(self, engine: str, wake: Callable[[], None]) -> None:
+    def __init__(self, engine: str, wake: Callable[[], None], sightings: Sightings | None = None) -> None:
         self._engine = engine
+        self._sightings = sightings
         self._wake = wake
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[tuple[_Job, Examined]] = queue.SimpleQueue()
@@ -128,7 +130,9 @@ class Examiner:
             try:
                 if opened is None:
                     opened = open_kernel(self._engine)
-                options = Options(self._engine, budgets=job.budgets, children=False, siblings=False)
+                options = Options(
+                    self._engine, budgets=job.budgets, children=False, sightings=self._sightings, siblings=False
+                )
                 kernel = opened
                 for pid, answer in inspect_each(tuple(left), options, lambda kernel=kernel: kernel, job.earlier):  # type: ignore[misc]
                     left.discard(pid)

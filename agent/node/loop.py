@@ -18,6 +18,7 @@ from typing import Any
 
 from stucktrace import report
 from stucktrace.alerts import KILLED, RECOVERED, Alerts, Member, Observed
+from stucktrace.collectors.conntrack_flows import Flows
 from stucktrace.collectors.inflight import Limit
 from stucktrace.collectors.kernel import open_kernel
 from stucktrace.diagnosis.model import POSSIBLE, STUCK, UNKNOWN, Budgets
@@ -55,7 +56,8 @@ class Agent:
         self._heartbeats = Heartbeats()
         self._glances = Glances(opened.kernel, settings.interval_s, self._complaints.say)
         self._suspects = Suspects(self._glances, self._heartbeats)
-        self._examiner = Examiner(settings.engine, self._wake)
+        self._flows = Flows(self._wake)
+        self._examiner = Examiner(settings.engine, self._wake, self._flows)
         self._alerts = Alerts(settings.node or report.host()["node"])
         self._next_scan = 0.0
         self._stopping = False
@@ -111,6 +113,7 @@ class Agent:
             self._look_for_processes()
         for answer in self._examiner.answers():
             self._take(answer)
+        self._hear_of_flows(now)
         self._examine(now)
         for event in self._alerts.tick(time.time()):
             stream.deliver(event, as_json=self._as_json)
@@ -123,6 +126,15 @@ class Agent:
                 for pid, process in self._tracker.processes.items()
             }
         )
+        self._flows.watch(self._tracker.processes)
+
+    def _hear_of_flows(self, now: float) -> None:
+        """Who lost a conntrack entry of a connection that lives."""
+        for lost in self._flows.news():
+            for pid in lost.pids:
+                self._suspects.hint(pid, now)
+        for missing in self._flows.unsaid():
+            complain(f"{missing.what}: {missing.because}", missing.remedy)
 
     def _examine(self, now: float) -> None:
         """Gives the suspects to the examiner, the most urgent first."""

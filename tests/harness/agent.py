@@ -90,10 +90,14 @@ def summaries(events: list[Event]) -> list[str]:
 
 
 @contextlib.contextmanager
-def watching(beside: int, *options: str | int) -> Iterator[Agent]:
-    """An agent in the PID and mount namespace of the process `beside`, once it has looked around."""
+def watching(beside: int, *options: str | int, netns: str = "") -> Iterator[Agent]:
+    """An agent in the PID and mount namespace of the process `beside`, once it has looked around.
+
+    Its network namespace is one of its own, or `netns`.
+    """
     descriptor, name = tempfile.mkstemp(prefix="agent-", suffix=".log")
-    inside = ["nsenter", "-t", str(beside), "-p", "-m", "unshare", "--net"]
+    network = [f"--net=/run/netns/{netns}"] if netns else ["unshare", "--net"]
+    inside = ["nsenter", "-t", str(beside), "-p", "-m", *network]
     process = subprocess.Popen(
         [*inside, str(command.COMMAND), "agent", "--json", *map(str, options)],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=descriptor,

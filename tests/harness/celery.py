@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tests.harness import kernel, targets
@@ -37,13 +38,35 @@ def environment(broker: Broker) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def worker(broker: Broker, *options: str | int, children: int = 2, ready: bool = True) -> Iterator[Worker]:
-    """Yields once the worker has said that it is ready and its pool stands. `children`: 0 for pools without processes."""
+def worker(
+    broker: Broker,
+    *options: str | int,
+    children: int = 2,
+    prefix: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+) -> Iterator[Worker]:
+    """Yields once the worker has said that it is ready and its pool stands. `children`: 0 for pools without processes.
+
+    `prefix` is put in front of the command, and forks it (agent.ALONE).
+    """
     pool = ["--concurrency", str(children or 2), *map(str, options)]
     command = [*CELERY, "worker", "--loglevel", "INFO", "--without-mingle", "--without-gossip", *pool]
     with targets.start(
-        command, netns=broker.pair.here, env={"BROKER_URL": broker.url}, cwd=targets.TARGETS, ready=False
+        command,
+        netns=broker.pair.here,
+        env={"BROKER_URL": broker.url, **(env or {})},
+        cwd=targets.TARGETS,
+        prefix=prefix,
+        ready=False,
     ) as target:
         kernel.wait_until(lambda: "ready." in target.log(), "the worker is ready")
-        pids = tuple(kernel.wait_for_children(target.pid, children)) if children else ()
-        yield Worker(target.pid, pids, target, broker)
+        main = kernel.wait_for_children(target.pid, 1)[0] if prefix else target.pid
+        pids = tuple(kernel.wait_for_children(main, children)) if children else ()
+        try:
+            yield Worker(main, pids, target, broker)
+        finally:
+            if prefix:
+                # The first process of a namespace ends last, when all others there are gone.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(main, signal.SIGKILL)
+                kernel.wait_until(lambda: not kernel.alive(main), "the end of the namespace")

@@ -1,6 +1,7 @@
 """A Celery application: the broker from BROKER_URL, sockets without timeouts, tasks that do what their name says."""
 
 import os
+import socket
 import threading
 import time
 import urllib.request
@@ -9,11 +10,19 @@ from celery import Celery
 
 app = Celery("celery_app", broker=os.environ["BROKER_URL"])
 app.conf.broker_transport_options = {"socket_timeout": None, "socket_keepalive": False}
+if "USER_TIMEOUT_MS" in os.environ:
+    settings = {socket.TCP_USER_TIMEOUT: int(os.environ["USER_TIMEOUT_MS"])}
+    app.conf.broker_transport_options = {"socket_settings": settings}
 app.conf.worker_hijack_root_logger = False
 
 
 @app.task
 def sleep(seconds):
+    time.sleep(seconds)
+
+
+@app.task(acks_late=True)
+def sleep_then_ack(seconds):
     time.sleep(seconds)
 
 
