@@ -38,9 +38,9 @@ def encode(fact: Any) -> Any:
 
 
 def encode_as(kinds: Any, fact: Any) -> dict[str, Any]:
-    """A fact of one of several dataclasses (`kinds` is their union), with the name of its own."""
+    """A fact of one of several dataclasses (`kinds` is their union), under the name of its own."""
     assert type(fact) in _classes(kinds)
-    return {"kind": type(fact).__name__, **encode(fact)}
+    return {type(fact).__name__: encode(fact)}
 
 
 def decode(cls: type[T], data: Any) -> T:
@@ -51,11 +51,10 @@ def decode(cls: type[T], data: Any) -> T:
 
 def decode_as(kinds: Any, data: Any) -> Any:
     """The fact that `encode_as` made `data` of."""
-    kind = data.get("kind") if isinstance(data, dict) else None
     for cls in _classes(kinds):
-        if cls.__name__ == kind:
-            return decode(cls, data)
-    raise DecodeError(f"no such kind: {str(kind)[:100]!r}")
+        if isinstance(data, dict) and cls.__name__ in data:
+            return decode(cls, data[cls.__name__])
+    raise DecodeError(f"none of {', '.join(cls.__name__ for cls in _classes(kinds))}")
 
 
 @cache

@@ -45,6 +45,8 @@ class Examination:
     siblings: Siblings | None = None
     children: tuple[Examination, ...] = ()
     timings_ms: Mapping[str, float] = field(default_factory=dict)
+    incident: Any = None
+    """As `of_incident` gives it: the verdict is about this, and the snapshot shows the process it happened to."""
 
 
 def header(at: float, event: Json | None) -> Json:
@@ -84,6 +86,16 @@ def of_inspection(inspection: Inspection, budgets: Budgets) -> Examination:
         tuple(of_inspection(child, budgets) for child in inspection.children),
         dict(inspection.timings_ms),
     )
+
+
+def of_incident(incident: Any) -> Json | None:
+    """An incident as it is recorded; None stays None."""
+    if incident is None:
+        return None
+    data = {
+        name: without_userinfo(value) if isinstance(value, str) else value for name, value in encode(incident).items()
+    }
+    return {type(incident).__name__: data}
 
 
 def statuses(inspection: Inspection) -> set[int]:

@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 
 from stucktrace import recording, report
-from stucktrace.diagnosis import diagnose
+from stucktrace.diagnosis import diagnose, incidents
 from stucktrace.diagnosis.model import Diagnosis
 from stucktrace.errors import JournalError
+from stucktrace.facts_codec import DecodeError, decode_as
+from stucktrace.incidents import Incident
 from stucktrace.inspection import Inspection
 from stucktrace.output import colour_wanted, complain, terminal_width, write, write_json
 from stucktrace.recording import Examination, Json
@@ -84,7 +86,7 @@ class _Player:
 
 def again(examined: Examination) -> Inspection:
     """The inspection that was recorded, diagnosed by the present rules; says so where they decide otherwise."""
-    diagnosis = diagnose(examined.snapshot, examined.budgets)
+    diagnosis = _diagnosis(examined)
     _compare(examined, diagnosis)
     return Inspection(
         diagnosis,
@@ -93,6 +95,18 @@ def again(examined: Examination) -> Inspection:
         examined.siblings,
         {"total": 0.0, **examined.timings_ms},
     )
+
+
+def _diagnosis(examined: Examination) -> Diagnosis:
+    if examined.incident is None:
+        return diagnose(examined.snapshot, examined.budgets)
+    try:
+        incident: Incident = decode_as(Incident, examined.incident)
+    except DecodeError as error:
+        raise JournalError(
+            f"an incident in this journal cannot be read: {error}", "use the version of stucktrace that wrote it"
+        ) from None
+    return incidents.diagnose(examined.snapshot, incident)
 
 
 def _compare(examined: Examination, diagnosis: Diagnosis) -> None:

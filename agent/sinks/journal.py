@@ -16,7 +16,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -45,7 +45,7 @@ def pack(record: Json) -> bytes:
     """A record's payload. Texts from a target may hold bytes that are no UTF-8, as lone surrogates."""
     import msgpack
 
-    packed: bytes = msgpack.packb(record, unicode_errors="surrogatepass")
+    packed: bytes = msgpack.packb(record, unicode_errors="surrogatepass", default=str)
     return packed
 
 
@@ -120,14 +120,12 @@ def _sync_directory(directory: Path) -> None:
 def read(path: Path, torn: Callable[[str], None]) -> Iterator[Json]:
     """The records of a journal; `torn` is told, once, what is missing at its end. JournalError: it is no journal."""
     try:
-        # A FIFO without a writer must not hang us.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise JournalError(f"{path}: not a file", "give a file that the agent or `stucktrace record` wrote")
-            size = os.fstat(fd).st_size
-            if size > LONGEST_FILE_BYTES:
-                raise JournalError(f"{path}: {size} bytes are too many for a stucktrace journal")
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise JournalError(f"{path}: not a file", "give a file that the agent or `stucktrace record` wrote")
+        if about.st_size > LONGEST_FILE_BYTES:
+            raise JournalError(f"{path}: {about.st_size} bytes are too many for a stucktrace journal")
+        with open(path, "rb") as file:
             yield from _records(file, path, torn)
     except OSError as error:
         raise JournalError(f"cannot read {path}: {os.strerror(error.errno or 0)}") from None
@@ -194,23 +192,33 @@ def prune(directory: Path, most_bytes: int, oldest_s: float) -> None:
 
 
 def _is_journal(path: Path) -> bool:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return False
-    with open(fd, "rb") as file:
-        return stat.S_ISREG(os.fstat(fd).st_mode) and file.read(len(MAGIC)) == MAGIC
+    with _plain_file(path) as file:
+        return file is not None and file.read(len(MAGIC)) == MAGIC
 
 
 def _abandoned(path: Path) -> bool:
     """Nobody writes this file any more: its writer held its lock to the end."""
+    with _plain_file(path) as file:
+        if file is None:
+            return False
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return file.read(len(MAGIC)) in (b"", MAGIC)
+
+
+@contextmanager
+def _plain_file(path: Path) -> Iterator[BinaryIO | None]:
+    """The open file; None where there is none, or something else: a FIFO without a writer must not hang us."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
-        return False
+        yield None
+        return
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        yield None
+        return
     with open(fd, "rb") as file:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        return stat.S_ISREG(os.fstat(fd).st_mode) and file.read(len(MAGIC)) in (b"", MAGIC)
+        yield file
