@@ -63,6 +63,12 @@ class Values:
             return 0, 0
         return width, self._ascii if ascii_only else self._compact
 
+    def short_texts(self, addresses: list[int]) -> list[str]:
+        """Of several objects at once: strings that are ASCII and short enough to be a name, "" for everything else."""
+        heads = memory.read_each(self._reader.pid, addresses, _KEY_BYTES)
+        self._reader.type_names({struct.unpack_from("<Q", head, 8)[0] for head in heads if len(head) >= 16})
+        return [self._short_text(head) for head in heads]
+
     def integer(self, address: int) -> int | None:
         """An int of up to 120 bits."""
         head = self._object(address, "int", 24)
@@ -165,7 +171,7 @@ class Values:
                 return None
             entries = [(key, value) for (key, _), value in zip(entries, held, strict=True)]
         entries = [(key, value) for key, value in entries if key and value]
-        names = self._short_texts([key for key, _ in entries])
+        names = self.short_texts([key for key, _ in entries])
         return {
             name: value for name, (_, value) in zip(names, entries, strict=True) if name is not None and name in wanted
         }
@@ -186,12 +192,6 @@ class Values:
         if size <= 0 or size & (size - 1) or not 0 <= count <= min(size, _MAX_ENTRIES):
             return None
         return keys + 40 + size * (1 if size <= 0xFF else 2 if size <= 0xFFFF else 4), count, 24
-
-    def _short_texts(self, addresses: list[int]) -> list[str]:
-        """ASCII strings that are short enough to be a name, "" for everything else."""
-        heads = memory.read_each(self._reader.pid, addresses, _KEY_BYTES)
-        self._reader.type_names({struct.unpack_from("<Q", head, 8)[0] for head in heads if len(head) >= 16})
-        return [self._short_text(head) for head in heads]
 
     def _short_text(self, head: bytes) -> str:
         if len(head) < self._ascii or self._reader.type_name(struct.unpack_from("<Q", head, 8)[0]) != "str":

@@ -11,6 +11,7 @@ running thread changes it. Source: process_vm_readv; nothing is stopped.
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 import time
@@ -34,7 +35,7 @@ _MAX_DICTS = 200
 _PERMISSION = "run as root, or with CAP_SYS_PTRACE in the target's user namespace"
 _WSGI = ("REQUEST_METHOD", "PATH_INFO", "SCRIPT_NAME", "REMOTE_ADDR", "REMOTE_PORT")
 _ASGI = ("type", "method", "path", "client")
-_METHOD = re.compile(r"[A-Z][A-Z0-9_-]{0,30}")
+_METHOD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,30}")
 _TASK_FRAME, _TASK_FILE = "trace_task", "celery/app/trace.py"
 
 
@@ -88,7 +89,7 @@ class _Target:
         self._walk = walk
         self._values = values
         self._pid = walk.pid
-        self._names: dict[int, tuple[str | None, ...]] = {}
+        self._names: dict[int, tuple[str, ...]] = {}
 
     def work(self, state: int, tid: int, may_run_task: bool) -> _Work | None:
         """What this thread serves, by its outermost frame that tells."""
@@ -117,7 +118,23 @@ class _Target:
                 seen.add(value)
                 if (work := self._twice_request(frame, each[index], value, tid)) is not None:
                     return work
+        return self._in_thread_of_a_pool(frames, tid)
+
+    def _in_thread_of_a_pool(self, frames: list[Frame], tid: int) -> _Work | None:
+        """Frameworks on an event loop run a plain function in a thread, where its `request` alone knows the scope."""
+        for frame in frames:
+            scope = self._scope(frame)
+            if scope is None or (work := self._request(frame, scope, tid)) is None:
+                continue
+            return work if self._scope(frame) == scope and self._request(frame, scope, tid) == work else None
         return None
+
+    def _scope(self, frame: Frame) -> int | None:
+        """The address of the scope or environ that this frame's `request` has as an attribute."""
+        request = self._variable(frame, "request") if self._still(frame) else None
+        if request is None:
+            return None
+        return self._values.attribute(request, "scope") or self._values.attribute(request, "environ")
 
     def _twice_request(self, frame: Frame, slot: int, address: int, tid: int) -> _Work | None:
         """Two readings that agree, and the frame still holds this dict."""
@@ -198,11 +215,11 @@ class _Target:
             return None
         return self._values.content(value) if self._values.type(value) == "cell" else value
 
-    def _variables(self, address: int) -> tuple[str | None, ...]:
+    def _variables(self, address: int) -> tuple[str, ...]:
         if address not in self._names:
             code = self._walk.code(address)
             tuples = [self._values.items(each) or () for each in code.names] if code is not None else []
-            self._names[address] = tuple(self._values.text(name, 64) for each in tuples for name in each)
+            self._names[address] = tuple(self._values.short_texts([name for each in tuples for name in each]))
         return self._names[address]
 
     def _text(self, found: dict[str, int], key: str, longest: int) -> str | None:
@@ -254,5 +271,6 @@ def _age_s(process: ProcessFact, mapped: Regions, work: _Work, slept_s: float) -
     else:
         return None
     # It began after the process, and before the thread's present sleep; else a clock was set meanwhile.
-    possible = [age for age in ages if slept_s - 0.1 <= age <= process.age_s + 1.0]
+    process_s = time.clock_gettime(time.CLOCK_BOOTTIME) - process.start_time / os.sysconf("SC_CLK_TCK")
+    possible = [age for age in ages if slept_s - 0.1 <= age <= process_s + 0.1]
     return max(possible[0], 0.0) if len(possible) == 1 else None

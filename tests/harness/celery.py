@@ -24,13 +24,15 @@ class Worker:
     target: targets.Target
     broker: Broker
 
-    def send(self, task: str, *args: str | int) -> None:
-        """Puts a task into the worker's queue, from another process."""
-        code = f"import celery_app; celery_app.app.send_task('celery_app.{task}', args={list(args)!r})"
-        subprocess.run(
+    def send(self, task: str, *args: str | int) -> str:
+        """Puts a task into the worker's queue, from another process; gives its id."""
+        code = f"import celery_app; print(celery_app.app.send_task('celery_app.{task}', args={list(args)!r}).id)"
+        done = subprocess.run(
             ["ip", "netns", "exec", self.broker.pair.here, sys.executable, "-c", code],
             cwd=targets.TARGETS, env=environment(self.broker), check=True, timeout=120,
+            stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
+        return done.stdout.strip()
 
 
 def environment(broker: Broker) -> dict[str, str]:

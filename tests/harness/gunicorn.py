@@ -6,7 +6,7 @@ import contextlib
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,13 +36,20 @@ class Gunicorn:
 
 
 @contextlib.contextmanager
-def serve(*options: str | int, workers: int = 1, titled: bool = False, netns: str | None = None) -> Iterator[Gunicorn]:
+def serve(
+    *options: str | int,
+    workers: int = 1,
+    titled: bool = False,
+    netns: str | None = None,
+    app: str = "web_app:application",
+    env: Mapping[str, str] | None = None,
+) -> Iterator[Gunicorn]:
     """Yields once every worker is up and the port is open. `titled`: setproctitle has replaced its command lines."""
     command = [
         sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0", "-w", str(workers), "--no-control-socket", "--chdir", str(targets.TARGETS),
-        *map(str, options), "web_app:application",
+        *map(str, options), app,
     ]  # fmt: skip
-    env = {} if titled else {"PYTHONPATH": str(targets.TARGETS / "untitled")}
+    env = {**(env or {}), **({} if titled else {"PYTHONPATH": str(targets.TARGETS / "untitled")})}
     with targets.start(command, ready=False, env=env, netns=netns) as target:
         kernel.wait_until(lambda: target.log().count("Booting worker") == workers, "all workers booted")
         children = tuple(kernel.wait_for_children(target.pid, workers))
