@@ -153,9 +153,11 @@ class Recorder:
                 self.left_out += 1
                 return
             self._looks_waiting += 1
+            self._number += 1
+            number = self._number
         said = recording.said(diagnosis.verdict)
         examined = Examination(snapshot, budgets, said, siblings, incident=recording.of_incident(incident))
-        self._jobs.put(lambda: self._keep(examined))
+        self._jobs.put(lambda: self._keep(number, examined))
 
     def write(self, event: Json, members: Collection[Member]) -> None:
         """An alert was opened, updated or resolved, with these processes in it now."""
@@ -164,8 +166,8 @@ class Recorder:
         if self._jobs.qsize() >= MOST_WAITING:
             self.left_out += 1
             return
-        processes = [(member.pid, member.start_time) for member in members]
-        self._jobs.put(lambda: self._write(event, processes))
+        processes, number = [(member.pid, member.start_time) for member in members], self._number
+        self._jobs.put(lambda: self._write(event, processes, number))
 
     def close(self, deadline_s: float) -> None:
         """Writes what was asked for, as far as there is time."""
@@ -182,14 +184,12 @@ class Recorder:
             except Exception as error:
                 self._complain(f"the flight recorder: {type(error).__name__}: {error}")
 
-    def _keep(self, examined: Examination) -> None:
+    def _keep(self, number: int, examined: Examination) -> None:
         """Encodes a look, and forgets older ones."""
         process = examined.snapshot.process.pid, examined.snapshot.process.start_time
         now = time.monotonic()
         with self._lock:
             self._looks_waiting -= 1
-            self._number += 1
-            number = self._number
         packed = zlib.compress(journal.pack(recording.examination(examined)), 1)
         looks = self._looks.setdefault(process, deque())
         self._looks.move_to_end(process)
@@ -227,14 +227,15 @@ class Recorder:
         self._failed = False
         return True
 
-    def _write(self, event: Json, processes: list[Process]) -> None:
+    def _write(self, event: Json, processes: list[Process], number: int) -> None:
+        """`number`: of the last note or look before this event."""
         alert = self._alert(event, processes)
         if event["type"] == "resolved":
             self._alerts.pop(event["id"], None)
         elif alert.confidence == event["confidence"]:
             # Nothing new: its processes' looks are as they were.
             return
-        number, payloads = self._news(alert)
+        payloads = self._news(alert, number)
 
         def write(directory: Path) -> None:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -261,19 +262,17 @@ class Recorder:
         alert.processes.update(dict.fromkeys(processes))
         return alert
 
-    def _news(self, alert: _Alert) -> tuple[int, list[bytes]]:
-        """Notes and looks that are not in its journal yet, in their order, and the number of the last one of all."""
-        with self._lock:
-            number = self._number
+    def _news(self, alert: _Alert, last: int) -> list[bytes]:
+        """The notes and looks up to this number that are not in its journal yet, in their order."""
         pids = {pid for pid, _ in alert.processes}
         found = {
             note.number: journal.pack(note.record)
             for note in self._newest_notes(pids, self._keep_s)
-            if note.number > alert.written
+            if alert.written < note.number <= last
         }
         shown = [process for process in alert.processes if process in self._looks][:MOST_PROCESSES]
         for process in shown:
             for look in self._looks[process]:
-                if look.number > alert.written:
+                if alert.written < look.number <= last:
                     found[look.number] = zlib.decompress(look.packed)
-        return number, [found[key] for key in sorted(found)]
+        return [found[number] for number in sorted(found)]
