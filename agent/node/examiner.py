@@ -57,7 +57,7 @@ class _Job:
 
 
 class Examiner:
-    def __init__(self, engine: str, wake: Callable[[], None], sightings: Sightings | None = None) -> None:
+    def __init__(self, engine: str, sightings: Sightings, wake: Callable[[], None]) -> None:
         self._engine = engine
         self._sightings = sightings
         self._wake = wake
@@ -131,7 +131,7 @@ class Examiner:
                 if opened is None:
                     opened = open_kernel(self._engine)
                 options = Options(
-                    self._engine, budgets=job.budgets, children=False, sightings=self._sightings, siblings=False
+                    self._engine, budgets=job.budgets, children=False, siblings=False, sightings=self._sightings
                 )
                 kernel = opened
                 for pid, answer in inspect_each(tuple(left), options, lambda kernel=kernel: kernel, job.earlier):  # type: ignore[misc]

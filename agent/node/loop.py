@@ -18,25 +18,29 @@ from typing import Any
 
 from stucktrace import report
 from stucktrace.alerts import KILLED, RECOVERED, Alerts, Member, Observed
-from stucktrace.collectors.conntrack_flows import Flows
 from stucktrace.collectors.inflight import Limit
 from stucktrace.collectors.kernel import open_kernel
+from stucktrace.diagnosis import incidents
 from stucktrace.diagnosis.model import POSSIBLE, STUCK, UNKNOWN, Budgets
-from stucktrace.errors import CannotInspect
+from stucktrace.errors import CannotInspect, InvalidSettings
 from stucktrace.inspection import Inspection
 from stucktrace.node.complaints import Complaints
 from stucktrace.node.examiner import MOST_AT_ONCE, Examined, Examiner
 from stucktrace.node.glances import Glances
+from stucktrace.node.incidents import Incidents
+from stucktrace.node.outlets import deliver_to
+from stucktrace.node.signs import Signs
 from stucktrace.node.suspects import Suspects
-from stucktrace.node.tracker import SCAN_EVERY_S, Heartbeats, Tracked, Tracker
-from stucktrace.output import OutputFailed, complain
+from stucktrace.node.tracker import SCAN_EVERY_S, Ended, Heartbeats, Tracked, Tracker
+from stucktrace.output import complain
 from stucktrace.settings import Settings
-from stucktrace.sinks import stream
+from stucktrace.sinks.delivery import Item
 
 LOCK = "\0stucktrace.agent"
 """An abstract UNIX socket: it vanishes with its process, however that ends. One a network namespace."""
 LONGEST_PAUSE_S = 0.25
-DRAIN_S = 3.0
+DRAIN_S, LAST_S = 3.0, 4.5
+"""After SIGTERM: how long the sinks may take, and when the process ends whatever it does."""
 
 
 class Agent:
@@ -45,7 +49,6 @@ class Agent:
         self._lock = _only_one()
         self._settings = settings
         self._reload = reload
-        self._as_json = settings.json or not os.isatty(1)
         self._interval_s = settings.interval_s
         self._complaints = Complaints()
         opened = open_kernel(settings.engine)
@@ -56,11 +59,13 @@ class Agent:
         self._heartbeats = Heartbeats()
         self._glances = Glances(opened.kernel, settings.interval_s, self._complaints.say)
         self._suspects = Suspects(self._glances, self._heartbeats)
-        self._flows = Flows(self._wake)
-        self._examiner = Examiner(settings.engine, self._wake, self._flows)
+        self._signs = Signs(opened.kernel, self._wake, self._complaints.say, self._note)
+        self._examiner = Examiner(settings.engine, self._signs.flows, self._wake)
+        self._incidents = Incidents(hooks=self._signs.sees_ends)
+        self._delivery = deliver_to(settings, self._complaints.say)
         self._alerts = Alerts(settings.node or report.host()["node"])
         self._next_scan = 0.0
-        self._stopping = False
+        self._stopping = self._reloading = False
 
     def _wake(self) -> None:
         with suppress(BlockingIOError):
@@ -71,10 +76,12 @@ class Agent:
         signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
+        signal.signal(signal.SIGHUP, self._hang_up)
         # A reader that left is an error to tell, not a signal to die of.
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         poll = select.poll()
-        poll.register(self._woken, select.POLLIN)
+        for fd in (self._woken, *self._signs.fds):
+            poll.register(fd, select.POLLIN)
         self._guarded("looking for processes", self._look_for_processes)
         complain(f"watching {len(self._tracker.processes)} processes", "")
         while not self._stopping:
@@ -84,57 +91,102 @@ class Agent:
             if poll.poll(max(0.01, min(self._interval_s, LONGEST_PAUSE_S) - spent_s) * 1000):
                 with suppress(BlockingIOError):
                     os.read(self._woken, 4096)
+        self._delivery.drain(DRAIN_S)
+        if self._delivery.failed:
+            raise self._delivery.failed
 
     def _stop(self, *_: Any) -> None:
         self._stopping = True
-        # The loop may stand in a write that nobody reads.
-        last = threading.Timer(DRAIN_S, os._exit, (0,))
+        # The loop may stand in something that never ends.
+        last = threading.Timer(LAST_S, os._exit, (0,))
         last.daemon = True
         last.start()
+
+    def _hang_up(self, *_: Any) -> None:
+        self._reloading = True
 
     def _guarded(self, what: str, function: Callable[[], None]) -> None:
         try:
             function()
-        except OutputFailed:
-            raise
         except Exception as error:
             self._complaints.failed(what, error)
 
     def _tick(self) -> None:
         now = time.monotonic()
-        for ended in self._tracker.ended():
-            # gunicorn's SIGABRT becomes an exit when Python still handles it.
-            timed_out = self._heartbeats.forget(ended.process)
-            self._suspects.ended(ended.process.pid)
-            self._examiner.forget(ended.process.pid)
-            self._alerts.left(_member(ended.process), KILLED if timed_out else ended.how)
+        self._follow_life(now)
         if now >= self._next_scan:
             self._next_scan = now + SCAN_EVERY_S
             self._look_for_processes()
+        for pid in self._signs.suspects(self._tracker.processes.keys(), now):
+            if pid in self._tracker.processes:
+                self._suspects.hint(pid, now)
         for answer in self._examiner.answers():
             self._take(answer)
-        self._hear_of_flows(now)
         self._examine(now)
+        self._tell_incidents(now)
         for event in self._alerts.tick(time.time()):
-            stream.deliver(event, as_json=self._as_json)
+            self._delivery.put(Item(event, ()))
+        if self._delivery.failed:
+            self._stopping = True
+        if self._reloading:
+            self._reloading = False
+            self._read_settings()
+
+    def _read_settings(self) -> None:
+        """After SIGHUP. Settings with a mistake change nothing."""
+        try:
+            settings = self._reload()
+        except InvalidSettings as error:
+            for problem in error.problems:
+                complain(problem, "the settings stay as they were")
+            return
+        before, self._settings = self._settings, settings
+        self._tracker.apply(settings.match, settings.stuck_after_s)
+        self._glances.interval_s = self._interval_s = settings.interval_s
+        if settings.engine != before.engine or settings.node != before.node:
+            complain("the engine and the node's name stay as they were", "start the agent anew to change them")
+        complain("settings read again", "")
+
+    def _follow_life(self, now: float) -> None:
+        """Who came and who went."""
+        for event in self._signs.life():
+            self._incidents.event(event, self._tracker.processes)
+            if event.kind in ("exec", "fork"):
+                self._tracker.consider(event.pid)
+        for ended in self._tracker.ended():
+            self._forget(ended, now)
+
+    def _forget(self, ended: Ended, now: float) -> None:
+        # gunicorn's SIGABRT becomes an exit when Python still handles it.
+        timed_out = self._heartbeats.forget(ended.process)
+        self._incidents.ended(ended, timed_out, now)
+        self._suspects.ended(ended.process.pid)
+        self._examiner.forget(ended.process.pid)
+        self._alerts.left(_member(ended.process), KILLED if timed_out else ended.how)
+
+    def _tell_incidents(self, now: float) -> None:
+        """What happened to processes becomes alerts too."""
+        for occurrence in self._incidents.due(now):
+            began = time.monotonic()
+            diagnosis = incidents.diagnose(occurrence.snapshot, occurrence.incident)
+            spent_ms = {"total": (time.monotonic() - began) * 1000}
+            built = report.build(Inspection(diagnosis, occurrence.snapshot, timings_ms=spent_ms))
+            self._alerts.observe(Observed(occurrence.member, occurrence.since, built))
+        for over in self._incidents.over(now):
+            self._alerts.left(over.member, over.how)
+
+    def _note(self, at: float, category: str, message: str, pid: int | None) -> None:
+        """For the timeline."""
 
     def _look_for_processes(self) -> None:
         self._tracker.scan()
+        self._signs.watch(self._tracker.processes.keys())
         self._glances.watch(
             {
                 pid: Limit(process.thresholds.look_s, self._heartbeats.known(process))
                 for pid, process in self._tracker.processes.items()
             }
         )
-        self._flows.watch(self._tracker.processes)
-
-    def _hear_of_flows(self, now: float) -> None:
-        """Who lost a conntrack entry of a connection that lives."""
-        for lost in self._flows.news():
-            for pid in lost.pids:
-                self._suspects.hint(pid, now)
-        for missing in self._flows.unsaid():
-            complain(f"{missing.what}: {missing.because}", missing.remedy)
 
     def _examine(self, now: float) -> None:
         """Gives the suspects to the examiner, the most urgent first."""
@@ -162,12 +214,15 @@ class Agent:
         verdict = inspection.diagnosis.verdict
         if verdict.verdict_class == STUCK and verdict.confidence != POSSIBLE and answer.report is not None:
             self._suspects.stuck(answer.pid, now, alerted=alerted)
+            self._incidents.examined(process, inspection.snapshot, now)
             self._alerts.observe(Observed(member, self._since(inspection), answer.report))
             return
         if alerted:
             if not self._suspects.well(answer.pid, now, healthy=verdict.verdict_class not in (STUCK, UNKNOWN)):
                 return
             self._alerts.left(member, RECOVERED)
+        if self._heartbeats.is_overdue(process):
+            self._incidents.examined(process, inspection.snapshot, now)
         self._suspects.rest(process, inspection, now)
 
     def _since(self, inspection: Inspection) -> float:

@@ -71,23 +71,35 @@ class Tracker:
         self._limits: dict[tuple[int, str], WorkerFact] = {}
         """(parent, kind) -> what is common to all of a master's children."""
 
+    def apply(self, match: re.Pattern[str] | None, stuck_after_s: float | None) -> None:
+        """Other settings: everything is asked again at the next scan; what is watched stays watched."""
+        self._match, self._stuck_after_s = match, stuck_after_s
+        self._others.clear()
+        for pid, process in self.processes.items():
+            self.processes[pid] = replace(process, thresholds=thresholds(process.worker, stuck_after_s))
+
     def scan(self) -> None:
         """Lists /proc and takes in what is new."""
         now = time.monotonic()
         there = set(procfs.all_pids())
         self._others = {pid: again for pid, again in self._others.items() if pid in there}
         self._limits = {key: fact for key, fact in self._limits.items() if key[0] in there}
-        for pid in sorted(there - self.processes.keys() - {os.getpid()}):
-            if self._others.get(pid, 0.0) > now:
-                continue
-            found = None
-            with suppress(StucktraceError):
-                found = self._classify(pid)
-            if found is not None:
-                self.processes[pid] = found
-                self._others.pop(pid, None)
-            else:
-                self._others[pid] = now + self._ask_again_s(pid)
+        for pid in sorted(there - self.processes.keys()):
+            if self._others.get(pid, 0.0) <= now:
+                self.consider(pid)
+
+    def consider(self, pid: int) -> None:
+        """Takes a process in if it is to be watched."""
+        if pid in self.processes or pid in (0, os.getpid()):
+            return
+        found = None
+        with suppress(StucktraceError):
+            found = self._classify(pid)
+        if found is not None:
+            self.processes[pid] = found
+            self._others.pop(pid, None)
+        else:
+            self._others[pid] = time.monotonic() + self._ask_again_s(pid)
 
     def _ask_again_s(self, pid: int) -> float:
         try:
@@ -212,6 +224,10 @@ class Heartbeats:
                 found[process.pid] = age_s
                 self._overdue[key] = now - age_s
         return found
+
+    def is_overdue(self, process: Tracked) -> bool:
+        """It was when it was last looked at."""
+        return (process.pid, process.start_time) in self._overdue
 
     def known(self, process: Tracked) -> bool:
         """Its heartbeat can be read, so that its main thread needs no other look."""

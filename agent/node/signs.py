@@ -1,0 +1,87 @@
+"""What the kernel tells as it happens: who comes and goes, whose connections are in trouble, which flows are lost.
+
+Each source that cannot be had is said once and done without: the scans see the same a little later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import TypeVar
+
+from stucktrace.collectors import lifecycle, trouble
+from stucktrace.collectors.conntrack_flows import Flows
+from stucktrace.collectors.kernel import Kernel
+from stucktrace.collectors.libbpf import BpfError
+from stucktrace.collectors.lifecycle import LifeEvent
+from stucktrace.node.owners import Owners
+
+T = TypeVar("T")
+Note = Callable[[float, str, str, int | None], None]
+"""Takes a line for the timeline: CLOCK_MONOTONIC seconds, category, message, pid."""
+
+
+class Signs:
+    def __init__(
+        self, kernel: Kernel | None, wake: Callable[[], None], complain: Callable[[str, str], None], note: Note
+    ) -> None:
+        self._complain = complain
+        self._note = note
+        self._life = self._opened("process events", lifecycle.Lifecycle, kernel)
+        self._trouble = self._opened("TCP events", trouble.Stream, kernel)
+        self.flows = Flows(wake)
+        self._owners = Owners()
+
+    def _opened(self, what: str, kind: Callable[[Kernel], T], kernel: Kernel | None) -> T | None:
+        if kernel is None:
+            return None
+        try:
+            return kind(kernel)
+        except BpfError as error:
+            self._complain(f"{what}: {error}", "the scans see the same a little later")
+            return None
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """To be polled: readable when there is something."""
+        return tuple(source.fd for source in (self._life, self._trouble) if source is not None)
+
+    @property
+    def sees_ends(self) -> bool:
+        """Signals, exits and the OOM killer are seen as they happen."""
+        return self._life is not None
+
+    def watch(self, pids: Collection[int]) -> None:
+        """Chooses the processes."""
+        self.flows.watch(pids)
+        if self._life is not None:
+            try:
+                self._life.watch(pids)
+            except BpfError as error:
+                self._complain(f"process events: {error}", "")
+
+    def life(self) -> list[LifeEvent]:
+        """What happened to processes since the last call."""
+        return self._life.events() if self._life is not None else []
+
+    def suspects(self, pids: Collection[int], now: float) -> set[int]:
+        """Those with a sign of trouble on a connection since the last call."""
+        found: set[int] = set()
+        happened = {event.inode: event for event in (self._trouble.events() if self._trouble is not None else ())}
+        self._owners.ask(happened)
+        for inode, owners in self._owners.found(pids, now).items():
+            found.update(owners)
+            if (event := happened.get(inode)) is not None:
+                times = f"{event.count} times" if event.count > 1 else "once"
+                self._note(event.time_s, "tcp", f"{event.kind} {event.local} to {event.remote}, {times}", owners[0])
+        for lost in self.flows.news():
+            found.update(lost.pids)
+            text = f"the conntrack entry of {lost.local} to {lost.remote} is gone in {lost.where}"
+            self._note(lost.time_s, "conntrack", text, lost.pids[0] if lost.pids else None)
+        for missing in self.flows.unsaid():
+            self._complain(f"{missing.what}: {missing.because}", missing.remedy)
+        return found
+
+    def close(self) -> None:
+        for source in (self._life, self._trouble, self.flows):
+            if source is not None:
+                source.close()
