@@ -78,12 +78,15 @@ struct inflight_record {
 	__u64 since_ns; /* when this call on this fd was first seen, over any number of short polls */
 	__u64 slept_at_ns; /* when the present sleep began */
 	__u64 now_ns;
+	__u32 on_lock; /* it sleeps, without a timeout, on the word of a mutex that somebody else holds */
+	__u32 pad;
 };
 
 /* Value of the map `limits` in inflight.bpf.c: a process to watch, by its pid as the tool sees it. */
 struct inflight_limit {
 	__u64 after_ns; /* a wait is reported from this age on */
-	__u32 skip_main; /* the main thread has a heartbeat of its own to be judged by */
+	__u64 lock_after_ns; /* a sleep on a mutex from this age on */
+	__u32 skip_main; /* the main thread has a heartbeat of its own to be judged by, but not on a mutex */
 	__u32 pad;
 };
 

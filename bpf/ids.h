@@ -1,28 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Which process is it: ids as the tool sees them, and the set of processes that it follows.
+ * Which process is it: ids as the tool sees them.
  *
  * BPF speaks in ids of the initial PID namespace. A tool that sits in a namespace of its own (a debug pod without
  * hostPID) would join strangers with those, so ids are looked up in the reader's namespace. In an iterator the current
- * task is the reader; these functions are for iterators only.
+ * task is the reader; the functions `..._for_reader` are for iterators only.
  */
 #ifndef STUCKTRACE_IDS_H
 #define STUCKTRACE_IDS_H
 
 #include "types.h"
-
-/* Processes to report, by their pid as the tool sees it. A gunicorn master and its workers are tens, a node hundreds. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
-	__type(key, __u32);
-	__type(value, __u8);
-} followed SEC(".maps");
-
-static __always_inline bool is_followed(__u32 pid)
-{
-	return bpf_map_lookup_elem(&followed, &pid) != NULL;
-}
 
 /* The id at one level of the namespaces; *ns is that level's namespace. */
 static __always_inline __u32 id_at(struct pid *pid, __u32 level, struct pid_namespace **ns)

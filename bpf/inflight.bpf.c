@@ -11,10 +11,10 @@
 
 ANCHOR(inflight_record);
 
-/* The processes to watch: a node has hundreds. */
+/* The processes to watch: a node has hundreds, a large one thousands. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 16384);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, __u32);
 	__type(value, struct inflight_limit);
@@ -54,6 +54,45 @@ static __always_inline bool is_muted(const struct inflight_record *record)
 	return mute->since_ns == record->since_ns && record->now_ns < mute->until_ns;
 }
 
+#define FUTEX_COMMAND 0x7f
+#define FUTEX_WAIT 0
+#define FUTEX_LOCK_PI 6
+#define FUTEX_LOCK_PI2 13
+#define FUTEX_WAITERS 0x80000000
+#define FUTEX_TID_MASK 0x3fffffff
+#define PID_MAX (1 << 22)
+/* glibc's mutexes: locked, and somebody waits. */
+#define CONTENDED 2
+
+/*
+ * Sleeps until a mutex is free, for however long. What idle threads wait for looks different: glibc's semaphores,
+ * condition variables, joins and read-write locks use FUTEX_WAIT_BITSET, and so do CPython's locks, which are semaphores.
+ * A robust mutex has its owner in the word.
+ */
+static __always_inline bool is_on_mutex(__s32 syscall, struct pt_regs *regs)
+{
+	__u32 command, expected, owner;
+
+	if (syscall != SYSCALL_FUTEX || SYSCALL_ARG3(regs))
+		return false;
+	command = SYSCALL_ARG1(regs) & FUTEX_COMMAND;
+	expected = SYSCALL_ARG2(regs);
+	owner = expected & FUTEX_TID_MASK;
+	if (command == FUTEX_LOCK_PI || command == FUTEX_LOCK_PI2)
+		return true;
+	return command == FUTEX_WAIT &&
+	       (expected == CONTENDED || (expected & FUTEX_WAITERS && owner && owner <= PID_MAX));
+}
+
+/* Of a mutex only the present sleep counts: a busy one is waited for again and again, and healthy. */
+static __always_inline bool is_over_limit(const struct inflight_record *record, const struct inflight_limit *limit,
+					  bool is_guarded)
+{
+	if (record->on_lock && record->now_ns >= record->slept_at_ns + limit->lock_after_ns)
+		return true;
+	return !is_guarded && record->now_ns >= record->since_ns + limit->after_ns;
+}
+
 SEC("iter/task")
 int inflight(struct bpf_iter__task *ctx)
 {
@@ -62,6 +101,7 @@ int inflight(struct bpf_iter__task *ctx)
 	struct inflight_limit *limit;
 	struct wait *before, now = {};
 	struct pt_regs *regs;
+	bool is_guarded;
 
 	if (!task)
 		return 0;
@@ -72,14 +112,16 @@ int inflight(struct bpf_iter__task *ctx)
 	/* One that runs at this instant may be between two polls: what was seen before stands. */
 	if (!task->__state || task->exit_state || task->on_cpu)
 		return 0;
-	if (limit->skip_main && task->pid == task->tgid)
-		return 0;
+	is_guarded = limit->skip_main && task->pid == task->tgid;
 	regs = (struct pt_regs *)bpf_task_pt_regs(task);
 	if (!regs)
 		return 0;
 	record.kernel_tid = task->pid;
 	record.syscall = SYSCALL_NUMBER(regs);
 	record.arg0 = SYSCALL_ARG0(regs);
+	record.on_lock = is_on_mutex(record.syscall, regs);
+	if (is_guarded && !record.on_lock)
+		return 0;
 	record.now_ns = reader->sched_info.last_arrival;
 	record.slept_at_ns = left_cpu_ns(task);
 	record.since_ns = record.slept_at_ns;
@@ -93,7 +135,7 @@ int inflight(struct bpf_iter__task *ctx)
 		now.pid = record.pid;
 		bpf_map_update_elem(&waits_seen, &record.kernel_tid, &now, BPF_ANY);
 	}
-	if (record.now_ns < record.since_ns + limit->after_ns || is_muted(&record))
+	if (!is_over_limit(&record, limit, is_guarded) || is_muted(&record))
 		return 0;
 	record.header.kind = RECORD_INFLIGHT;
 	record.header.length = sizeof(record);

@@ -6,6 +6,7 @@
  */
 #include "net_types.h"
 #include "events.h"
+#include "followed.h"
 #include "ids.h"
 
 ANCHOR(socket_record);

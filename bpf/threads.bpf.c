@@ -5,6 +5,7 @@
  */
 #include "types.h"
 #include "events.h"
+#include "followed.h"
 #include "ids.h"
 #include "lost.h"
 #include "sleep.h"

@@ -112,6 +112,7 @@ struct pt_regs {
 	unsigned long di, si, dx, r10, r8, r9, ax, orig_ax;
 } CORE;
 #define SYSCALL_CONNECT 42
+#define SYSCALL_FUTEX 202
 #define SYSCALL_NANOSLEEP 35
 #define SYSCALL_CLOCK_NANOSLEEP 230
 #define SYSCALL_NUMBER(regs) ((__s32)(regs)->orig_ax)
@@ -129,6 +130,7 @@ struct pt_regs {
 	__s32 syscallno;
 } CORE;
 #define SYSCALL_CONNECT 203
+#define SYSCALL_FUTEX 98
 #define SYSCALL_NANOSLEEP 101
 #define SYSCALL_CLOCK_NANOSLEEP 115
 #define SYSCALL_NUMBER(regs) ((regs)->syscallno)

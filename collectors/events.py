@@ -94,6 +94,8 @@ class InflightRecord(ctypes.Structure):
         ("since_ns", c_uint64),
         ("slept_at_ns", c_uint64),
         ("now_ns", c_uint64),
+        ("on_lock", c_uint32),
+        ("pad", c_uint32),
     )
     pid: int
     tid: int
@@ -103,6 +105,7 @@ class InflightRecord(ctypes.Structure):
     since_ns: int
     slept_at_ns: int
     now_ns: int
+    on_lock: int
 
 
 class LifeRecord(ctypes.Structure):
@@ -134,8 +137,14 @@ class LifeRecord(ctypes.Structure):
 class InflightLimit(ctypes.Structure):
     """Value of the map `limits` in inflight.bpf.c."""
 
-    _fields_ = (("after_ns", c_uint64), ("skip_main", c_uint32), ("pad", c_uint32))
+    _fields_ = (
+        ("after_ns", c_uint64),
+        ("lock_after_ns", c_uint64),
+        ("skip_main", c_uint32),
+        ("pad", c_uint32),
+    )
     after_ns: int
+    lock_after_ns: int
     skip_main: int
 
 

@@ -52,6 +52,20 @@ class Wait:
         return cls(args[0], operation, bool(args[1] & _PRIVATE), args[2] & 0xFFFFFFFF)
 
 
+def is_on_mutex(args: tuple[int, ...]) -> bool:
+    """The call sleeps until a mutex is free, for however long; as in bpf/inflight.bpf.c.
+
+    What idle threads wait for looks different: glibc's semaphores, condition variables, joins and read-write locks use
+    FUTEX_WAIT_BITSET, and so do CPython's locks, which are semaphores. A robust mutex has its owner in the word.
+    """
+    operation, expected = args[1] & 0x7F, args[2] & 0xFFFFFFFF
+    if args[3]:
+        return False
+    if operation in (_LOCK_PI, _LOCK_PI2):
+        return True
+    return operation == _WAIT and (expected == 2 or bool(expected & _WAITERS and 0 < expected & _TID_MASK <= _MAX_TID))
+
+
 @dataclass(frozen=True)
 class Word:
     """What `classify` made of it. `owner` is the target's own tid."""

@@ -2,22 +2,27 @@
 
 From the iterator of bpf/inflight.bpf.c, which reports only those threads; without BPF from /proc, where every look
 reads all threads and so has to be a rarer one. A wait is one sleep, or short sleeps in the same call on the same first
-argument.
+argument. A sleep on the word of a mutex that somebody holds is no healthy thread's way to idle, so it is reported soon.
 """
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Mapping
 from ctypes import c_uint32
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from stucktrace.collectors import threads
+from stucktrace.collectors import futexes, threads
 from stucktrace.collectors.events import InflightLimit, InflightMute, InflightRecord, split
 from stucktrace.collectors.kernel import Kernel
+from stucktrace.collectors.libbpf import BpfError
+from stucktrace.facts import Missing, ThreadFact
 
 OBJECT = PROGRAM = "inflight"
+MOST = 16384
+"""Processes that bpf/inflight.bpf.c watches."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,9 @@ class Limit:
 
     after_s: float
     skip_main: bool
-    """The main thread is not: its heartbeat tells."""
+    """The main thread is not: its heartbeat tells. Its sleep on a mutex is."""
+    lock_after_s: float = 1.0
+    """A sleep on a mutex that somebody holds, without a timeout."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +51,15 @@ class Waiting:
     slept_at_ns: int
     now_ns: int
     """These three by the scan's own clock."""
+    on_lock: bool = False
+    """It sleeps, without a timeout, until a mutex is free."""
 
 
 class Scan(Protocol):
     """A means to look at all watched processes at once."""
+
+    missing: tuple[Missing, ...]
+    """What it cannot look at."""
 
     def watch(self, limits: Mapping[int, Limit]) -> None:
         """Chooses the processes to look at."""
@@ -65,16 +77,27 @@ class KernelScan:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._limits: dict[int, Limit] = {}
+        self.missing: tuple[Missing, ...] = ()
         kernel.load(OBJECT)
 
     def watch(self, limits: Mapping[int, Limit]) -> None:
         known = self._kernel.load(OBJECT).map("limits")
         for pid in self._limits.keys() - limits.keys():
             known.delete(c_uint32(pid))
+            del self._limits[pid]
+        self.missing = ()
         for pid, limit in limits.items():
-            if self._limits.get(pid) != limit:
-                known.update(c_uint32(pid), InflightLimit(int(limit.after_s * 1e9), limit.skip_main, 0))
-        self._limits = dict(limits)
+            if self._limits.get(pid) == limit:
+                continue
+            value = InflightLimit(int(limit.after_s * 1e9), int(limit.lock_after_s * 1e9), limit.skip_main, 0)
+            try:
+                known.update(c_uint32(pid), value)
+            except BpfError as error:
+                if error.errno != errno.E2BIG:
+                    raise
+                self.missing = (_too_many(len(limits)),)
+                break
+            self._limits[pid] = limit
 
     def look(self) -> list[Waiting]:
         found = []
@@ -92,6 +115,7 @@ class KernelScan:
                         record.since_ns,
                         record.slept_at_ns,
                         record.now_ns,
+                        bool(record.on_lock),
                     )
                 )
         return found
@@ -100,6 +124,11 @@ class KernelScan:
         until_ns = waiting.now_ns + int(seconds * 1e9)
         mute = InflightMute(waiting.slept_at_ns if this_sleep else 0, waiting.since_ns, until_ns)
         self._kernel.load(OBJECT).map("mutes").update(c_uint32(waiting.kernel_tid), mute)
+
+
+def _too_many(count: int) -> Missing:
+    because = f"{count} processes are watched, and {MOST} fit"
+    return Missing("the waits of some processes", because, "a narrower --match")
 
 
 @dataclass
@@ -115,6 +144,8 @@ class _Wait:
 
 class ProcScan:
     """From /proc alone; what BPF remembers is remembered here."""
+
+    missing: tuple[Missing, ...] = ()
 
     def __init__(self) -> None:
         self._limits: Mapping[int, Limit] = {}
@@ -132,7 +163,9 @@ class ProcScan:
             limit = self._limits[pid]
             for thread in facts:
                 key = pid, thread.tid
-                if thread.syscall is None or thread.blocked_s is None or (limit.skip_main and pid == thread.tid):
+                on_lock = _on_mutex(thread)
+                is_guarded = limit.skip_main and pid == thread.tid
+                if thread.syscall is None or thread.blocked_s is None or (is_guarded and not on_lock):
                     if key in self._waits:
                         self._waits[key].seen = self._looks
                     continue
@@ -140,11 +173,14 @@ class ProcScan:
                 if wait.slept_at_ns == 0:
                     wait.slept_at_ns = now_ns - int(thread.blocked_s * 1e9)
                 wait.since_ns = min(wait.since_ns, wait.slept_at_ns)
-                if now_ns - wait.since_ns < limit.after_s * 1e9 or wait.muted_sleep or now_ns < wait.muted_until_ns:
-                    continue
                 wait_s, sleep_s = (now_ns - wait.since_ns) / 1e9, (now_ns - wait.slept_at_ns) / 1e9
+                # Of a mutex only the present sleep counts: a busy one is waited for again and again, and healthy.
+                is_over = (not is_guarded and wait_s >= limit.after_s) or (on_lock and sleep_s >= limit.lock_after_s)
+                if not is_over or wait.muted_sleep or now_ns < wait.muted_until_ns:
+                    continue
+                since_ns, slept_at_ns = wait.since_ns, wait.slept_at_ns
                 found.append(
-                    Waiting(pid, thread.tid, wait_s, sleep_s, thread.tid, wait.since_ns, wait.slept_at_ns, now_ns)
+                    Waiting(pid, thread.tid, wait_s, sleep_s, thread.tid, since_ns, slept_at_ns, now_ns, on_lock)
                 )
         self._waits = {key: wait for key, wait in self._waits.items() if wait.seen == self._looks}
         return found
@@ -163,3 +199,7 @@ class ProcScan:
         if wait is not None and wait.since_ns == waiting.since_ns:
             wait.muted_until_ns = waiting.now_ns + int(seconds * 1e9)
             wait.muted_sleep = this_sleep and wait.slept_at_ns == waiting.slept_at_ns
+
+
+def _on_mutex(thread: ThreadFact) -> bool:
+    return thread.syscall is not None and thread.syscall.name == "futex" and futexes.is_on_mutex(thread.syscall.args)

@@ -46,6 +46,8 @@ class Glances:
         except BpfError as error:
             self._without_bpf(error)
             self._scan.watch(limits)
+        for missing in self._scan.missing:
+            self._complain(f"cannot see {missing.what}: {missing.because}; {missing.remedy} helps")
 
     def _without_bpf(self, error: BpfError) -> None:
         self._complain(f"BPF: {error}; going on with /proc")
