@@ -109,6 +109,18 @@ class Alerts:
         verdicts = (alert.report["verdict"] for alert in self._alerts.values() if alert.id and alert.members)
         return Counter((verdict["code"], verdict["severity"]) for verdict in verdicts)
 
+    def affected(self) -> Counter[str]:
+        """How many processes are in open alerts, by code."""
+        return Counter(alert.fingerprint[0] for alert in self._of.values())
+
+    def of(self, alert_id: str) -> tuple[Member, ...]:
+        """The processes of an alert, the representative first."""
+        alert = next((alert for alert in self._alerts.values() if alert.id == alert_id), None)
+        if alert is None:
+            return ()
+        pid = alert.report["process"]["pid"]
+        return tuple(sorted(alert.members, key=lambda member: member.pid != pid))
+
     def tick(self, now: float) -> list[Json]:
         """The events that are due."""
         return list(self._events(now))

@@ -13,10 +13,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from stucktrace import report
 from stucktrace.collectors.conntrack import Sightings
 from stucktrace.collectors.kernel import open_kernel
-from stucktrace.diagnosis.model import STUCK, Budgets
+from stucktrace.diagnosis.model import Budgets
 from stucktrace.errors import NoSuchProcess
 from stucktrace.inspection import Inspection, inspect_each
 from stucktrace.run import Earlier, Options
@@ -38,9 +37,8 @@ class Examined:
     """The answer about one process."""
 
     pid: int
+    budgets: Budgets = field(default_factory=Budgets)
     inspection: Inspection | None = None
-    report: report.Json | None = None
-    """For stuck ones only: building it costs."""
     gone: bool = False
     error: str = ""
     """Why there is no inspection, in one line."""
@@ -153,6 +151,5 @@ class Examiner:
 def _examined(job: _Job, pid: int, answer: Inspection | Exception) -> Examined:
     if isinstance(answer, Inspection):
         answer.timings_ms["total"] = (time.monotonic() - job.began) * 1000
-        stuck = answer.diagnosis.verdict.verdict_class == STUCK
-        return Examined(pid, answer, report.build(answer) if stuck else None)
-    return Examined(pid, gone=isinstance(answer, NoSuchProcess), error=str(answer))
+        return Examined(pid, job.budgets, answer)
+    return Examined(pid, job.budgets, gone=isinstance(answer, NoSuchProcess), error=str(answer))

@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Any
 
 from stucktrace import report
-from stucktrace.alerts import KILLED, RECOVERED, Alerts, Member, Observed
+from stucktrace.alerts import KILLED, RECOVERED, Member
 from stucktrace.collectors.inflight import Limit
 from stucktrace.collectors.kernel import open_kernel
 from stucktrace.diagnosis import incidents
@@ -25,20 +25,22 @@ from stucktrace.diagnosis.model import POSSIBLE, STUCK, UNKNOWN, Budgets
 from stucktrace.errors import CannotInspect, InvalidSettings
 from stucktrace.inspection import Inspection
 from stucktrace.node.complaints import Complaints
+from stucktrace.node.desk import Desk
 from stucktrace.node.examiner import MOST_AT_ONCE, Examined, Examiner
 from stucktrace.node.glances import Glances
 from stucktrace.node.incidents import Incidents
 from stucktrace.node.outlets import deliver_to
+from stucktrace.node.recorder import Recorder
 from stucktrace.node.signs import Signs
 from stucktrace.node.suspects import Suspects
 from stucktrace.node.tracker import SCAN_EVERY_S, Ended, Heartbeats, Tracked, Tracker
 from stucktrace.output import complain
 from stucktrace.settings import Settings
-from stucktrace.sinks.delivery import Item
 
 LOCK = "\0stucktrace.agent"
 """An abstract UNIX socket: it vanishes with its process, however that ends. One a network namespace."""
 LONGEST_PAUSE_S = 0.25
+RECORDED_MINUTES = 5.0
 DRAIN_S, LAST_S = 3.0, 4.5
 """After SIGTERM: how long the sinks may take, and when the process ends whatever it does."""
 
@@ -59,11 +61,14 @@ class Agent:
         self._heartbeats = Heartbeats()
         self._glances = Glances(opened.kernel, settings.interval_s, self._complaints.say)
         self._suspects = Suspects(self._glances, self._heartbeats)
-        self._signs = Signs(opened.kernel, self._wake, self._complaints.say, self._note)
+        self._recorder = Recorder(
+            RECORDED_MINUTES, settings.journal, settings.journal_bytes, settings.journal_age_s, self._complaints.say
+        )
+        self._delivery = deliver_to(settings, self._complaints.say)
+        self._desk = Desk(settings.node or report.host()["node"], self._recorder, self._delivery.put)
+        self._signs = Signs(opened.kernel, self._wake, self._complaints.say, self._desk.note)
         self._examiner = Examiner(settings.engine, self._signs.flows, self._wake)
         self._incidents = Incidents(hooks=self._signs.sees_ends)
-        self._delivery = deliver_to(settings, self._complaints.say)
-        self._alerts = Alerts(settings.node or report.host()["node"])
         self._next_scan = 0.0
         self._stopping = self._reloading = False
 
@@ -92,6 +97,7 @@ class Agent:
                 with suppress(BlockingIOError):
                     os.read(self._woken, 4096)
         self._delivery.drain(DRAIN_S)
+        self._recorder.close(DRAIN_S / 3)
         if self._delivery.failed:
             raise self._delivery.failed
 
@@ -124,8 +130,7 @@ class Agent:
             self._take(answer)
         self._examine(now)
         self._tell_incidents(now)
-        for event in self._alerts.tick(time.time()):
-            self._delivery.put(Item(event, ()))
+        self._desk.tick()
         if self._delivery.failed:
             self._stopping = True
         if self._reloading:
@@ -162,7 +167,7 @@ class Agent:
         self._incidents.ended(ended, timed_out, now)
         self._suspects.ended(ended.process.pid)
         self._examiner.forget(ended.process.pid)
-        self._alerts.left(_member(ended.process), KILLED if timed_out else ended.how)
+        self._desk.left(_member(ended.process), KILLED if timed_out else ended.how)
 
     def _tell_incidents(self, now: float) -> None:
         """What happened to processes becomes alerts too."""
@@ -170,13 +175,10 @@ class Agent:
             began = time.monotonic()
             diagnosis = incidents.diagnose(occurrence.snapshot, occurrence.incident)
             spent_ms = {"total": (time.monotonic() - began) * 1000}
-            built = report.build(Inspection(diagnosis, occurrence.snapshot, timings_ms=spent_ms))
-            self._alerts.observe(Observed(occurrence.member, occurrence.since, built))
+            inspection = Inspection(diagnosis, occurrence.snapshot, timings_ms=spent_ms)
+            self._desk.happened(occurrence.member, occurrence.since, occurrence.incident, inspection)
         for over in self._incidents.over(now):
-            self._alerts.left(over.member, over.how)
-
-    def _note(self, at: float, category: str, message: str, pid: int | None) -> None:
-        """For the timeline."""
+            self._desk.left(over.member, over.how)
 
     def _look_for_processes(self) -> None:
         self._tracker.scan()
@@ -205,22 +207,23 @@ class Agent:
         if process is None:
             return
         member, inspection = _member(process), answer.inspection
-        alerted = member in self._alerts.members()
+        alerted = member in self._desk.alerts.members()
         if inspection is None or inspection.snapshot.process.start_time != process.start_time:
             if answer.error and not answer.gone:
                 self._complaints.say(f"process {answer.pid}: {answer.error}")
             self._suspects.failed(answer.pid, now, alerted=alerted)
             return
         verdict = inspection.diagnosis.verdict
-        if verdict.verdict_class == STUCK and verdict.confidence != POSSIBLE and answer.report is not None:
+        if verdict.verdict_class == STUCK and verdict.confidence != POSSIBLE:
             self._suspects.stuck(answer.pid, now, alerted=alerted)
             self._incidents.examined(process, inspection.snapshot, now)
-            self._alerts.observe(Observed(member, self._since(inspection), answer.report))
+            due = self._suspects.due(answer.pid)
+            self._desk.stuck(member, self._since(inspection), due, inspection, answer.budgets)
             return
         if alerted:
             if not self._suspects.well(answer.pid, now, healthy=verdict.verdict_class not in (STUCK, UNKNOWN)):
                 return
-            self._alerts.left(member, RECOVERED)
+            self._desk.left(member, RECOVERED)
         if self._heartbeats.is_overdue(process):
             self._incidents.examined(process, inspection.snapshot, now)
         self._suspects.rest(process, inspection, now)

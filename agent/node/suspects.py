@@ -44,6 +44,7 @@ class _Case:
     """Times in the present alert, or healthy ones in a row."""
     healthy: int = 0
     last: float = 0.0
+    due: float = 0.0
     hints: int = 0
     hinted: float = 0.0
     waiting: tuple[Waiting, ...] = ()
@@ -59,6 +60,8 @@ class Wanted:
     budgets: Budgets
     spare_s: float
     """How long the examination may wait: the less, the sooner it is done."""
+    due: float
+    """Since when it is wanted, CLOCK_MONOTONIC."""
 
 
 class Suspects:
@@ -95,21 +98,32 @@ class Suspects:
             case, process = self._cases[pid], processes[pid]
             if (case.again if case.again is not None else 0.0) <= now and pid not in busy:
                 left_s = (process.worker.timeout_s or 0.0) - age_s
-                found[pid] = Wanted(pid, process.thresholds.heartbeat_budgets or process.thresholds.budgets, left_s)
+                due = max(now - age_s + (process.thresholds.heartbeat_s or 0.0), case.again or 0.0)
+                budgets = process.thresholds.heartbeat_budgets or process.thresholds.budgets
+                found[pid] = Wanted(pid, budgets, left_s, due)
         for pid, case in self._cases.items():
             if pid in processes and case.again is not None and case.again <= now and pid not in busy:
-                found.setdefault(pid, Wanted(pid, self._budgets(processes[pid]), REST_AT_MOST_S))
+                found.setdefault(pid, Wanted(pid, self._budgets(processes[pid]), REST_AT_MOST_S, case.again))
         if look and self._glances.due(now):
             for pid, threads in self._glances.look().items():
                 if pid not in processes or pid in busy:
                     continue
                 case, thresholds = self._cases[pid], processes[pid].thresholds
                 case.waiting = threads
-                left_s = thresholds.budgets.stuck_after_s - max(thread.wait_s for thread in threads)
+                longest_s = max(thread.wait_s for thread in threads)
+                left_s = thresholds.budgets.stuck_after_s - longest_s
                 urgent = left_s <= 0
                 if case.again is None and (urgent or case.not_before <= now):
-                    found.setdefault(pid, Wanted(pid, thresholds.budgets, max(0.0, left_s)))
+                    crossed_s = thresholds.budgets.stuck_after_s if left_s <= 0 else thresholds.look_s
+                    due = max(now - longest_s + crossed_s, case.last)
+                    found.setdefault(pid, Wanted(pid, thresholds.budgets, max(0.0, left_s), due))
+        for wanted in found.values():
+            self._cases[wanted.pid].due = wanted.due
         return sorted(found.values(), key=lambda wanted: wanted.spare_s)
+
+    def due(self, pid: int) -> float:
+        """Since when its last examination was wanted, CLOCK_MONOTONIC."""
+        return self._cases[pid].due
 
     def _budgets(self, process: Tracked) -> Budgets:
         found = process.thresholds
