@@ -36,6 +36,8 @@ _FUNCTIONS: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
     ("bpf_link__fd", c_int, (c_void_p,)),
     ("bpf_link__destroy", c_int, (c_void_p,)),
     ("bpf_iter_create", c_int, (c_int,)),
+    ("bpf_enable_stats", c_int, (c_int,)),
+    ("bpf_obj_get_info_by_fd", c_int, (c_int, c_void_p, c_void_p)),
     ("bpf_map__fd", c_int, (c_void_p,)),
     ("bpf_map_update_elem", c_int, (c_int, c_void_p, c_void_p, c_uint64)),
     ("bpf_map_lookup_elem", c_int, (c_int, c_void_p, c_void_p)),
@@ -89,6 +91,17 @@ def library() -> ctypes.CDLL:
         function.restype, function.argtypes = result, arguments
     lib.libbpf_set_print(ctypes.cast(_KEEP_MESSAGE, c_void_p))
     return lib
+
+
+def enable_run_time_statistics() -> int:
+    """The kernel measures the runs of all BPF programs of the node while this file descriptor is open."""
+    return _checked(library().bpf_enable_stats(0), "measure the run time of BPF programs")
+
+
+def program_info(fd: int, info: ctypes.Structure) -> None:
+    """Fills `info`, a beginning of struct bpf_prog_info."""
+    size = c_uint32(ctypes.sizeof(info))
+    _checked(library().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)), "read about a BPF program")
 
 
 def _checked(result: int | None, what: str) -> int:

@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from stucktrace.collectors.bpf_stats import ProgramRuns
 from stucktrace.facts import ConntrackFact
 from stucktrace.sinks.sink import SinkStatus
 
@@ -33,14 +34,6 @@ class Durations:
     @property
     def count(self) -> int:
         return sum(self.counts)
-
-
-@dataclass(frozen=True)
-class ProgramRuns:
-    """Of one BPF program, by the kernel's own statistics."""
-
-    count: int
-    seconds: float
 
 
 @dataclass(frozen=True)
