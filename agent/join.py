@@ -78,8 +78,10 @@ def _parked(frames: tuple[Frame, ...]) -> bool:
     reading = stacks.read(frames)
     if reading.purpose is not Purpose.WORK or reading.frame is None:
         return False
-    file = frames[reading.frame].file
-    return "/gunicorn/" in file or file.endswith("/billiard/pool.py")
+    frame = frames[reading.frame]
+    if frame.file.endswith("/concurrent/futures/thread.py"):
+        return frame.function == "_worker"
+    return "/gunicorn/" in frame.file or frame.file.endswith("/billiard/pool.py")
 
 
 def snapshot(

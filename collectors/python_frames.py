@@ -44,6 +44,7 @@ class Offsets:
     """In the code object, from 3.11 on: how many variables, cells and free ones included."""
     first_instruction: int = 0
     function_name: int = 32
+    next_interpreter: int = 0
     blocks: int = 0
     """Up to 3.10: the number of open blocks, and behind it the blocks."""
 
@@ -54,7 +55,7 @@ _KNOWN = {
     (3, 10): Offsets(32, 8, (24,), 32, 24, variables=352, blocks=104),
     (3, 11): Offsets(40, 16, (56, 8), 32, 48, 56, local_count=76, first_instruction=184),
     (3, 12): Offsets(40, 72, (56, 0), 0, 8, 56, first_instruction=192),
-    (3, 13): Offsets(632, 7344, (72,), 0, 8, 56, first_instruction=200),
+    (3, 13): Offsets(632, 7344, (72,), 0, 8, 56, first_instruction=200, next_interpreter=7264),
 }
 
 
@@ -94,12 +95,15 @@ class Walk:
         self._codes: dict[int, Code | None] = {}
 
     def states(self) -> Iterator[int]:
-        """The thread states of the main interpreter."""
+        """The thread states of all interpreters; a thread has one in each that it ran in."""
         interpreter = self.word(self._runtime + self.offsets.interpreters)
         state = self.word(interpreter + self.offsets.threads)
         for _ in range(_MAX_THREADS):
-            if not state:
-                return
+            while not state:
+                interpreter = self.word(interpreter + self.offsets.next_interpreter)
+                if not interpreter:
+                    return
+                state = self.word(interpreter + self.offsets.threads)
             yield state
             state = self.word(state + 8)
 
@@ -181,5 +185,7 @@ def _offsets(pid: int, minor: tuple[int, int], runtime: int) -> Offsets:
     table = memory.read(pid, runtime, 192)
     if table[:8] != b"xdebugpy":
         return known
-    interpreters, threads, frame = (struct.unpack_from("<Q", table, position)[0] for position in (40, 72, 184))
-    return replace(known, interpreters=interpreters, threads=threads, frame=(frame,))
+    interpreters, following, threads, frame = (
+        struct.unpack_from("<Q", table, position)[0] for position in (40, 64, 72, 184)
+    )
+    return replace(known, interpreters=interpreters, next_interpreter=following, threads=threads, frame=(frame,))

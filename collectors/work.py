@@ -17,6 +17,7 @@ import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from stucktrace.collectors import interpreter, local_time, memory, python_frames, regions
 from stucktrace.collectors.cpython_objects import Layout, Reader
@@ -45,7 +46,7 @@ class _Work:
 
     fact: WorkFact
     monotonic: float | None = None
-    local: local_time.Moment | None = None
+    local: datetime | None = None
 
 
 def collect(process: ProcessFact, threads: Sequence[ThreadFact], python: PythonFact | None) -> tuple[WorkFact, ...]:
@@ -163,7 +164,7 @@ class _Target:
         fact = self._wsgi(found, tid) or self._asgi(found, tid)
         return _Work(fact, local=self._began(frame)) if fact is not None else None
 
-    def _began(self, frame: Frame) -> local_time.Moment | None:
+    def _began(self, frame: Frame) -> datetime | None:
         """gunicorn keeps beside the environ when it began to handle the request, as local time."""
         address = self._variable(frame, "request_start")
         return self._values.moment(address) if address else None
@@ -264,13 +265,26 @@ def _peer(host: str, port: int | None) -> str:
 
 def _age_s(process: ProcessFact, mapped: Regions, work: _Work, slept_s: float) -> float | None:
     """For how long the work has lasted; None where it cannot be said for certain."""
-    if work.monotonic is not None:
+    ages: list[float] = []
+    if work.monotonic is not None and _same_monotonic_clock(process.pid):
         ages = [time.monotonic() - work.monotonic]
     elif work.local is not None:
-        ages = local_time.ages_s(process.pid, mapped, work.local)
-    else:
-        return None
+        try:
+            ages = local_time.ages_s(process.pid, mapped, work.local)
+        except OSError:
+            ages = []
     # It began after the process, and before the thread's present sleep; else a clock was set meanwhile.
     process_s = time.clock_gettime(time.CLOCK_BOOTTIME) - process.start_time / os.sysconf("SC_CLK_TCK")
     possible = [age for age in ages if slept_s - 0.1 <= age <= process_s + 0.1]
     return max(possible[0], 0.0) if len(possible) == 1 else None
+
+
+def _same_monotonic_clock(pid: int) -> bool:
+    """It is not in a time namespace of its own."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/time") == os.readlink("/proc/self/ns/time")
+    except FileNotFoundError:
+        # A kernel without time namespaces.
+        return True
+    except OSError:
+        return False
