@@ -15,6 +15,7 @@ import zlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,10 +31,10 @@ Process = tuple[int, int]
 """(pid, start time)."""
 
 TIMELINE_S, TIMELINE_NOTES = 300.0, 100
-MOST_NOTES = 4_000
+MOST_NOTES = 3_000
 LONGEST_MESSAGE = 500
 LOOKS_OF_A_PROCESS = 4
-LOOKS_BYTES = 4 << 20
+LOOKS_BYTES = 3 << 20
 """Of all looks kept, compressed."""
 MOST_LOOKS_WAITING, MOST_WAITING = 32, 1_000
 """For the thread: looks, which are large, and all together. Of hundreds in one fault a few looks tell enough."""
@@ -235,14 +236,14 @@ class Recorder:
         elif alert.confidence == event["confidence"]:
             # Nothing new: its processes' looks are as they were.
             return
-        payloads = self._news(alert, number)
 
         def write(directory: Path) -> None:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             before = alert.path if alert.path.exists() else None
             head = recording.alert(event) if before else recording.header(event["time"], event)
             full = before is not None and before.stat().st_size > MOST_JOURNAL_BYTES
-            self.left_out += journal.write(alert.path, [journal.pack(head), *([] if full else payloads)], before)
+            payloads = chain((journal.pack(head),), () if full else self._news(alert, number))
+            self.left_out += journal.write(alert.path, payloads, before)
             journal.prune(directory, self._most_bytes, self._oldest_s)
 
         if self._on_disk(write):
@@ -262,17 +263,13 @@ class Recorder:
         alert.processes.update(dict.fromkeys(processes))
         return alert
 
-    def _news(self, alert: _Alert, last: int) -> list[bytes]:
+    def _news(self, alert: _Alert, last: int) -> Iterator[bytes]:
         """The notes and looks up to this number that are not in its journal yet, in their order."""
         pids = {pid for pid, _ in alert.processes}
-        found = {
-            note.number: journal.pack(note.record)
-            for note in self._newest_notes(pids, self._keep_s)
-            if alert.written < note.number <= last
-        }
         shown = [process for process in alert.processes if process in self._looks][:MOST_PROCESSES]
+        entries: list[_Note | _Look] = [*self._newest_notes(pids, self._keep_s)]
         for process in shown:
-            for look in self._looks[process]:
-                if alert.written < look.number <= last:
-                    found[look.number] = zlib.decompress(look.packed)
-        return [found[number] for number in sorted(found)]
+            entries += self._looks[process]
+        for entry in sorted(entries, key=lambda entry: entry.number):
+            if alert.written < entry.number <= last:
+                yield zlib.decompress(entry.packed) if isinstance(entry, _Look) else journal.pack(entry.record)
