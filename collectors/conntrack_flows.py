@@ -27,10 +27,11 @@ from stucktrace.collectors.conntrack_tables import CANNOT_ASK, Table, Tables
 from stucktrace.collectors.ctnetlink import Tuple
 from stucktrace.facts import ConntrackFact, Missing
 
-EVERY_S = 10.0
+EVERY_S, NEW_PROCESSES_AFTER_S = 10.0, 1.0
 SHARE = 0.005
 """Of one core at most."""
 MOST_CONNECTIONS = 8192
+CLOSE_S = 1.0
 QUESTIONS, QUESTIONS_AGAIN = 4096, 256
 """In one round: about new connections, and about those whose entry was seen before."""
 
@@ -85,14 +86,21 @@ class Flows:
         self._tables = Tables()
         self._sockets: dict[int, socket.socket] = {}
         self._thread: threading.Thread | None = None
-        self._ending, self._end = os.pipe2(os.O_CLOEXEC)
+        self._poke = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._closing = self._soon = False
+        self._next_s = self._not_before_s = 0.0
 
     def watch(self, pids: Collection[int]) -> None:
-        """Whose connections are followed; the first call begins it."""
-        self._pids = frozenset(pids)
+        """Whose connections are followed. The first call begins it: what is there then is known when it returns."""
+        wanted = frozenset(pids)
+        new, self._pids = wanted - self._pids, wanted
         if self._thread is None:
+            self._guarded_round()
             self._thread = threading.Thread(target=self._run, name="conntrack", daemon=True)
             self._thread.start()
+        elif new:
+            self._soon = True
+            os.eventfd_write(self._poke, 1)
 
     def of(self, inode: int, flow: Tuple) -> tuple[Sighting, ...]:
         """Where the entry of this connection was seen."""
@@ -114,30 +122,42 @@ class Flows:
         return new
 
     def close(self) -> None:
-        os.close(self._end)
+        self._closing = True
+        os.eventfd_write(self._poke, 1)
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(CLOSE_S)
 
     def _run(self) -> None:
-        next_s = 0.0
-        while True:
-            if time.monotonic() >= next_s:
-                began = time.thread_time()
-                self.round()
-                next_s = time.monotonic() + max(EVERY_S, (time.thread_time() - began) / SHARE)
+        while not self._closing:
             poll = select.poll()
-            poll.register(self._ending)
+            poll.register(self._poke, select.POLLIN)
             for table in self._tables:
                 if table.stream is not None:
                     poll.register(table.stream.fd, select.POLLIN)
-            ready = {fd for fd, _ in poll.poll(max(0.0, next_s - time.monotonic()) * 1000)}
-            if self._ending in ready:
-                break
+            ready = {fd for fd, _ in poll.poll(max(0.0, self._next_s - time.monotonic()) * 1000)}
+            if self._poke in ready:
+                os.eventfd_read(self._poke)
+            if self._soon:
+                self._soon = False
+                self._next_s = min(self._next_s, max(time.monotonic() + NEW_PROCESSES_AFTER_S, self._not_before_s))
             self._listen(ready)
+            if time.monotonic() >= self._next_s:
+                self._guarded_round()
         self._tables.close()
         for diag in self._sockets.values():
             diag.close()
-        os.close(self._ending)
+
+    def _guarded_round(self) -> None:
+        """One round, and when the next one is due."""
+        began = time.thread_time()
+        try:
+            self.round()
+        except Exception as error:
+            because = f"internal error, {type(error).__name__}: {error}"[:300]
+            self.missing = (Missing("conntrack", because, "report this"),)
+        now = time.monotonic()
+        self._not_before_s = now + (time.thread_time() - began) / SHARE
+        self._next_s = max(now + EVERY_S, self._not_before_s)
 
     def round(self) -> None:
         """One look at everything."""

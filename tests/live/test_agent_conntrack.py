@@ -11,19 +11,20 @@ import pytest
 
 from tests.harness import agent, brokers, celery, command, kernel, namespaces
 
-DROPS_INVALID = """
+CHAIN = """
 add table inet t
 add chain inet t c { type filter hook forward priority 0; }
 add rule inet t c ct state established,related accept
-add rule inet t c ct state invalid drop
 """
+DROPS_INVALID = "add rule inet t c ct state invalid drop"
+ONLY_SYNS = "add rule inet t c tcp flags & (syn | ack) == syn accept\nadd rule inet t c drop"
 WITHIN_S = 3.0
 """From the first retransmission to the alert."""
 
 
 @dataclass(frozen=True)
 class Router:
-    """Between a client and its broker. It drops what has no entry, and only a SYN makes one."""
+    """Between a client and its broker."""
 
     netns: str
     broker: brokers.Broker
@@ -33,6 +34,11 @@ class Router:
         """Addresses of the client's ends that have an entry."""
         text = namespaces.run(self.netns, "conntrack", "-L", "-p", "tcp", "--dport", str(self.broker.port))
         return {":".join(ends) for ends in re.findall(r"ESTABLISHED src=(\S+) dst=\S+ sport=(\d+)", text)}
+
+    def drops(self, rules: str, loose: int) -> None:
+        """What has no entry."""
+        namespaces.run(self.netns, "nft", "-f", "-", text=rules)
+        namespaces.run(self.netns, "sysctl", "-qw", f"net.netfilter.nf_conntrack_tcp_loose={loose}")
 
     @contextlib.contextmanager
     def evicted(self) -> Iterator[None]:
@@ -50,8 +56,7 @@ def router(rabbitmq: brokers.Broker) -> Iterator[Router]:
     with namespaces.pair(rabbitmq.pair.there) as to_broker, namespaces.pair(to_broker.here) as to_client:
         netns, client = to_broker.here, to_client.here
         namespaces.run(netns, "sysctl", "-qw", "net.ipv4.ip_forward=1")
-        namespaces.run(netns, "nft", "-f", "-", text=DROPS_INVALID)
-        namespaces.run(netns, "sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_loose=0")
+        namespaces.run(netns, "nft", "-f", "-", text=CHAIN)
         namespaces.run(client, "ip", "route", "add", "default", "via", to_client.there_address)
         back = ("ip", "route", "add", to_client.here_address, "via", to_broker.here_address)
         namespaces.run(to_broker.there, *back)
@@ -69,9 +74,19 @@ def since_first_retransmission_s(event: agent.Event) -> float:
 
 
 @pytest.mark.xdist_group("rabbitmq")
-@pytest.mark.parametrize("beside", ["router", "elsewhere"])
-def test_an_evicted_entry_is_named_at_the_first_retransmission(router: Router, beside: str) -> None:
+@pytest.mark.parametrize(
+    ("beside", "rules", "loose", "confidence"),
+    [
+        ("router", DROPS_INVALID, 0, "proven"),
+        ("elsewhere", DROPS_INVALID, 0, "proven"),
+        ("elsewhere", ONLY_SYNS, 1, "likely"),
+    ],
+)
+def test_an_evicted_entry_is_named_at_once(
+    router: Router, beside: str, rules: str, loose: int, confidence: str
+) -> None:
     """It was there before the agent, and no other connection is left to tell that flows like it are tracked."""
+    router.drops(rules, loose)
     with celery.worker(router.broker, children=4, prefix=agent.ALONE, env={"USER_TIMEOUT_MS": "0"}) as worker:
         before = router.connections()
         assert before
@@ -88,7 +103,7 @@ def test_an_evicted_entry_is_named_at_the_first_retransmission(router: Router, b
                 assert socket["local"] in before and socket["conntrack"] == "absent"
                 assert f"{socket['local']} -> {router.broker.address}:{router.broker.port}" in opened["summary"]
                 where = "stucktrace runs in" if beside == "router" else router.netns
-                assert where in opened["summary"] and opened["confidence"] == "proven"
+                assert where in opened["summary"] and opened["confidence"] == confidence
                 assert since_first_retransmission_s(opened) < WITHIN_S
             resolved = watcher.wait_for("resolved")
             assert (resolved["id"], resolved["how"]) == (opened["id"], "recovered")

@@ -26,8 +26,7 @@ def following(*clients: Client) -> Iterator[Flows]:
     flows = Flows(woken.set)
     flows.watch([client.target.pid for client in clients])
     try:
-        for client in clients:
-            wait_until(lambda client=client: seen(flows, client), "its entry to be seen")  # type: ignore[misc]
+        assert all(seen(flows, client) for client in clients)
         yield flows
     finally:
         flows.close()
