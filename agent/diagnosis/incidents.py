@@ -9,11 +9,22 @@ from __future__ import annotations
 from dataclasses import replace
 
 from stucktrace.diagnosis import diagnose as diagnose_look
-from stucktrace.diagnosis import evidence, vocabulary
+from stucktrace.diagnosis import evidence, incident_celery, incident_resources, incident_workers, vocabulary
 from stucktrace.diagnosis.model import LIKELY, PROVEN, STUCK, Budgets, Diagnosis, Evidence, Finding, Later, Now
 from stucktrace.diagnosis.words import age
 from stucktrace.facts import Snapshot
-from stucktrace.incidents import Incident, WorkerAborted
+from stucktrace.incidents import (
+    BeatStopped,
+    BeatTwice,
+    ConntrackPressure,
+    Growth,
+    Incident,
+    LoopStalled,
+    OomKilled,
+    OrphanedWorker,
+    RestartStorm,
+    WorkerAborted,
+)
 
 SHARE = 0.6
 """Of gunicorn's timeout: a wait that was as old as this at the last look outlasted it."""
@@ -25,7 +36,31 @@ def diagnose(snapshot: Snapshot, incident: Incident) -> Diagnosis:
     """The verdict on an incident; what the last look says by itself follows it."""
     if isinstance(incident, WorkerAborted):
         return worker_timeout(snapshot, incident)
-    raise NotImplementedError(type(incident).__name__)
+    finding = _finding(snapshot, incident)
+    if not snapshot.threads:
+        return Diagnosis(finding, (finding,))
+    look = diagnose_look(snapshot, Budgets())
+    return replace(look, verdict=finding, findings=(finding, *look.findings))
+
+
+def _finding(snapshot: Snapshot, incident: Incident) -> Finding:
+    """By the kind of incident."""
+    if isinstance(incident, RestartStorm):
+        return incident_workers.restart_storm(snapshot, incident)
+    if isinstance(incident, OrphanedWorker):
+        return incident_workers.orphaned_worker(snapshot, incident)
+    if isinstance(incident, OomKilled):
+        return incident_resources.oom_killed(snapshot, incident)
+    if isinstance(incident, Growth):
+        return incident_resources.growth(snapshot, incident)
+    if isinstance(incident, ConntrackPressure):
+        return incident_resources.conntrack_pressure(snapshot, incident)
+    if isinstance(incident, BeatStopped):
+        return incident_celery.beat_stopped(snapshot, incident)
+    if isinstance(incident, BeatTwice):
+        return incident_celery.beat_twice(snapshot, incident)
+    assert isinstance(incident, LoopStalled)
+    return incident_celery.loop_stalled(snapshot, incident)
 
 
 def worker_timeout(snapshot: Snapshot, incident: WorkerAborted) -> Diagnosis:

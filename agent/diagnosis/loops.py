@@ -125,6 +125,17 @@ def callback_of(snapshot: Snapshot, wait: Wait) -> Callback | None:
     return _green(snapshot, wait, frames)
 
 
+def callback_frame(snapshot: Snapshot, tid: int) -> Frame | None:
+    """The outermost frame of the callback that the thread's event loop runs; None: no loop, or it is at rest."""
+    frames = _since_fork(snapshot.frames(tid))
+    for index, frame in enumerate(frames):
+        loop = next((loop for loop in LOOPS if _is_loop(snapshot, loop, frame)), None)
+        if loop is not None:
+            inner = [frame for frame in frames[:index] if not frame.native]
+            return inner[-1] if inner and bare(inner[-1]) not in loop.rest else None
+    return None
+
+
 def _is_loop(snapshot: Snapshot, loop: Loop, frame: Frame) -> bool:
     if frame.native or bare(frame) != loop.function or not in_file(frame, loop.file):
         return False

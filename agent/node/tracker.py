@@ -56,6 +56,8 @@ class Ended:
     process: Tracked
     how: str
     """KILLED or EXITED."""
+    status: int | None = None
+    """As wait(2) tells it; None: nobody could say."""
 
 
 class Tracker:
@@ -150,13 +152,13 @@ class Tracker:
         gone = {fd for fd, _ in self._ends.poll(0)}
         for process in [process for process in self.processes.values() if process.pidfd in gone]:
             now = time.monotonic()
-            how = _how(process)
-            if how is None and now < self._ending.setdefault(process.pid, now + _REAPED_WITHIN_S):
+            status = _status(process)
+            if status is None and now < self._ending.setdefault(process.pid, now + _REAPED_WITHIN_S):
                 continue
             self._ending.pop(process.pid, None)
             del self.processes[process.pid]
             os.close(process.pidfd)
-            yield Ended(process, how or EXITED)
+            yield Ended(process, KILLED if status is not None and status & 0x7F else EXITED, status)
 
     def close(self) -> None:
         for process in self.processes.values():
@@ -164,16 +166,8 @@ class Tracker:
         self._ends.close()
 
 
-def _how(process: Tracked) -> str | None:
-    """How it ended; None while nobody can say yet: it is not reaped, and its stat hides the status."""
-    status = _status(process)
-    if status is None:
-        return None
-    return KILLED if status & 0x7F else EXITED
-
-
 def _status(process: Tracked) -> int | None:
-    """As wait(2) tells it."""
+    """As wait(2) tells it; None while nobody can say yet: it is not reaped, and its stat hides the status."""
     try:
         text = procfs.read(process.pid, "stat").decode(errors="surrogateescape")
         fields = text.rpartition(")")[2].split()
