@@ -77,8 +77,8 @@ def oom_killed(snapshot: Snapshot, incident: OomKilled) -> Finding:
 
 
 def growth(snapshot: Snapshot, incident: Growth) -> Finding:
-    """Each third of the time shows the growth, nothing was given back, and at this rate the limit is reached: a trend is
-    a prediction, so it is `likely`, and advice.
+    """Each third of the time shows the growth, nothing was given back, and at this rate the limit is reached. A trend
+    is a prediction: `likely`, and advice.
     """
     memory = incident.what == RSS
     (first_at, first), (last_at, last) = incident.samples[0], incident.samples[-1]
