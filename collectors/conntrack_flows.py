@@ -1,9 +1,6 @@
-"""Which conntrack tables of this node hold the connections of the watched processes, and which of them lost one.
+"""The agent's memory of conntrack entries (conntrack_memory.py), kept up by a thread of its own beside the loop.
 
-Source: sock_diag for the established connections of the processes' network namespaces; CTA GET in every table
-(conntrack_tables.py), once for each new connection and again in turn; events, which only make it faster. A thread of
-its own does it every few seconds, within a share of one core. What was seen once is proof that a connection is tracked
-there, which later makes its absence a fact about this very connection.
+Every few seconds, at once for new processes, within a share of one core; the kernel's events are heard as they come.
 """
 
 from __future__ import annotations
@@ -11,80 +8,33 @@ from __future__ import annotations
 import os
 import queue
 import select
-import socket
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass, field
+from functools import partial
 
-from stucktrace.collectors import conntrack_events, ctnetlink, holders, netns, sock_diag
-from stucktrace.collectors.addresses import endpoint, is_loopback
-from stucktrace.collectors.conntrack import Sighting, as_sent_on
-from stucktrace.collectors.conntrack_events import NEW, FlowEvent
-from stucktrace.collectors.conntrack_tables import CANNOT_ASK, Table, Tables
+from stucktrace.collectors.conntrack import Sighting
+from stucktrace.collectors.conntrack_memory import Lost, Memory
 from stucktrace.collectors.ctnetlink import Tuple
 from stucktrace.facts import ConntrackFact, Missing
 
 EVERY_S, NEW_PROCESSES_AFTER_S = 10.0, 1.0
 SHARE = 0.005
 """Of one core at most."""
-MOST_CONNECTIONS = 8192
 CLOSE_S = 1.0
-QUESTIONS, QUESTIONS_AGAIN = 4096, 256
-"""In one round: about new connections, and about those whose entry was seen before."""
-
-
-@dataclass(frozen=True)
-class Lost:
-    """A table lost the entry of a connection that lives."""
-
-    pids: tuple[int, ...]
-    """The watched processes that hold the socket."""
-    inode: int
-    local: str
-    remote: str
-    where: str
-    """The network namespace."""
-    time_s: float
-    """CLOCK_MONOTONIC, when it was noticed."""
-
-
-@dataclass(eq=False)
-class _Connection:
-    inode: int
-    netns: int
-    """In which its socket lives."""
-    flow: Tuple
-    names: set[Tuple] = field(default_factory=set)
-    """What it is called on its way: addresses may be translated."""
-    seen: dict[int, Sighting] = field(default_factory=dict)
-    """Namespace -> its entry there."""
-    lost: set[int] = field(default_factory=set)
-    """Those of these namespaces that have it no longer."""
 
 
 class Flows:
     """As `conntrack.Sightings`. `wake` is called when there is news."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
-        self.lost: frozenset[int] = frozenset()
-        self.missing: tuple[Missing, ...] = ()
-        self.facts: tuple[ConntrackFact, ...] = ()
-        """Every table with entries; `window_drop` since the round before."""
-        self.overruns = 0
-        """How often the kernel dropped events."""
         self._wake = wake
+        self._memory = Memory(self._lose)
+        self._news: queue.SimpleQueue[Lost] = queue.SimpleQueue()
+        self._fresh: tuple[tuple[int, ConntrackFact], ...] = ()
         self._said: set[Missing] = set()
         self._pids: frozenset[int] = frozenset()
-        self._news: queue.SimpleQueue[Lost] = queue.SimpleQueue()
-        self._connections: dict[int, _Connection] = {}
-        self._names: dict[Tuple, _Connection] = {}
-        self._again: deque[tuple[int, int]] = deque()
-        """(inode, namespace) of what was seen, the longest ago first."""
-        self._tables = Tables()
-        self._sockets: dict[int, socket.socket] = {}
         self._thread: threading.Thread | None = None
         self._poke = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._closing = self._soon = False
@@ -95,17 +45,31 @@ class Flows:
         wanted = frozenset(pids)
         new, self._pids = wanted - self._pids, wanted
         if self._thread is None:
-            self._guarded_round()
+            self._round()
             self._thread = threading.Thread(target=self._run, name="conntrack", daemon=True)
             self._thread.start()
         elif new:
             self._soon = True
             os.eventfd_write(self._poke, 1)
 
+    @property
+    def lost(self) -> frozenset[int]:
+        """Sockets of which an entry is gone."""
+        return self._memory.lost
+
     def of(self, inode: int, flow: Tuple) -> tuple[Sighting, ...]:
         """Where the entry of this connection was seen."""
-        found = self._connections.get(inode)
-        return tuple(found.seen.values()) if found is not None and found.flow == flow else ()
+        return self._memory.of(inode, flow)
+
+    @property
+    def facts(self) -> tuple[ConntrackFact, ...]:
+        """Every table with entries; `window_drop` since it was read before."""
+        return self._memory.facts
+
+    @property
+    def overruns(self) -> int:
+        """How often the kernel dropped events."""
+        return self._memory.overruns
 
     def news(self) -> list[Lost]:
         """What was lost since the last call; never waits."""
@@ -115,11 +79,20 @@ class Flows:
                 found.append(self._news.get_nowait())
         return found
 
+    def readings(self) -> tuple[tuple[int, ConntrackFact], ...]:
+        """(a watched process whose connections it concerns, table) of each table read since the last call."""
+        fresh, self._fresh = self._fresh, ()
+        return fresh
+
     def unsaid(self) -> tuple[Missing, ...]:
         """What it may not do; each is given once."""
-        new = tuple(missing for missing in self.missing if missing not in self._said)
+        new = tuple(missing for missing in self._memory.missing if missing not in self._said)
         self._said.update(new)
         return new
+
+    def _lose(self, lost: Lost) -> None:
+        self._news.put(lost)
+        self._wake()
 
     def close(self) -> None:
         self._closing = True
@@ -131,165 +104,32 @@ class Flows:
         while not self._closing:
             poll = select.poll()
             poll.register(self._poke, select.POLLIN)
-            for table in self._tables:
-                if table.stream is not None:
-                    poll.register(table.stream.fd, select.POLLIN)
+            for fd in self._memory.fds():
+                poll.register(fd, select.POLLIN)
             ready = {fd for fd, _ in poll.poll(max(0.0, self._next_s - time.monotonic()) * 1000)}
             if self._poke in ready:
                 os.eventfd_read(self._poke)
             if self._soon:
                 self._soon = False
                 self._next_s = min(self._next_s, max(time.monotonic() + NEW_PROCESSES_AFTER_S, self._not_before_s))
-            self._listen(ready)
+            self._guarded(partial(self._memory.listen, ready))
             if time.monotonic() >= self._next_s:
-                self._guarded_round()
-        self._tables.close()
-        for diag in self._sockets.values():
-            diag.close()
+                self._round()
+        self._memory.close()
 
-    def _guarded_round(self) -> None:
+    def _round(self) -> None:
         """One round, and when the next one is due."""
         began = time.thread_time()
-        try:
-            self.round()
-        except Exception as error:
-            because = f"internal error, {type(error).__name__}: {error}"[:300]
-            self.missing = (Missing("conntrack", because, "report this"),)
+        self._guarded(partial(self._memory.round, self._pids))
+        self._fresh = self._memory.concerned
         now = time.monotonic()
         self._not_before_s = now + (time.thread_time() - began) / SHARE
         self._next_s = max(now + EVERY_S, self._not_before_s)
 
-    def round(self) -> None:
-        """One look at everything."""
-        self._tables.refresh()
-        self.missing = self._tables.missing
-        tables = list(self._tables)
-        self.facts = tuple(table.fact for table in tables)
-        if CANNOT_ASK in self.missing or not tables:
-            self._keep({})
-            return
-        self._keep(self._established())
-        self._ask_new(tables)
-        self._ask_again()
-
-    def _established(self) -> dict[int, _Connection]:
-        """The connections to other hosts of the namespaces that the watched processes live in."""
-        own = {inode: pid for pid in self._pids if (inode := netns.inode_of(pid)) is not None}
-        for inode in self._sockets.keys() - own.keys():
-            self._sockets.pop(inode).close()
-        found: dict[int, _Connection] = {}
-        for inode, pid in own.items():
-            with suppress(OSError):
-                if inode not in self._sockets:
-                    self._sockets[inode] = netns.inside(pid, sock_diag.open_socket)
-                for socket_inode, ends in sock_diag.connections(self._sockets[inode]):
-                    if len(found) < MOST_CONNECTIONS and not is_loopback(ends[2]):
-                        flow = Tuple(*ends)
-                        found[socket_inode] = _Connection(socket_inode, inode, flow, {flow})
-        return found
-
-    def _keep(self, established: dict[int, _Connection]) -> None:
-        """Forgets what ended, and takes in what is new."""
-        for inode, known in list(self._connections.items()):
-            if inode in established and established[inode].flow == known.flow:
-                established[inode] = known
-            else:
-                for table in self._tables:
-                    table.asked.pop(inode, None)
-        self._connections = established
-        self.lost = frozenset(inode for inode, known in established.items() if known.lost)
-        self._names = {name: known for known in established.values() for name in known.names}
-
-    def _ask_new(self, tables: list[Table]) -> None:
-        """Asks every table about every connection once, and again when it turned out to have another name as well."""
-        questions = QUESTIONS
-        # The own namespace first: it may translate addresses.
-        for known in list(self._connections.values()):
-            for table in sorted(tables, key=lambda table: table.netns != known.netns):
-                if table.asked.get(known.inode) == len(known.names):
-                    continue
-                questions -= len(known.names)
-                if questions < 0:
-                    return
-                self._ask(table, known)
-
-    def _ask(self, table: Table, known: _Connection) -> bool:
-        """Whether the table has its entry."""
-        names = sorted(known.names, key=lambda name: name != known.flow)
-        table.asked[known.inode] = len(names)
-        for name in names:
-            try:
-                entry = ctnetlink.find(table.asking, name)
-            except OSError:
-                return True
-            if entry is None:
-                continue
-            if table.netns not in known.seen:
-                self._again.append((known.inode, table.netns))
-            known.seen[table.netns] = Sighting(table.netns, table.path, table.where, name, time.monotonic())
-            known.names.add(as_sent_on(name, entry))
-            for other in known.names:
-                self._names[other] = known
-            return True
-        return False
-
-    def _ask_again(self) -> None:
-        """Whether the entries are still there, some of them in each round."""
-        for _ in range(min(QUESTIONS_AGAIN, len(self._again))):
-            inode, where = self._again.popleft()
-            known, table = self._connections.get(inode), self._tables.get(where)
-            if known is not None and table is not None and where in known.seen:
-                self._again.append((inode, where))
-                self._check(table, known)
-
-    def _listen(self, ready: Collection[int]) -> None:
-        for table in list(self._tables):
-            if table.stream is None or table.stream.fd not in ready:
-                continue
-            try:
-                events = table.stream.events()
-            except OSError:
-                continue
-            for known in self._about(events):
-                self._check(table, known)
-            if table.stream.dump_again:
-                table.stream.dump_again = False
-                self.overruns += 1
-                for known in [known for known in self._connections.values() if table.netns in known.seen]:
-                    self._check(table, known)
-
-    def _about(self, events: Iterable[FlowEvent]) -> list[_Connection]:
-        """The connections whose entry vanished, or came back after it had."""
-        found = {
-            known.inode: known
-            for event in events
-            for name in conntrack_events.tuples(event)
-            if (known := self._names.get(name)) is not None and (event.kind != NEW or known.lost)
-        }
-        return list(found.values())
-
-    def _check(self, table: Table, known: _Connection) -> None:
-        """Whether a table that had the entry of a connection has it still."""
-        if self._ask(table, known):
-            known.lost.discard(table.netns)
-        elif table.netns not in known.lost and table.netns in known.seen and self._lives(known):
-            known.lost.add(table.netns)
-            self._news.put(self._loss(table, known))
-            self._wake()
-        self.lost = self.lost | {known.inode} if known.lost else self.lost - {known.inode}
-
-    def _lives(self, known: _Connection) -> bool:
-        """A connection that closed loses its entry as it should."""
-        diag, flow = self._sockets.get(known.netns), known.flow
-        if diag is None:
-            return False
-        with suppress(OSError):
-            found = sock_diag.find_tcp(diag, flow.source, flow.source_port, flow.target, flow.target_port)
-            return found is not None and found["inode"] == known.inode and found["state"] == "ESTABLISHED"
-        return False
-
-    def _loss(self, table: Table, known: _Connection) -> Lost:
-        flow = known.flow
-        pids = tuple(pid for pid in sorted(self._pids) if known.inode in holders.sockets_of(pid))
-        local, remote = endpoint(flow.source, flow.source_port), endpoint(flow.target, flow.target_port)
-        return Lost(pids, known.inode, local, remote, table.where, time.monotonic())
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """What fails costs this once only."""
+        try:
+            work()
+        except Exception as error:
+            because = f"internal error, {type(error).__name__}: {error}"[:300]
+            self._memory.missing = (Missing("conntrack", because, "report this"),)

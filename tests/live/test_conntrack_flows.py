@@ -9,9 +9,10 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from stucktrace.collectors import conntrack_flows
+from stucktrace.collectors import conntrack_memory
 from stucktrace.collectors.conntrack import Sighting, flow_of
-from stucktrace.collectors.conntrack_flows import Flows, Lost
+from stucktrace.collectors.conntrack_flows import Flows
+from stucktrace.collectors.conntrack_memory import Lost
 from stucktrace.facts import SocketFact
 
 from tests.harness.kernel import wait_until
@@ -51,13 +52,16 @@ def test_what_was_there_before_is_seen_and_missed(node: Node) -> None:
         client, other = node.connect(stack), node.connect(stack)
         with following(client, other) as flows:
             assert {sighting.where for sighting in seen(flows, client)} == {f"the network namespace {node.middle}"}
-            assert not flows.lost and not flows.missing
+            assert not flows.lost and not flows.unsaid()
             node.evict(client.port)
             lost = next_loss(flows)
             assert (lost.inode, lost.pids, lost.local) == (client.inode, (client.target.pid,), client.local)
             assert lost.remote == f"{node.server_address}:{PORT}" and node.middle in lost.where
             assert flows.lost == {client.inode} and not flows.news()
             assert node.middle in {fact.where.rpartition(" ")[2] for fact in flows.facts}
+            concerned = {fact.netns: pid for pid, fact in flows.readings()}
+            middle = next(fact.netns for fact in flows.facts if node.middle in fact.where)
+            assert concerned[middle] == min(client.target.pid, other.target.pid)
 
 
 def test_an_event_tells_it_at_once(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +72,7 @@ def test_an_event_tells_it_at_once(node: Node, monkeypatch: pytest.MonkeyPatch) 
             # The listener is there: what is made from now on tells of its end.
             younger, ends = node.connect(stack), node.connect(stack)
         with following(younger, ends) as flows:
-            monkeypatch.setattr(conntrack_flows, "QUESTIONS_AGAIN", 0)
+            monkeypatch.setattr(conntrack_memory, "QUESTIONS_AGAIN", 0)
             ends.target.process.kill()
             node.evict(younger.port)
             assert next_loss(flows).inode == younger.inode
@@ -79,7 +83,7 @@ def test_an_event_tells_it_at_once(node: Node, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_without_the_capability_there_is_one_line(node: Node) -> None:
-    code = "from stucktrace.collectors.conntrack_flows import Flows as F; f = F(lambda: None); f.round(); print(len(f.missing), f.missing[0].remedy)"
+    code = "from stucktrace.collectors.conntrack_flows import Flows as F; f = F(lambda: None); f.watch([1]); said = f.unsaid(); print(len(said), said[0].remedy, f.unsaid())"
     prefix = ["ip", "netns", "exec", node.middle, "setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-all"]
     done = subprocess.run([*prefix, sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.startswith("1 CAP_NET_ADMIN"), done.stderr
