@@ -15,4 +15,8 @@ def deliver_to(settings: Settings, complain: Callable[[str, str], None]) -> Deli
     sinks: list[Sink] = []
     if settings.stdout:
         sinks.append(Stdout(as_json=settings.json or not os.isatty(1)))
+    if settings.otlp_endpoint:
+        from stucktrace.sinks.otlp import Logs
+
+        sinks.append(Logs(settings))
     return Delivery(sinks, settings.spool, settings.spool_bytes, complain)
