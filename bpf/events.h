@@ -86,7 +86,7 @@ struct inflight_record {
 struct inflight_limit {
 	__u64 after_ns; /* a wait is reported from this age on */
 	__u64 lock_after_ns; /* a sleep on a mutex from this age on */
-	__u32 skip_main; /* the main thread has a heartbeat of its own to be judged by, but not on a mutex */
+	__u32 rests_in_select; /* the main thread: a heartbeat tells how it is there */
 	__u32 pad;
 };
 

@@ -85,12 +85,11 @@ static __always_inline bool is_on_mutex(__s32 syscall, struct pt_regs *regs)
 }
 
 /* Of a mutex only the present sleep counts: a busy one is waited for again and again, and healthy. */
-static __always_inline bool is_over_limit(const struct inflight_record *record, const struct inflight_limit *limit,
-					  bool is_guarded)
+static __always_inline bool is_over_limit(const struct inflight_record *record, const struct inflight_limit *limit)
 {
 	if (record->on_lock && record->now_ns >= record->slept_at_ns + limit->lock_after_ns)
 		return true;
-	return !is_guarded && record->now_ns >= record->since_ns + limit->after_ns;
+	return record->now_ns >= record->since_ns + limit->after_ns;
 }
 
 SEC("iter/task")
@@ -101,7 +100,6 @@ int inflight(struct bpf_iter__task *ctx)
 	struct inflight_limit *limit;
 	struct wait *before, now = {};
 	struct pt_regs *regs;
-	bool is_guarded;
 
 	if (!task)
 		return 0;
@@ -112,7 +110,6 @@ int inflight(struct bpf_iter__task *ctx)
 	/* One that runs at this instant may be between two polls: what was seen before stands. */
 	if (!task->__state || task->exit_state || task->on_cpu)
 		return 0;
-	is_guarded = limit->skip_main && task->pid == task->tgid;
 	regs = (struct pt_regs *)bpf_task_pt_regs(task);
 	if (!regs)
 		return 0;
@@ -120,7 +117,8 @@ int inflight(struct bpf_iter__task *ctx)
 	record.syscall = SYSCALL_NUMBER(regs);
 	record.arg0 = SYSCALL_ARG0(regs);
 	record.on_lock = is_on_mutex(record.syscall, regs);
-	if (is_guarded && !record.on_lock)
+	if (limit->rests_in_select && task->pid == task->tgid &&
+	    (record.syscall == SYSCALL_PSELECT6 || record.syscall == SYSCALL_SELECT))
 		return 0;
 	record.now_ns = reader->sched_info.last_arrival;
 	record.slept_at_ns = left_cpu_ns(task);
@@ -135,7 +133,7 @@ int inflight(struct bpf_iter__task *ctx)
 		now.pid = record.pid;
 		bpf_map_update_elem(&waits_seen, &record.kernel_tid, &now, BPF_ANY);
 	}
-	if (!is_over_limit(&record, limit, is_guarded) || is_muted(&record))
+	if (!is_over_limit(&record, limit) || is_muted(&record))
 		return 0;
 	record.header.kind = RECORD_INFLIGHT;
 	record.header.length = sizeof(record);

@@ -113,6 +113,8 @@ struct pt_regs {
 } CORE;
 #define SYSCALL_CONNECT 42
 #define SYSCALL_FUTEX 202
+#define SYSCALL_PSELECT6 270
+#define SYSCALL_SELECT 23
 #define SYSCALL_NANOSLEEP 35
 #define SYSCALL_CLOCK_NANOSLEEP 230
 #define SYSCALL_NUMBER(regs) ((__s32)(regs)->orig_ax)
@@ -131,6 +133,8 @@ struct pt_regs {
 } CORE;
 #define SYSCALL_CONNECT 203
 #define SYSCALL_FUTEX 98
+#define SYSCALL_PSELECT6 72
+#define SYSCALL_SELECT SYSCALL_PSELECT6 /* there is no other */
 #define SYSCALL_NANOSLEEP 101
 #define SYSCALL_CLOCK_NANOSLEEP 115
 #define SYSCALL_NUMBER(regs) ((regs)->syscallno)

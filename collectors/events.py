@@ -140,12 +140,12 @@ class InflightLimit(ctypes.Structure):
     _fields_ = (
         ("after_ns", c_uint64),
         ("lock_after_ns", c_uint64),
-        ("skip_main", c_uint32),
+        ("rests_in_select", c_uint32),
         ("pad", c_uint32),
     )
     after_ns: int
     lock_after_ns: int
-    skip_main: int
+    rests_in_select: int
 
 
 class InflightMute(ctypes.Structure):

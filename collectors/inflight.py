@@ -30,8 +30,8 @@ class Limit:
     """When a process's waits are reported."""
 
     after_s: float
-    skip_main: bool
-    """The main thread is not: its heartbeat tells. Its sleep on a mutex is."""
+    rests_in_select: bool
+    """The main thread's waits in select are not: it rests there, and its heartbeat tells how it is."""
     lock_after_s: float = 1.0
     """A sleep on a mutex that somebody holds, without a timeout."""
 
@@ -89,7 +89,7 @@ class KernelScan:
         for pid, limit in limits.items():
             if self._limits.get(pid) == limit:
                 continue
-            value = InflightLimit(int(limit.after_s * 1e9), int(limit.lock_after_s * 1e9), limit.skip_main, 0)
+            value = InflightLimit(int(limit.after_s * 1e9), int(limit.lock_after_s * 1e9), limit.rests_in_select, 0)
             try:
                 known.update(c_uint32(pid), value)
             except BpfError as error:
@@ -164,8 +164,7 @@ class ProcScan:
             for thread in facts:
                 key = pid, thread.tid
                 on_lock = _on_mutex(thread)
-                is_guarded = limit.skip_main and pid == thread.tid
-                if thread.syscall is None or thread.blocked_s is None or (is_guarded and not on_lock):
+                if thread.syscall is None or thread.blocked_s is None or _rests(thread, pid, limit):
                     if key in self._waits:
                         self._waits[key].seen = self._looks
                     continue
@@ -175,7 +174,7 @@ class ProcScan:
                 wait.since_ns = min(wait.since_ns, wait.slept_at_ns)
                 wait_s, sleep_s = (now_ns - wait.since_ns) / 1e9, (now_ns - wait.slept_at_ns) / 1e9
                 # Of a mutex only the present sleep counts: a busy one is waited for again and again, and healthy.
-                is_over = (not is_guarded and wait_s >= limit.after_s) or (on_lock and sleep_s >= limit.lock_after_s)
+                is_over = wait_s >= limit.after_s or (on_lock and sleep_s >= limit.lock_after_s)
                 if not is_over or wait.muted_sleep or now_ns < wait.muted_until_ns:
                     continue
                 since_ns, slept_at_ns = wait.since_ns, wait.slept_at_ns
@@ -199,6 +198,11 @@ class ProcScan:
         if wait is not None and wait.since_ns == waiting.since_ns:
             wait.muted_until_ns = waiting.now_ns + int(seconds * 1e9)
             wait.muted_sleep = this_sleep and wait.slept_at_ns == waiting.slept_at_ns
+
+
+def _rests(thread: ThreadFact, pid: int, limit: Limit) -> bool:
+    call = thread.syscall.name if thread.syscall else ""
+    return limit.rests_in_select and thread.tid == pid and call in ("select", "pselect6")
 
 
 def _on_mutex(thread: ThreadFact) -> bool:

@@ -226,7 +226,7 @@ class Agent:
             self._desk.left(member, RECOVERED)
         if self._heartbeats.is_overdue(process):
             self._incidents.examined(process, inspection.snapshot, now)
-        self._suspects.rest(process, inspection, now)
+        self._suspects.rest(process, inspection, answer.budgets, now)
 
     def _since(self, inspection: Inspection) -> float:
         """When the wait of the verdict's thread began, CLOCK_REALTIME."""

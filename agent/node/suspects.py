@@ -108,15 +108,18 @@ class Suspects:
             for pid, threads in self._glances.look().items():
                 if pid not in processes or pid in busy:
                     continue
-                case, thresholds = self._cases[pid], processes[pid].thresholds
+                case, process = self._cases[pid], processes[pid]
                 case.waiting = threads
+                # What hangs in the main thread keeps the heartbeat from being made.
+                guarded = any(thread.tid == pid for thread in threads)
+                budgets = self._budgets(process) if guarded else process.thresholds.budgets
                 longest_s = max(thread.wait_s for thread in threads)
-                left_s = thresholds.budgets.stuck_after_s - longest_s
-                urgent = left_s <= 0
+                left_s = budgets.stuck_after_s - longest_s
+                urgent = left_s <= 0 or any(thread.on_lock for thread in threads)
                 if case.again is None and (urgent or case.not_before <= now):
-                    crossed_s = thresholds.budgets.stuck_after_s if left_s <= 0 else thresholds.look_s
+                    crossed_s = budgets.stuck_after_s if left_s <= 0 else process.thresholds.look_s
                     due = max(now - longest_s + crossed_s, case.last)
-                    found.setdefault(pid, Wanted(pid, thresholds.budgets, max(0.0, left_s), due))
+                    found.setdefault(pid, Wanted(pid, budgets, max(0.0, left_s), due))
         for wanted in found.values():
             self._cases[wanted.pid].due = wanted.due
         return sorted(found.values(), key=lambda wanted: wanted.spare_s)
@@ -149,8 +152,8 @@ class Suspects:
         case.again = now + AGAIN_S
         return case.healthy >= HEALTHY_TWICE
 
-    def rest(self, process: Tracked, inspection: Inspection, now: float) -> None:
-        """Leaves a healthy process alone for a while."""
+    def rest(self, process: Tracked, inspection: Inspection, budgets: Budgets, now: float) -> None:
+        """Leaves a process that is healthy by these budgets alone for a while."""
         case = self._cases[process.pid]
         case.examined = case.examined + 1 if now - case.last < 2 * REST_AT_MOST_S else 0
         case.healthy, case.last, case.again = 0, now, None
@@ -158,7 +161,7 @@ class Suspects:
         overdue_s = self._heartbeats.overdue({process.pid: process}).get(process.pid)
         if overdue_s is not None:
             case.again = now + self._until_overdue(process, overdue_s)
-        verdict, budget_s = inspection.diagnosis.verdict, process.thresholds.budgets.stuck_after_s
+        verdict, budget_s = inspection.diagnosis.verdict, budgets.stuck_after_s
         muted = {}
         for thread in case.waiting:
             since_ns, times = case.muted.get(thread.tid, (0, 0))

@@ -12,8 +12,8 @@ from stucktrace.diagnosis.model import Budgets
 from stucktrace.facts import WorkerFact
 
 STUCK_AFTER_S = 30.0
-LONGEST_LOOK_S = 15.0
-"""What needs no budget to be proven (a deadlock, a peer that is gone) is found this soon."""
+LONGEST_LOOK_S = 5.0
+"""What needs no budget to be proven (a deadlock, a peer that is gone), or a short one, is found this soon."""
 SHARE = 0.6
 """Of gunicorn's timeout: what is left of it is for the examination, on a busy node too."""
 SOFT_SHARE = 0.8
@@ -42,12 +42,13 @@ def thresholds(worker: WorkerFact, stuck_after_s: float | None) -> Thresholds:
     if worker.kind != "gunicorn-worker" or not worker.timeout_s:
         return found
     timeout_s = worker.timeout_s
+    guarded_s = min(open_ended_s, SHARE * timeout_s)
     return Thresholds(
-        found.look_s,
+        min(found.look_s, guarded_s / 2),
         found.budgets,
         # An idle worker sleeps for half of its timeout between two heartbeats.
         heartbeat_s=timeout_s / 2 + min(0.5, timeout_s / 20),
-        heartbeat_budgets=_budgets(min(open_ended_s, SHARE * timeout_s)),
+        heartbeat_budgets=_budgets(guarded_s),
     )
 
 

@@ -85,10 +85,10 @@ def names(found: list[Waiting], named: dict[str, int]) -> set[str]:
 
 def test_a_mutex_is_told_soon_and_nothing_else_is_taken_for_one(scan: Scan):
     with running(PARKED) as target:
-        scan.watch({target.pid: Limit(1e6, skip_main=True, lock_after_s=1.0)})
+        scan.watch({target.pid: Limit(1e6, rests_in_select=True, lock_after_s=1.0)})
         wait_until(lambda: names(scan.look(), target.says) == {*MUTEXES, "main"}, "the waits on mutexes")
         # By the same look's clock, not by ours: everybody has slept for longer than the limit by now.
-        scan.watch({target.pid: Limit(1.0, skip_main=True, lock_after_s=1.0)})
+        scan.watch({target.pid: Limit(1.0, rests_in_select=True, lock_after_s=1.0)})
         everybody = {*target.says, "main", "pausing"}
         wait_until(lambda: not everybody - names(scan.look(), target.says), "all waits")
         found = scan.look()
@@ -100,7 +100,7 @@ def test_a_waiter_in_a_pid_namespace_of_its_own(core):
     with running(PARKED, "unshare", "--pid", "--fork", "--kill-child") as target:
         (inside,) = children(target.pid)
         scan = KernelScan(core)
-        scan.watch({inside: Limit(1e6, skip_main=False, lock_after_s=0.1)})
+        scan.watch({inside: Limit(1e6, rests_in_select=False, lock_after_s=0.1)})
         found = wait_until(lambda: len(look := scan.look()) > len(MUTEXES) and look, "the waits on mutexes")
         assert {waiting.pid for waiting in found} == {inside}
         assert {waiting.tid for waiting in found} <= set(tids(inside)) and inside in {waiting.tid for waiting in found}
@@ -122,20 +122,20 @@ print(json.dumps({}), flush=True)
 input()
 """
     with running(source) as target:
-        scan.watch({target.pid: Limit(1e6, skip_main=False, lock_after_s=0.0)})
+        scan.watch({target.pid: Limit(1e6, rests_in_select=False, lock_after_s=0.0)})
         looks = [[waiting for waiting in scan.look() if waiting.on_lock] for _ in range(40)]
         assert any(looks), "nobody ever waited: the test shows nothing"
-        scan.watch({target.pid: Limit(1e6, skip_main=False, lock_after_s=20.0)})
+        scan.watch({target.pid: Limit(1e6, rests_in_select=False, lock_after_s=20.0)})
         assert not any(scan.look() for _ in range(40))
 
 
 def test_more_processes_than_fit(core):
     with running(PARKED) as target:
         scan = KernelScan(core)
-        first = {target.pid: Limit(1e6, skip_main=False, lock_after_s=0.0)}
+        first = {target.pid: Limit(1e6, rests_in_select=False, lock_after_s=0.0)}
         scan.watch(first)
         assert scan.missing == ()
-        limits = first | {pid: Limit(30.0, skip_main=False) for pid in range(1 << 22, (1 << 22) + inflight.MOST)}
+        limits = first | {pid: Limit(30.0, rests_in_select=False) for pid in range(1 << 22, (1 << 22) + inflight.MOST)}
         scan.watch(limits)
         (missing,) = scan.missing
         assert str(len(limits)) in missing.because and str(inflight.MOST) in missing.because

@@ -20,19 +20,19 @@ def test_the_verdict_of_a_gunicorn_worker_comes_before_its_end(timeout_s, stuck_
 
 def test_requests_of_threads_are_guarded_by_no_timeout_of_gunicorn():
     found = thresholds(WorkerFact("gunicorn-worker", worker_class="gthread", timeout_s=300), None)
-    assert (found.look_s, found.budgets.request_s(300)) == (15, 30)
+    assert (found.look_s, found.budgets.request_s(300)) == (5, 30)
 
 
 @pytest.mark.parametrize("timeout_s", [None, 0])
 def test_without_a_timeout_there_is_no_heartbeat_to_judge_by(timeout_s):
     found = thresholds(WorkerFact("gunicorn-worker", worker_class="sync", timeout_s=timeout_s), None)
-    assert found.heartbeat_s is None and found.look_s == 15
+    assert found.heartbeat_s is None and found.look_s == 5
 
 
 def test_celery_has_its_soft_time_limit():
     child = WorkerFact("celery-child", timeout_s=100)
     assert thresholds(child, None).budgets.stuck_after_s == 80
-    assert thresholds(child, None).look_s == 15
+    assert thresholds(child, None).look_s == 5
     assert thresholds(child, 4).budgets.stuck_after_s == 4
     assert thresholds(WorkerFact("celery-child"), None).budgets.stuck_after_s == 30
 
