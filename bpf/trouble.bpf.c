@@ -4,7 +4,8 @@
  * sign of it at once, then at most one record a second for each socket, with a count: user space asks whose the socket is.
  *
  * All of it comes in interrupt context, where the current process is a stranger. A socket without an inode (closed by its
- * holder, or not accepted yet) is nobody's and is left out. Of the arguments only the first is used, the socket.
+ * holder, or not accepted yet) is nobody's and is left out, and so is a refused connection, whose caller knows at once. Of
+ * the arguments only the first is used, the socket.
  */
 #include "net_types.h"
 #include "events.h"
@@ -12,7 +13,11 @@
 
 ANCHOR(trouble_record);
 
-#define PAUSE_NS 1000000000ULL
+#define SECOND_NS 1000000000ULL
+/* Between two records of a socket, and after so long it is another outage. */
+#define PAUSE_NS SECOND_NS
+#define OVER_NS (60 * SECOND_NS)
+#define ECONNREFUSED 111
 
 /* What was counted on one socket. Its events come one after the other, for its lock is held. */
 struct outage {
@@ -34,6 +39,7 @@ static __always_inline void report(struct sock *sk, __u32 kind, __u32 error)
 	struct tcp_key key = {.kind = kind, .detail = error};
 	struct trouble_record record = {};
 	struct outage *outage, fresh = {};
+	bool begins;
 
 	key.inode = inode_of(sk);
 	if (!key.inode)
@@ -62,8 +68,8 @@ static __always_inline void report(struct sock *sk, __u32 kind, __u32 error)
 	record.local_port = BPF_CORE_READ(sk, __sk_common.skc_num);
 	record.remote_port = remote_port_of(sk);
 	read_addresses(sk, record.local, record.remote);
-	/* Refused connections may come by the thousand and can wait for the tick; a storm of retransmissions is told anew. */
-	if (emit_record(&record, sizeof(record), kind == TCP_RETRANSMIT && !outage->at_ns)) {
+	begins = !outage->at_ns || record.time_ns - outage->at_ns > OVER_NS;
+	if (emit_record(&record, sizeof(record), kind == TCP_RETRANSMIT && begins)) {
 		outage->reported = outage->count;
 		outage->at_ns = record.time_ns;
 	}
@@ -83,7 +89,7 @@ int on_error(__u64 *ctx)
 	int error = BPF_CORE_READ(sk, sk_err);
 
 	/* A disconnect by the holder wakes its waiters the same way, without an error. */
-	if (error && BPF_CORE_READ(sk, sk_protocol) == IPPROTO_TCP)
+	if (error && error != ECONNREFUSED && BPF_CORE_READ(sk, sk_protocol) == IPPROTO_TCP)
 		report(sk, TCP_ERROR, error);
 	return 0;
 }
@@ -91,6 +97,9 @@ int on_error(__u64 *ctx)
 SEC("tp_btf/tcp_receive_reset")
 int on_reset(__u64 *ctx)
 {
-	report((struct sock *)ctx[0], TCP_RESET_RECEIVED, 0);
+	struct sock *sk = (struct sock *)ctx[0];
+
+	if (BPF_CORE_READ(sk, __sk_common.skc_state) != TCP_SYN_SENT)
+		report(sk, TCP_RESET_RECEIVED, 0);
 	return 0;
 }
