@@ -38,7 +38,7 @@ class Desk:
 
     def stuck(self, member: Member, since: float, due: float, inspection: Inspection, budgets: Budgets) -> None:
         """A process was found stuck; its examination was due at this CLOCK_MONOTONIC."""
-        self._recorder.examined(inspection.snapshot, budgets, None, inspection.diagnosis)
+        self._recorder.examined(inspection.snapshot, budgets, None, inspection.diagnosis, inspection.siblings)
         if member not in self.alerts.members():
             self._overdue[member] = due
         self.alerts.observe(Observed(member, since, build(inspection)))

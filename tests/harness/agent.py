@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 
 import jsonschema
 
-from tests.harness import command, kernel, targets
+from tests.harness import command, journals, kernel, targets
 
 Event = dict[str, Any]
 ALONE = ("unshare", "--pid", "--fork", "--mount-proc")
@@ -94,12 +95,14 @@ def watching(beside: int, *options: str | int, netns: str = "") -> Iterator[Agen
     """An agent in the PID and mount namespace of the process `beside`, once it has looked around.
 
     Its network namespace is one of its own, or `netns`.
+    In the end its journals are replayed: they have to give the verdicts that it alerted.
     """
     descriptor, name = tempfile.mkstemp(prefix="agent-", suffix=".log")
     network = [f"--net=/run/netns/{netns}"] if netns else ["unshare", "--net"]
     inside = ["nsenter", "-t", str(beside), "-p", "-m", *network]
+    kept = Path(tempfile.mkdtemp(prefix="journals-"))
     process = subprocess.Popen(
-        [*inside, str(command.COMMAND), "agent", "--json", *map(str, options)],
+        [*inside, str(command.COMMAND), "agent", "--json", "--journal", str(kept), *map(str, options)],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=descriptor,
     )  # fmt: skip
     os.close(descriptor)
@@ -109,7 +112,9 @@ def watching(beside: int, *options: str | int, netns: str = "") -> Iterator[Agen
             lambda: "watching" in errors.read_text() or process.poll() is not None, "the agent's first words"
         )
         assert process.poll() is None, errors.read_text()
-        yield Agent(process, kernel.children(process.pid)[0], errors)
+        watcher = Agent(process, kernel.children(process.pid)[0], errors)
+        yield watcher
+        journals.check(kept, watcher.events)
         assert "Traceback" not in errors.read_text(), errors.read_text()
     finally:
         for pid in [*targets.descendants(process.pid), process.pid]:
@@ -117,6 +122,7 @@ def watching(beside: int, *options: str | int, netns: str = "") -> Iterator[Agen
                 os.kill(pid, signal.SIGKILL)
         process.wait(60)
         errors.unlink()
+        shutil.rmtree(kept)
 
 
 @dataclass(frozen=True)

@@ -76,16 +76,19 @@ def test_an_alert_arrives_as_a_log_record():
         assert abs(record.observed_time_unix_nano / 1e9 - time.time()) < 600
         assert record.severity_number == SeverityNumber.SEVERITY_NUMBER_ERROR
         assert record.body.string_value == "the peer is gone\\x1b[31m"
-        assert values(record.attributes).items() >= {
-            "log.record.uid": str(sent.id),
-            "stucktrace.code": "half-open",
-            "stucktrace.count": 2,
-            "k8s.pod.name": "web-1",
-            "k8s.namespace.name": "shop",
-            "stucktrace.peer": "rabbitmq",
-            "stucktrace.work.name": "shop.charge",
-            "code.stacktrace": "publish (/app/tasks.py:12)",
-        }.items()
+        assert (
+            values(record.attributes).items()
+            >= {
+                "log.record.uid": str(sent.id),
+                "stucktrace.code": "half-open",
+                "stucktrace.count": 2,
+                "k8s.pod.name": "web-1",
+                "k8s.namespace.name": "shop",
+                "stucktrace.peer": "rabbitmq",
+                "stucktrace.work.name": "shop.charge",
+                "code.stacktrace": "publish (/app/tasks.py:12)",
+            }.items()
+        )
         assert values(record.attributes)["stucktrace.pids"] == [7, 8]
 
         logs.deliver(item(type="resolved", how="recovered", report=None))
