@@ -171,6 +171,9 @@ class Agent:
 
     def _tell_incidents(self, now: float) -> None:
         """What happened to processes becomes alerts too."""
+        for pid, table in self._signs.flows.readings():
+            if pid in self._tracker.processes:
+                self._incidents.conntrack(self._tracker.processes[pid], table, now)
         for occurrence in self._incidents.due(now):
             began = time.monotonic()
             diagnosis = incidents.diagnose(occurrence.snapshot, occurrence.incident)

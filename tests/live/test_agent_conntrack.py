@@ -6,10 +6,11 @@ import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 
-from tests.harness import agent, brokers, celery, command, kernel, namespaces
+from tests.harness import agent, brokers, celery, command, conntrack_table, kernel, namespaces
 
 CHAIN = """
 add table inet t
@@ -105,5 +106,20 @@ def test_an_evicted_entry_is_named_at_once(
                 where = "stucktrace runs in" if beside == "router" else router.netns
                 assert where in opened["summary"] and opened["confidence"] == confidence
                 assert since_first_retransmission_s(opened) < WITHIN_S
+            resolved = watcher.wait_for("resolved")
+            assert (resolved["id"], resolved["how"]) == (opened["id"], "recovered")
+
+
+def test_a_table_without_room_is_said() -> None:
+    """The table of the namespace that gunicorn lives in, filled up to the node's limit; no setting is changed."""
+    with namespaces.pair() as pair, agent.gunicorn(netns=pair.here) as server:
+        namespaces.run(pair.here, "nft", "-f", "-", text=CHAIN.replace("forward", "output"))
+        with server.request("/") as client:
+            assert client.wait(120) == 0
+        with agent.watching(server.master) as watcher:
+            conntrack_table.fill(pair.here, int(Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text()))
+            opened = watcher.wait_for("opened")
+            assert opened["code"] == "conntrack-pressure", opened["summary"]
+            namespaces.run(pair.here, "conntrack", "-F")
             resolved = watcher.wait_for("resolved")
             assert (resolved["id"], resolved["how"]) == (opened["id"], "recovered")
