@@ -287,7 +287,7 @@ def _lines(text: str) -> dict[str, int]:
 def _nearest(name: str, known: Mapping[str, Key]) -> str:
     last = name.rpartition(".")[2]
     same = [path for path in known if path.rpartition(".")[2] == last]
-    near = same or difflib.get_close_matches(name, known, 1)
+    near = same or difflib.get_close_matches(name, known, 1, cutoff=0.75)
     if near:
         return f"; did you mean {near[0]}?"
     tables = {table: [p.rpartition(".")[2] for p in known if p.startswith(table + ".")] for table in _TABLES}
