@@ -7,7 +7,6 @@ from collections import Counter
 from statistics import median
 
 from stucktrace.diagnosis.model import LIKELY, PROVEN, Evidence, Finding, Later, Now
-from stucktrace.diagnosis.remedies import restart
 from stucktrace.diagnosis.words import age, count, listing, process, size
 from stucktrace.facts import Snapshot
 from stucktrace.incidents import OrphanedWorker, RestartStorm
@@ -108,11 +107,7 @@ def orphaned_worker(snapshot: Snapshot, incident: OrphanedWorker) -> Finding:
         "celery-child": "no task can reach it, and nobody reads its results",
         "celery-beat": "it goes on sending the schedule, beside the beat of a worker that is started anew",
     }.get(kind, "nobody looks after it")
-    names = {
-        "gunicorn-worker": "gunicorn's worker",
-        "celery-child": "the child of a Celery pool",
-        "celery-beat": "the beat",
-    }
+    names = {"gunicorn-worker": "gunicorn's worker", "celery-child": "the child of a Celery pool"}
     loses = {
         "gunicorn-worker": "the requests in its hands",
         "celery-child": "the task in its hands (delivered again with acks_late)",
@@ -121,7 +116,8 @@ def orphaned_worker(snapshot: Snapshot, incident: OrphanedWorker) -> Finding:
     return Finding(
         "orphaned-worker",
         LIKELY if kind == "gunicorn-worker" else PROVEN,
-        f"{names.get(kind, 'the worker')} {pid} has outlived its master (pid {incident.master}) by {age(since_s)}: {what}",
+        f"{names.get(kind, 'Celery beat')} {pid} has outlived its master (pid {incident.master}) by "
+        f"{age(since_s)}: {what}",
         evidence=(
             Evidence(
                 "lifecycle",
@@ -132,10 +128,7 @@ def orphaned_worker(snapshot: Snapshot, incident: OrphanedWorker) -> Finding:
             ),
             Evidence("/proc/PID/stat", "ppid", incident.parent, f"its parent is {now_under} now"),
         ),
-        now=(
-            Now(f"kill -TERM {pid}; kill -KILL {pid} if it stays", "", loses.get(kind, "what it has in its hands")),
-            *(restart(snapshot) if kind == "other" else ()),
-        ),
+        now=(Now(f"kill -TERM {pid}; kill -KILL {pid} if it stays", "", loses.get(kind, "what it has in its hands")),),
         later=(
             Later(
                 "end a master by SIGTERM, and give it the time that its workers need; let the supervisor end the whole "

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from stucktrace.alerts import KILLED, RECOVERED, Member
 from stucktrace.collectors import cgroup_memory, cgroups, heartbeat
 from stucktrace.collectors.lifecycle import LifeEvent
-from stucktrace.diagnosis.incidents import diagnose
 from stucktrace.diagnosis.model import STUCK
 from stucktrace.facts import ConntrackFact, Snapshot
 from stucktrace.incidents import ConntrackPressure, Incident, OomKilled, WorkerAborted, code_of
@@ -47,13 +46,6 @@ class Occurrence:
     """The last look at the process; the process alone where there was none."""
     incident: Incident
 
-    def diagnosed(self) -> Inspection:
-        """What it means, for a report."""
-        began = time.perf_counter()
-        diagnosis = diagnose(self.snapshot, self.incident)
-        timings_ms = {**self.snapshot.timings_ms, "total": (time.perf_counter() - began) * 1000}
-        return Inspection(diagnosis, self.snapshot, timings_ms=timings_ms)
-
 
 @dataclass(frozen=True)
 class Over:
@@ -74,6 +66,11 @@ class _Open:
 def realtime(at: float) -> float:
     """CLOCK_REALTIME of a moment of CLOCK_MONOTONIC."""
     return at + time.time() - time.monotonic()
+
+
+def _by_its_master(event: LifeEvent, process: Tracked) -> bool:
+    """Anybody may send a SIGABRT; a gunicorn master does for one reason only."""
+    return process.worker.kind == "gunicorn-worker" and event.sender == process.ppid
 
 
 @dataclass
@@ -113,10 +110,8 @@ class Incidents:
             self._storms.ended(event.pid, event.time_s, event.status)
         elif event.kind == "oom" and process is not None:
             self._killed_for_memory(process, event.time_s, seen=True)
-        elif event.kind == "abort" and process is not None and event.sender == process.ppid:
-            # Anybody may send a SIGABRT; a gunicorn master does for one reason only.
-            if process.worker.kind == "gunicorn-worker":
-                self._aborted(process, event.time_s, heartbeat.last_notify_s(event.pid, process.ppid), seen=True)
+        elif event.kind == "abort" and process is not None and _by_its_master(event, process):
+            self._aborted(process, event.time_s, heartbeat.last_notify_s(event.pid, process.ppid), seen=True)
 
     def ended(self, ended: Ended, timed_out: bool, now: float) -> None:
         """A watched process has ended. `timed_out`: when its heartbeat was overdue."""

@@ -123,7 +123,7 @@ class Agent:
         if now >= self._next_scan:
             self._next_scan = now + SCAN_EVERY_S
             self._look_for_processes()
-        for pid in self._signs.suspects(self._tracker.processes.keys(), now):
+        for pid in self._signs.suspects(self._tracker.processes.keys(), now) | self._incidents.busy(now):
             if pid in self._tracker.processes:
                 self._suspects.hint(pid, now)
         for answer in self._examiner.answers():
@@ -174,6 +174,7 @@ class Agent:
         for pid, table in self._signs.flows.readings():
             if pid in self._tracker.processes:
                 self._incidents.conntrack(self._tracker.processes[pid], table, now)
+        self._incidents.sample(now, self._tracker.processes)
         for occurrence in self._incidents.due(now):
             began = time.monotonic()
             diagnosis = incidents.diagnose(occurrence.snapshot, occurrence.incident)
@@ -217,9 +218,9 @@ class Agent:
             self._suspects.failed(answer.pid, now, alerted=alerted)
             return
         verdict = inspection.diagnosis.verdict
+        self._incidents.examined(process, inspection, now)
         if verdict.verdict_class == STUCK and verdict.confidence != POSSIBLE:
             self._suspects.stuck(answer.pid, now, alerted=alerted)
-            self._incidents.examined(process, inspection.snapshot, now)
             due = self._suspects.due(answer.pid)
             self._desk.stuck(member, self._since(inspection), due, inspection, answer.budgets)
             return
@@ -227,8 +228,6 @@ class Agent:
             if not self._suspects.well(answer.pid, now, healthy=verdict.verdict_class not in (STUCK, UNKNOWN)):
                 return
             self._desk.left(member, RECOVERED)
-        if self._heartbeats.is_overdue(process):
-            self._incidents.examined(process, inspection.snapshot, now)
         self._suspects.rest(process, inspection, answer.budgets, now)
 
     def _since(self, inspection: Inspection) -> float:

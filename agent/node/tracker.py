@@ -219,10 +219,6 @@ class Heartbeats:
                 self._overdue[key] = now - age_s
         return found
 
-    def is_overdue(self, process: Tracked) -> bool:
-        """It was when it was last looked at."""
-        return (process.pid, process.start_time) in self._overdue
-
     def known(self, process: Tracked) -> bool:
         """Its heartbeat can be read, so that its main thread needs no other look."""
         return (process.pid, process.start_time) in self._not_before
