@@ -15,6 +15,11 @@ def deliver_to(settings: Settings, complain: Callable[[str, str], None]) -> Deli
     sinks: list[Sink] = []
     if settings.stdout:
         sinks.append(Stdout(as_json=settings.json or not os.isatty(1)))
+    if settings.sentry_dsn:
+        from stucktrace.sinks.sentry import Sentry
+
+        environment, node = settings.sentry_environment or "", settings.node or ""
+        sinks.append(Sentry(settings.sentry_dsn, environment=environment, server_name=node))
     if settings.otlp_endpoint:
         from stucktrace.sinks.otlp import Logs
 

@@ -79,6 +79,7 @@ class Lane:
         changed = self.backlog.changed
         while not self._abandoned:
             taken = self.backlog.take()
+            self._say_dropped()
             if taken is None:
                 with changed:
                     changed.wait_for(lambda: self.backlog.pending or self._ending)
@@ -98,7 +99,6 @@ class Lane:
             else:
                 if not self._abandoned:
                     self.backlog.done(entry)
-                self._say_dropped()
         with suppress(Exception):
             self._sink.close()
 
@@ -124,11 +124,14 @@ class Lane:
         self._works()
 
     def _works(self) -> None:
-        dropped, self._dropped = self.backlog.dropped - self._dropped, self.backlog.dropped
+        dropped = self.backlog.dropped - self._dropped
         if self._down_since is not None:
             lost = f"; {dropped} alerts were dropped meanwhile" if dropped else ""
             self._complain(f"{self.name} works again after {age(time.monotonic() - self._down_since)}{lost}", "")
-        self._down_since, self._tries, self._said_dropping = None, 0, False
+        elif self.backlog.pending > 1:
+            return
+        self._down_since, self._tries = None, 0
+        self._dropped, self._said_dropping = self._dropped + dropped, False
 
     def _pause(self, error: SinkDown) -> bool:
         """Waits until it is time for another try; False when there shall be none."""
@@ -138,7 +141,7 @@ class Lane:
             self._down_since = time.monotonic()
             self._complain(f"{self.name}: {error.reason}", error.remedy or "alerts wait for it and are sent later")
         if error.retry_after_s is not None:
-            pause_s = min(error.retry_after_s, LONGEST_RETRY_AFTER_S) * random.uniform(1.0, 1.1)
+            pause_s = max(FIRST_RETRY_S, min(error.retry_after_s, LONGEST_RETRY_AFTER_S)) * random.uniform(1.0, 1.1)
         else:
             pause_s = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2 ** min(self._tries, 10)) * random.uniform(0.5, 1.0)
         self._tries += 1
@@ -147,7 +150,7 @@ class Lane:
         return not ending and not (self._ending and error.retry_after_s is not None)
 
     def _say_dropped(self) -> None:
-        """Once an outage."""
+        """Once, until it works again or nothing waits any more."""
         if self.backlog.dropped > self._dropped and not self._said_dropping:
             self._said_dropping = True
             self._complain(
