@@ -1,7 +1,8 @@
-"""What the waits hook adds to a system call, beside no hook and beside strace on the same loop.
+"""What hooks add: that of a sampling window to a system call, beside strace; the agent's own to a process's life.
 
-A C program makes the same call in a tight loop: recvfrom on an empty socket (counted), getppid (not counted). The states
-take turns, several rounds, and each state's best round counts: other load on the machine only ever adds.
+A C program does the same thing in a tight loop: recvfrom on an empty socket (counted), getppid (not counted), fork and
+end of a child, exec of a program. The states take turns, several rounds, and each state's best round counts: other load on
+the machine only ever adds.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from stucktrace.collectors import kernel, waits
+from stucktrace.collectors import kernel, lifecycle, trouble, waits
 
 from tests.bench import Row
 
@@ -22,14 +23,28 @@ LOOP = r"""
 #include <stdio.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
-int main(void)
+static void child(char *program)
+{
+	int pid = program ? vfork() : fork();
+
+	if (pid == 0) {
+		if (program)
+			execl(program, program, "end", NULL);
+		_exit(0);
+	}
+	waitpid(pid, NULL, 0);
+}
+int main(int argc, char **argv)
 {
 	int pair[2], which;
 	long count;
 	char byte;
 
+	if (argc > 1)
+		return 0;
 	socketpair(AF_UNIX, SOCK_STREAM, 0, pair);
 	setvbuf(stdout, NULL, _IONBF, 0);
 	while (scanf("%d %ld", &which, &count) == 2) {
@@ -37,10 +52,12 @@ int main(void)
 
 		clock_gettime(CLOCK_MONOTONIC, &a);
 		for (long i = 0; i < count; i++) {
-			if (which)
+			if (which == 0)
+				syscall(SYS_getppid);
+			else if (which == 1)
 				recvfrom(pair[0], &byte, 1, MSG_DONTWAIT, NULL, NULL);
 			else
-				syscall(SYS_getppid);
+				child(which == 2 ? NULL : argv[0]);
 		}
 		clock_gettime(CLOCK_MONOTONIC, &b);
 		printf("%f\n", ((b.tv_sec - a.tv_sec) * 1e9 + (b.tv_nsec - a.tv_nsec)) / count);
@@ -49,9 +66,11 @@ int main(void)
 }
 """
 CALLS = {"recvfrom, EAGAIN (counted)": 1, "getppid (not counted)": 0}
+LIVES = {"fork and end of a child": 2, "fork, exec and end": 3}
 FAST, SLOW = 400_000, 3_000
 """Calls in a round, without and with strace."""
 ROUNDS = 7
+LIVES_IN_A_ROUND, LIFE_ROUNDS = 200, 40
 
 
 def run() -> list[Row]:
@@ -69,7 +88,8 @@ def run() -> list[Row]:
                 "watched": lambda: waits.watching([pid], core),
                 "strace -c -f -p": lambda: strace(pid),
             }
-            return [row for call, which in CALLS.items() for row in measure(call, which, ask, states)]
+            rows = [row for call, which in CALLS.items() for row in measure(call, which, ask, states)]
+            return rows + [row for life, which in LIVES.items() for row in measure_lives(life, which, ask, core)]
 
 
 class Loop:
@@ -106,6 +126,28 @@ def measure(
         note = "target for a watched process: < 200 ns" if state == "watched" and which else ""
         rows.append(Row(f"{call}: {state} adds", added, "ns", beside, note))
     return rows
+
+
+def measure_lives(life: str, which: int, ask: Loop, core: kernel.Kernel) -> list[Row]:
+    """Of a stranger, while the agent watches somebody else."""
+    bare = hooked = float("inf")
+    for _ in range(LIFE_ROUNDS):
+        bare = min(bare, ask(which, LIVES_IN_A_ROUND))
+        with agents_hooks(core):
+            hooked = min(hooked, ask(which, LIVES_IN_A_ROUND))
+    rows = [Row(f"{life}: bare", bare, "ns")]
+    return [*rows, Row(f"{life}: the agent's hooks add", hooked - bare, "ns", f"{100 * hooked / bare - 100:.2f} %")]
+
+
+@contextlib.contextmanager
+def agents_hooks(core: kernel.Kernel) -> Iterator[None]:
+    """Those that stay attached while the agent runs."""
+    with (
+        contextlib.closing(lifecycle.Lifecycle(core)) as life,
+        contextlib.closing(trouble.Stream(core)),
+    ):
+        life.watch([os.getpid()])
+        yield
 
 
 @contextlib.contextmanager
