@@ -248,6 +248,14 @@ static __always_inline __u64 inode_of(struct sock *sk)
 	return BPF_CORE_READ(inode, i_ino);
 }
 
+/* NULL: the file is no socket. */
+static __always_inline struct sock *sock_of(struct file *file)
+{
+	struct socket *socket = file ? bpf_sock_from_file(file) : NULL;
+
+	return socket ? socket->sk : NULL;
+}
+
 static __always_inline __u32 netns_of(struct sock *sk)
 {
 	return BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);

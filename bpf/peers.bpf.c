@@ -147,21 +147,14 @@ int peers(struct bpf_iter__task_file *ctx)
 {
 	struct task_struct *task = ctx->task;
 	struct file *file = ctx->file;
+	struct sock *sk = sock_of(file);
 	struct search search = {};
-	struct socket *socket;
-	struct sock *sk;
 	__u16 family;
 	__u64 inode, of;
 	__u32 pid, port;
 	__u8 state;
 
-	if (!task || !file)
-		return 0;
-	socket = bpf_sock_from_file(file);
-	if (!socket)
-		return 0;
-	sk = socket->sk;
-	if (!sk)
+	if (!task || !sk)
 		return 0;
 	inode = file->f_inode->i_ino;
 	pid = pid_for_reader(task);

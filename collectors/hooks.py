@@ -1,11 +1,11 @@
-"""An object whose programs sit on tracepoints: what the kernel takes of it is attached, and what it does not is said.
+"""Objects whose programs sit on tracepoints: what the kernel takes of one is attached, and what it does not is said.
 
 Found out by trying: all programs at once, for that is what most kernels take, else one by one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from stucktrace.collectors import libbpf
 from stucktrace.collectors.kernel import Kernel
@@ -49,6 +49,16 @@ class Hooks:
         for link in self._links.values():
             link.close()
         self._kernel.unload(self._name)
+
+
+class Window:
+    """A sampling window over some processes; without a loaded object it is there but sees nothing."""
+
+    def __init__(self, pids: Collection[int], kernel: Kernel | None, loaded: libbpf.Object | None) -> None:
+        self.missing: tuple[Missing, ...] = ()
+        self._pids = frozenset(pids)
+        self._kernel = kernel
+        self._object = loaded
 
 
 def _load(kernel: Kernel, name: str, programs: Mapping[str, str]) -> tuple[libbpf.Object, tuple[str, ...]]:

@@ -100,8 +100,7 @@ class Lifecycle:
     def _ids(self, pids: set[int]) -> dict[int, int]:
         if not pids or self._namespace == _INITIAL_PID_NAMESPACE:
             return {pid: pid for pid in pids}
-        found = threads.look(pids, self._kernel).kernel_ids
-        return {pid: found[pid][0] for pid in pids if pid in found}
+        return threads.look(pids, self._kernel).kernel_pids
 
     def events(self) -> list[LifeEvent]:
         """What happened since the last call; never waits."""

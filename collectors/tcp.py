@@ -14,7 +14,7 @@ from ctypes import c_uint8, c_uint32, c_uint64
 from stucktrace.collectors import holders, libbpf, threads
 from stucktrace.collectors.addresses import endpoint, remote_endpoint, tcp_state
 from stucktrace.collectors.events import TcpCount, TcpKey
-from stucktrace.collectors.hooks import Hooks
+from stucktrace.collectors.hooks import Hooks, Window
 from stucktrace.collectors.kernel import Kernel
 from stucktrace.facts import Missing, TcpEvent
 
@@ -31,14 +31,11 @@ _KINDS = {_RETRANSMIT: "retransmit", _STATE: "state", _ERROR: "error", _RESET: "
 _AF_INET = 2
 
 
-class Watch:
+class Watch(Window):
     """A running window. `missing` names the hooks that this kernel does not have."""
 
     def __init__(self, pids: Collection[int], kernel: Kernel | None, loaded: libbpf.Object | None) -> None:
-        self.missing: tuple[Missing, ...] = ()
-        self._pids = frozenset(pids)
-        self._kernel = kernel
-        self._object = loaded
+        super().__init__(pids, kernel, loaded)
         self._owners: defaultdict[int, set[int]] = defaultdict(set)
         """Socket inode -> those of the watched pids that hold it, or held it when the window began."""
         self._processes: dict[int, int] = {}
@@ -52,12 +49,9 @@ class Watch:
         sockets, processes = self._object.map("watched_sockets"), self._object.map("watched_processes")
         for inode in self._owners:
             sockets.update(c_uint64(inode), c_uint32(0))
-        look = threads.look(self._pids, self._kernel)
-        for pid, facts in look.facts.items():
-            kernel_pid = next((look.kernel_ids[fact.tid][0] for fact in facts if fact.tid in look.kernel_ids), None)
-            if kernel_pid is not None:
-                self._processes[kernel_pid] = pid
-                processes.update(c_uint32(kernel_pid), c_uint8(1))
+        for pid, kernel_pid in threads.look(self._pids, self._kernel).kernel_pids.items():
+            self._processes[kernel_pid] = pid
+            processes.update(c_uint32(kernel_pid), c_uint8(1))
 
     def events(self) -> Mapping[int, tuple[TcpEvent, ...]]:
         """pid -> the events on its sockets so far; empty when nothing happened or nothing is counted."""

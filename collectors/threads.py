@@ -40,6 +40,11 @@ class Look:
     kernel_ids: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     """(pid, tid) in the initial namespace of each tid, for hooks that know only those. With BPF only."""
 
+    @property
+    def kernel_pids(self) -> dict[int, int]:
+        """pid -> in the initial namespace. With BPF only."""
+        return {pid: self.kernel_ids[facts[0].tid][0] for pid, facts in self.facts.items() if self.kernel_ids}
+
 
 def collect(pids: Collection[int], kernel: Kernel | None) -> dict[int, tuple[ThreadFact, ...]]:
     """The threads of each process; a process that is gone is absent."""

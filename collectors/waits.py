@@ -13,6 +13,7 @@ from ctypes import c_uint8, c_uint32
 
 from stucktrace.collectors import libbpf, syscalls, threads
 from stucktrace.collectors.events import CallCount, CallKey
+from stucktrace.collectors.hooks import Window
 from stucktrace.collectors.kernel import Kernel
 from stucktrace.facts import CallActivity, Missing
 
@@ -23,14 +24,11 @@ _SLOTS = 4096
 """As SLOTS in waits.bpf.c."""
 
 
-class Watch:
+class Watch(Window):
     """A running window. `complete` is True when every return since its begin was counted."""
 
     def __init__(self, pids: Collection[int], kernel: Kernel | None, loaded: libbpf.Object | None) -> None:
-        self.missing: tuple[Missing, ...] = ()
-        self._pids = frozenset(pids)
-        self._kernel = kernel
-        self._object = loaded
+        super().__init__(pids, kernel, loaded)
         self._tids: dict[int, tuple[int, int]] = {}
         """Thread in the initial namespace -> (pid, tid)."""
 
@@ -60,7 +58,7 @@ class Watch:
             return
         look = threads.look(self._pids, self._kernel)
         self._learn(look)
-        for kernel_pid in {kernel_pid for kernel_pid, _ in look.kernel_ids.values()}:
+        for kernel_pid in look.kernel_pids.values():
             self._object.map("watched").update(c_uint32(kernel_pid), c_uint8(1))
             self._object.map("watched_slots").update(c_uint32(kernel_pid % _SLOTS), c_uint32(kernel_pid))
 
