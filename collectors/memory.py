@@ -7,7 +7,6 @@ range is not mapped). No caller may ask for more than `MAX_BYTES` at once.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import os
@@ -74,28 +73,43 @@ def read_words(pid: int, addresses: Sequence[int]) -> list[int | None]:
 
 
 def read_each(pid: int, addresses: Sequence[int], length: int) -> list[bytes]:
-    """Up to `length` bytes (of one page at most) at each address, b"" where nothing is mapped. Few system calls."""
-    found = [b""] * len(addresses)
-    index = 0
-    while index < len(addresses):
-        batch = addresses[index : index + _MAX_VECTORS]
-        buffer = ctypes.create_string_buffer(length * len(batch))
+    """Up to `length` bytes at each address, b"" where nothing is mapped. Few system calls."""
+    return read_ranges(pid, [(address, length) for address in addresses])
+
+
+def read_ranges(pid: int, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Up to so many bytes at each address, b"" where nothing is mapped. One system call for each 1024 that are."""
+    found: list[bytes] = []
+    while len(found) < len(ranges):
+        batch = ranges[len(found) : len(found) + _MAX_VECTORS]
+        size = sum(length for _, length in batch)
+        if size > MAX_BYTES:
+            raise ValueError(f"{size} bytes in one read")
+        buffer = ctypes.create_string_buffer(size)
         try:
-            taken = _call(pid, [(address, length) for address in batch], buffer, len(buffer)) or 0
+            taken = _call(pid, batch, buffer, size) or 0
         except OSError as error:
             if error.errno != errno.EFAULT:
                 raise
             taken = 0
-        whole, data = taken // length, buffer.raw
-        for position in range(whole):
-            found[index + position] = data[position * length : (position + 1) * length]
-        index += whole
-        if whole < len(batch):
-            # Not mapped to its end, or the call is refused: this one alone, and on behind it.
-            with contextlib.suppress(OSError):
-                found[index] = read_some(pid, addresses[index], length)
-            index += 1
+        place, data = 0, buffer.raw
+        for _, length in batch:
+            if place + length > taken:
+                # Not mapped to its end, or the call is refused: this one alone, and on behind it.
+                found.append(_read_alone(pid, *ranges[len(found)]))
+                break
+            found.append(data[place : place + length])
+            place += length
     return found
+
+
+def _read_alone(pid: int, address: int, length: int) -> bytes:
+    try:
+        return read_some(pid, address, length)
+    except ProcessLookupError:
+        raise
+    except OSError:
+        return b""
 
 
 def _read_batch(pid: int, addresses: Sequence[int]) -> list[int]:

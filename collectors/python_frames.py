@@ -24,6 +24,7 @@ _STATE_BYTES = 256
 _HEAD_BYTES = 72
 _CODE_BYTES = 136
 _EXCEPTION_TABLE = 40
+_PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,30 @@ class Code:
 
     variables: int
     """How many slots its frames have for variables, cells and free ones included."""
-    table: bytes
-    """The exception table (3.11 and later)."""
+    table: int
+    """Address of the exception table (3.11 and later), a bytes object."""
     function: int
     """Address of its name, a str."""
     file: int
     names: tuple[int, ...]
     """Addresses of the tuples that hold the variables' names, in the order of the slots."""
+
+
+class _Page:
+    """Reads a page at a time: from 3.11 on a thread's frames lie close together."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._start, self._data = 0, b""
+
+    def read(self, address: int, length: int) -> bytes:
+        if not self._start <= address <= self._start + len(self._data) - length:
+            self._start = address & -_PAGE_BYTES
+            size = _PAGE_BYTES if address + length <= self._start + _PAGE_BYTES else 2 * _PAGE_BYTES
+            self._data = memory.read_some(self._pid, self._start, size)
+        place = address - self._start
+        data = self._data[place : place + length]
+        return data if len(data) == length else memory.read(self._pid, address, length)
 
 
 class Walk:
@@ -93,6 +111,7 @@ class Walk:
         self.ends = ends
         self._runtime = runtime
         self._codes: dict[int, Code | None] = {}
+        self._tables: dict[int, bytes] = {}
 
     def states(self) -> Iterator[int]:
         """The thread states of all interpreters; a thread has one in each that it ran in."""
@@ -116,13 +135,13 @@ class Walk:
 
     def frames(self, state: int) -> Iterator[Frame]:
         """Innermost first."""
-        frame = state
+        page, frame = _Page(self.pid), state
         for offset in self.offsets.frame:
             frame = self.word(frame + offset)
         for _ in range(MAX_FRAMES):
             if not frame or time.monotonic() > self.ends:
                 return
-            head = memory.read(self.pid, frame, _HEAD_BYTES)
+            head = page.read(frame, _HEAD_BYTES)
             (code,) = struct.unpack_from("<Q", head, self.offsets.code)
             yield Frame(frame, head, code)
             (frame,) = struct.unpack_from("<Q", head, self.offsets.previous)
@@ -143,17 +162,21 @@ class Walk:
             file, function = struct.unpack_from("<2Q", head, 104)
             plain, free, cells = struct.unpack_from("<3Q", head, 72)
             names = (plain, cells, free)
-            variables, table = sum(self.word(each + 16) for each in names), b""
+            variables, table = sum(self.word(each + 16) for each in names), 0
         else:
             file, function = struct.unpack_from("<2Q", head, 112)
             names = struct.unpack_from("<Q", head, 96)
             (variables,) = struct.unpack_from("<I", head, self.offsets.local_count)
-            table = self._table(*struct.unpack_from("<Q", head, _EXCEPTION_TABLE))
+            (table,) = struct.unpack_from("<Q", head, _EXCEPTION_TABLE)
         return Code(variables, table, function, file, names) if 0 <= variables <= _MAX_VARIABLES else None
 
-    def _table(self, address: int) -> bytes:
-        length = self.word(address + 16)
-        return memory.read(self.pid, address + 32, length) if 0 < length < _MAX_TABLE_BYTES else b""
+    def table(self, code: Code) -> bytes:
+        """The exception table, b"" where there is none."""
+        if code.table not in self._tables:
+            length = self.word(code.table + 16) if code.table else 0
+            plausible = 0 < length < _MAX_TABLE_BYTES
+            self._tables[code.table] = memory.read(self.pid, code.table + 32, length) if plausible else b""
+        return self._tables[code.table]
 
     def slots(self, frame: Frame) -> range:
         """Where a frame's variables lie."""

@@ -20,6 +20,8 @@ _DIGIT_BITS = 30
 _DIGITS_AT_MOST = 4
 _KEY_BYTES = 96
 _GENERAL = 0
+_EMPTY = (0, 1)
+"""Stands for a dict without entries."""
 _MANAGED_DICT = 1 << 4
 _INLINE_VALUES = 1 << 2
 _TYPE_FLAGS, _BASIC_SIZE, _DICT_OFFSET = 168, 32, 288
@@ -116,11 +118,18 @@ class Values:
 
     def entries(self, address: int, wanted: Collection[str]) -> dict[str, int] | None:
         """Of a dict, the addresses of the values under the `wanted` keys that it has."""
-        head = self._object(address, "dict", 48)
-        if head is None:
-            return None
-        used, _, keys, values = struct.unpack_from("<4Q", head, 16)
-        return self._lookup(keys, values, wanted) if 0 < used <= _MAX_ENTRIES else {}
+        return self.entries_of([address], wanted)[0]
+
+    def entries_of(self, addresses: Sequence[int], wanted: Collection[str]) -> list[dict[str, int] | None]:
+        """As `entries`, of several dicts at once."""
+        held: list[tuple[int, int]] = []
+        for address, head in zip(addresses, memory.read_each(self._reader.pid, addresses, 48), strict=True):
+            if address % 8 == 0 and len(head) == 48 and self._reader.type_name(_word(head, 8)) == "dict":
+                used = _word(head, 16)
+                held.append((_word(head, 32), _word(head, 40)) if 0 < used <= _MAX_ENTRIES else _EMPTY)
+            else:
+                held.append((0, 0))
+        return self._lookup(held, wanted)
 
     def attribute(self, address: int, name: str) -> int | None:
         """The address of an instance's attribute, as its own dict or its inline values hold it."""
@@ -132,7 +141,7 @@ class Values:
             return None
         values, dictionary = self._held(address, kind)
         if values:
-            return (self._lookup(self._cached_keys(kind), values, (name,)) or {}).get(name)
+            return (self._lookup([(self._cached_keys(kind), values)], (name,))[0] or {}).get(name)
         return (self.entries(dictionary, (name,)) or {}).get(name) if dictionary else None
 
     def _held(self, address: int, kind: int) -> tuple[int, int]:
@@ -155,43 +164,32 @@ class Values:
     def _cached_keys(self, kind: int) -> int:
         return (self._words(kind + (880 if self._minor >= (3, 12) else 872), 1) or (0,))[0]
 
-    def _lookup(self, keys: int, values: int, wanted: Collection[str]) -> dict[str, int] | None:
-        """`values`: where a split table keeps its values; 0 for a table that has them beside its keys."""
-        table = self._table(keys)
-        if table is None:
-            return None
-        start, count, width = table
-        data = self._read(start, count * width)
-        if data is None:
-            return None
-        entries = [struct.unpack_from("<2Q", data, place) for place in range(width - 16, len(data), width)]
-        if values:
-            held = self._words(values + (8 if self._minor >= (3, 13) else 0), count)
-            if held is None:
-                return None
-            entries = [(key, value) for (key, _), value in zip(entries, held, strict=True)]
-        entries = [(key, value) for key, value in entries if key and value]
-        names = self.short_texts([key for key, _ in entries])
-        return {
-            name: value for name, (_, value) in zip(names, entries, strict=True) if name is not None and name in wanted
-        }
-
-    def _table(self, keys: int) -> tuple[int, int, int] | None:
-        """(address of the entries, how many were ever used, bytes of one) of a dict's keys."""
-        head = self._read(keys, 40)
-        if head is None or keys % 8:
-            return None
-        if self._minor >= (3, 11):
-            log2_size, log2_index_bytes, kind = head[8:11]
-            (count,) = struct.unpack_from("<q", head, 24)
-            if not 0 <= count <= min(1 << log2_size, _MAX_ENTRIES) or log2_index_bytes > log2_size + 3:
-                return None
-            return keys + 32 + (1 << log2_index_bytes), count, 24 if kind == _GENERAL else 16
-        (size,) = struct.unpack_from("<q", head, 8)
-        (count,) = struct.unpack_from("<q", head, 32)
-        if size <= 0 or size & (size - 1) or not 0 <= count <= min(size, _MAX_ENTRIES):
-            return None
-        return keys + 40 + size * (1 if size <= 0xFF else 2 if size <= 0xFFFF else 4), count, 24
+    def _lookup(self, held: Sequence[tuple[int, int]], wanted: Collection[str]) -> list[dict[str, int] | None]:
+        """`held`: (a table of keys, where a split table has its values, 0 for one that has them beside the keys)."""
+        pid, before = self._reader.pid, 8 if self._minor >= (3, 13) else 0
+        heads = memory.read_each(pid, [keys for keys, _ in held], 40)
+        tables = [_table(keys, head, self._minor) for (keys, _), head in zip(held, heads, strict=True)]
+        raws = memory.read_ranges(pid, [(start, count * width) for start, count, width in tables])
+        apart = memory.read_ranges(
+            pid,
+            [
+                (values + before, 8 * count) if values else (0, 0)
+                for (_, values), (_, count, _) in zip(held, tables, strict=True)
+            ],
+        )
+        pairs = [
+            _pairs(raw, table, beside if values else None)
+            for (_, values), table, raw, beside in zip(held, tables, raws, apart, strict=True)
+        ]
+        names = iter(self.short_texts([key for each in pairs for key, _ in each or ()]))
+        return [
+            {}
+            if pair == _EMPTY
+            else None
+            if each is None
+            else {name: value for (_, value), name in zip(each, names, strict=False) if name in wanted}
+            for pair, each in zip(held, pairs, strict=True)
+        ]
 
     def _short_text(self, head: bytes) -> str:
         if len(head) < self._ascii or self._reader.type_name(struct.unpack_from("<Q", head, 8)[0]) != "str":
@@ -220,6 +218,39 @@ class Values:
             raise
         except OSError:
             return None
+
+
+def _word(data: bytes, place: int) -> int:
+    word: int = struct.unpack_from("<Q", data, place)[0]
+    return word
+
+
+def _table(keys: int, head: bytes, minor: tuple[int, int]) -> tuple[int, int, int]:
+    """(address of the entries, how many were ever used, bytes of one) of a dict's keys; all 0 where it is none."""
+    if len(head) < 40 or keys % 8:
+        return 0, 0, 0
+    if minor >= (3, 11):
+        log2_size, log2_index_bytes, kind = head[8:11]
+        count = _word(head, 24)
+        if log2_size > 62 or count > min(1 << log2_size, _MAX_ENTRIES) or log2_index_bytes > log2_size + 3:
+            return 0, 0, 0
+        return keys + 32 + (1 << log2_index_bytes), count, 24 if kind == _GENERAL else 16
+    size, count = _word(head, 8), _word(head, 32)
+    if not size or size & (size - 1) or count > min(size, _MAX_ENTRIES):
+        return 0, 0, 0
+    return keys + 40 + size * (1 if size <= 0xFF else 2 if size <= 0xFFFF else 4), count, 24
+
+
+def _pairs(raw: bytes, table: tuple[int, int, int], apart: bytes | None) -> list[tuple[int, int]] | None:
+    """(key, value) of each entry in use. `apart`: the values of a split table. None: it was not read whole."""
+    start, count, width = table
+    if not start or len(raw) < count * width or (apart is not None and len(apart) < 8 * count):
+        return None
+    pairs = [struct.unpack_from("<2Q", raw, place) for place in range(width - 16, len(raw), width)]
+    if apart is not None:
+        values = struct.unpack(f"<{count}Q", apart)
+        pairs = [(key, value) for (key, _), value in zip(pairs, values, strict=True)]
+    return [(key, value) for key, value in pairs if key and value]
 
 
 def _decoded(data: bytes, width: int) -> str:

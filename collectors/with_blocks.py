@@ -89,10 +89,11 @@ class _Blocks:
     def _in_ranges(self, frame: Frame) -> tuple[int, ...]:
         """The values that are alive as the exception table says."""
         code = self.walk.code(frame.code)
-        if code is None or not code.table:
+        table = self.walk.table(code) if code is not None else b""
+        if code is None or not table:
             return ()
         (instruction,) = struct.unpack_from("<Q", frame.head, self.offsets.instruction)
-        depth = alive(code.table, (instruction - frame.code - self.offsets.first_instruction) // 2)
+        depth = alive(table, (instruction - frame.code - self.offsets.first_instruction) // 2)
         return self._words(frame.address + self.offsets.variables + 8 * code.variables, depth)
 
     def _in_blocks(self, frame: Frame) -> tuple[int, ...]:

@@ -154,6 +154,28 @@ def test_what_the_target_says_cannot_move_the_cursor(hostile: str) -> None:
     text.encode()
 
 
+def test_what_the_verdicts_thread_serves_stands_below_the_verdict() -> None:
+    served = report()
+    work = {"kind": "request", "name": "GET /\x1b[2J", "id": None, "age_s": 12.0, "method": "GET", "path": "/\x1b[2J"}
+    served["threads"][0]["work"] = work | {"peer": "10.0.0.9:4242"}
+    text = render(served)
+    assert "serving GET /\\x1b[2J from 10.0.0.9:4242 for 12 s\n\nWho waits" in text
+    task = {
+        "kind": "task",
+        "name": "shop.bill",
+        "id": "5f3c",
+        "age_s": None,
+        "method": None,
+        "path": None,
+        "peer": None,
+    }
+    served["threads"][0]["work"] = task
+    assert "running task shop.bill, id 5f3c\n" in render(served)
+    served["threads"][0]["tid"] = 8
+    assert "running" not in render(served)
+    assert "      running task shop.bill, id 5f3c\n" in render(served, verbose=True)
+
+
 def test_colour_only_when_asked() -> None:
     assert "\x1b" not in render(report())
     assert "\x1b[31;1m" in render(report(), colour=True)
