@@ -12,7 +12,7 @@ T ?=
 
 BUILD_PACKAGES := clang llvm libbpf-dev linux-libc-dev make python3 python3-venv
 TEST_PACKAGES := bpftool conntrack gcc iproute2 libc6-dev netcat-openbsd nftables openssl postgresql procps python3-dev \
-	rabbitmq-server redis-server strace supervisor tini util-linux
+	rabbitmq-server redis-server strace supervisor systemd tini util-linux
 DEMO_PACKAGES := iproute2 nftables procps redis-server
 
 # $(call install,PACKAGES): Debian packages that are not there yet; apt is not even asked when all are.

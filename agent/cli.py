@@ -22,6 +22,7 @@ from stucktrace.output import OutputFailed, colour_wanted, complain, prepare, te
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
+    from stucktrace.diagnosis.model import Budgets
     from stucktrace.inspection import Inspection
     from stucktrace.ps import Table
     from stucktrace.rows import Row
@@ -260,6 +261,13 @@ Exit status:
     help="Look again every SECONDS (default 2); q or Ctrl-C ends it.",
 )
 @click.option(
+    "--stuck-after",
+    "stuck_after_s",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="When an open-ended request counts as stuck, as for pid.",
+)
+@click.option(
     "--engine",
     type=click.Choice(["auto", "core", "none"]),
     default="auto",
@@ -267,7 +275,14 @@ Exit status:
     help="How the kernel is asked, as for pid.",
 )
 def ps_command(
-    *, match: str | None, everything: bool, as_json: bool, no_verdict: bool, watch_s: float | None, engine: str
+    *,
+    match: str | None,
+    everything: bool,
+    as_json: bool,
+    no_verdict: bool,
+    watch_s: float | None,
+    stuck_after_s: float | None,
+    engine: str,
 ) -> NoReturn:
     """The workers of this node: what each one is in and since when, its work in hand, and a verdict.
 
@@ -280,7 +295,8 @@ def ps_command(
 
     selection = Selection(None if match is None else parse_pattern(match), everything)
     at_a_time = None if watch_s is None else 32
-    table = Table(selection, Options(engine), Opening(engine).opened, verdicts=not no_verdict, at_a_time=at_a_time)
+    options = options_of(engine, False, False, Options.sample_s, stuck_after_s)
+    table = Table(selection, options, Opening(engine).opened, verdicts=not no_verdict, at_a_time=at_a_time)
     if watch_s is None:
         leave(show_table(table, as_json))
     from stucktrace import watch

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -91,18 +91,19 @@ def summaries(events: list[Event]) -> list[str]:
 
 
 @contextlib.contextmanager
-def watching(beside: int, *options: str | int, netns: str = "") -> Iterator[Agent]:
+def watching(beside: int, *options: str | int, netns: str = "", allowed: Sequence[str] = ()) -> Iterator[Agent]:
     """An agent in the PID and mount namespace of the process `beside`, once it has looked around.
 
-    Its network namespace is one of its own, or `netns`.
+    Its network namespace is one of its own, or `netns`. `allowed`: what goes in front of it (setpriv ...).
     In the end its journals are replayed: they have to give the verdicts that it alerted.
     """
     descriptor, name = tempfile.mkstemp(prefix="agent-", suffix=".log")
     network = [f"--net=/run/netns/{netns}"] if netns else ["unshare", "--net"]
     inside = ["nsenter", "-t", str(beside), "-p", "-m", *network]
     kept = Path(tempfile.mkdtemp(prefix="journals-"))
+    kept.chmod(0o777)
     process = subprocess.Popen(
-        [*inside, str(command.COMMAND), "agent", "--json", "--journal", str(kept), *map(str, options)],
+        [*inside, *allowed, str(command.COMMAND), "agent", "--json", "--journal", str(kept), *map(str, options)],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=descriptor,
     )  # fmt: skip
     os.close(descriptor)
@@ -146,13 +147,15 @@ class Gunicorn:
 
 
 @contextlib.contextmanager
-def gunicorn(*options: str | int, workers: int = 1, netns: str | None = None) -> Iterator[Gunicorn]:
+def gunicorn(
+    *options: str | int, workers: int = 1, netns: str | None = None, python: Sequence[str] = (sys.executable,)
+) -> Iterator[Gunicorn]:
     """gunicorn with tests/targets/web_app.py, alone in a PID namespace."""
     arguments = [
         "-b", "127.0.0.1:0", "-w", str(workers), "--no-control-socket", "--chdir", str(targets.TARGETS),
         *map(str, options), "web_app:application",
     ]  # fmt: skip
-    started = [sys.executable, "-m", "gunicorn", *arguments]
+    started = [*python, "-m", "gunicorn", *arguments]
     env = {"PYTHONPATH": str(targets.TARGETS / "untitled")}
     with targets.start(started, prefix=ALONE, ready=False, env=env, netns=netns) as target:
         kernel.wait_until(lambda: target.log().count("Booting worker") == workers, "all workers booted")

@@ -1,0 +1,156 @@
+"""What is in packaging/: the image's steps, the manifests and the unit are sound, and what they grant is enough."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from tests.harness import agent, command, installed, namespaces, targets
+
+PACKAGING = Path(__file__).parents[2] / "packaging"
+UNIT = PACKAGING / "systemd" / "stucktrace-agent.service"
+MANIFEST = PACKAGING / "kubernetes" / "daemonset.yaml"
+KUBERNETES = ("1.30", kubernetes_validate.latest_version())
+"""The first one that knows appArmorProfile, and the last."""
+ANOTHER_USER = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--no-new-privs")
+
+
+def documents() -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(MANIFEST.read_text()))
+
+
+def pod() -> dict[str, Any]:
+    (found,) = [document for document in documents() if document["kind"] == "DaemonSet"]
+    return found["spec"]["template"]["spec"]  # type: ignore[no-any-return]
+
+
+def unit_values(name: str) -> list[str]:
+    return re.findall(rf"^{name}=(.*)$", UNIT.read_text(), re.MULTILINE)
+
+
+def as_the_container() -> list[str]:
+    """Root with the DaemonSet's capabilities, as a runtime starts it."""
+    granted = pod()["containers"][0]["securityContext"]["capabilities"]
+    assert granted["drop"] == ["ALL"]
+    return [
+        "setpriv",
+        "--bounding-set=-all" + "".join(f",+{name.lower()}" for name in granted["add"]),
+        "--inh-caps=-all",
+        "--no-new-privs",
+    ]
+
+
+def as_the_service() -> list[str]:
+    """Another user with the unit's ambient capabilities, as systemd starts it."""
+    (ambient,) = unit_values("AmbientCapabilities")
+    assert unit_values("CapabilityBoundingSet") == [ambient] and unit_values("NoNewPrivileges") == ["yes"]
+    names = "-all" + "".join(f",+{name.removeprefix('CAP_').lower()}" for name in ambient.split())
+    user = ["setpriv", "--reuid=64999", "--regid=64999", "--clear-groups"]
+    return [*user, f"--inh-caps={names}", f"--ambient-caps={names}", f"--bounding-set={names}", "--no-new-privs"]
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_the_manifests_follow_kubernetes_schemas(version: str):
+    for document in documents():
+        kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_the_pod_is_granted_what_is_needed_and_no_more():
+    spec = pod()
+    (container,) = spec["containers"]
+    security = container["securityContext"]
+    assert spec["hostPID"] and not spec["automountServiceAccountToken"]
+    assert not {"hostNetwork", "hostIPC"} & spec.keys() and not any("hostPath" in one for one in spec["volumes"])
+    assert (
+        security["readOnlyRootFilesystem"] and not security["allowPrivilegeEscalation"] and not security["privileged"]
+    )
+    (wanted,) = unit_values("AmbientCapabilities")
+    assert {f"CAP_{name}" for name in security["capabilities"]["add"]} == set(wanted.split())
+
+
+def test_the_settings_that_come_along_are_accepted(tmp_path: Path):
+    (config,) = [document for document in documents() if document["kind"] == "ConfigMap"]
+    from_kubernetes = tmp_path / "agent.toml"
+    from_kubernetes.write_text(config["data"]["agent.toml"])
+    done = command.run("agent", "--check-config", "--config", str(from_kubernetes))
+    assert done.status == 0 and done.stderr == "", done
+    settings = tomllib.loads(from_kubernetes.read_text())
+    (container,) = pod()["containers"]
+    assert settings["metrics"]["listen"].endswith(f":{container['ports'][0]['containerPort']}")
+    mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
+    assert all(settings[name]["dir"].startswith(tuple(mounts)) for name in ("spool", "journal"))
+
+
+def test_the_unit_is_one_that_systemd_takes(tmp_path: Path):
+    text = UNIT.read_text().replace("/usr/bin/stucktrace", str(command.COMMAND))
+    copy = tmp_path / UNIT.name
+    copy.write_text(text)
+    done = subprocess.run(["systemd-analyze", "verify", str(copy)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
+
+def test_the_image_is_made_of_what_there_is():
+    text = (PACKAGING / "Containerfile").read_text().replace("\\\n", " ")
+    packages = {
+        word for line in re.findall(r"--no-install-recommends ([^&\n]+)", text) for word in line.split() if word
+    }
+    assert {"libbpf1", "python3", "clang"} <= packages
+    for package in sorted(packages):
+        known = subprocess.run(["apt-cache", "show", package], capture_output=True, text=True, timeout=120)
+        assert known.returncode == 0, f"{package}: {known.stderr}"
+    copied = {word for line in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE) for word in line.split()}
+    assert copied >= set(installed.SOURCES), set(installed.SOURCES) - copied
+    sent = {line[1:] for line in (PACKAGING.parent / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert sent == copied
+
+
+@pytest.fixture
+def readable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """gunicorn and its application where every user may read them."""
+    folder = Path(subprocess.run(["mktemp", "-d"], capture_output=True, text=True, check=True).stdout.strip())
+    for name in ("gunicorn", "packaging"):
+        found = util.find_spec(name)
+        assert found is not None and found.origin is not None
+        shutil.copytree(Path(found.origin).parent, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(targets.TARGETS / "web_app.py", folder)
+    subprocess.run(["chmod", "-R", "a+rX", str(folder)], check=True)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("allowed", [as_the_container, as_the_service])
+def test_what_is_granted_is_enough(allowed: Any, readable: Path):
+    """A stuck worker of another user in another network namespace, with all of its proof."""
+    user = ["env", f"PYTHONPATH={readable}", *ANOTHER_USER, "/usr/bin/python3"]
+    doctor = command.run("doctor", prefix=allowed())
+    assert "NO    python-stacks" not in doctor.stdout and "NO    bpf" not in doctor.stdout, doctor.stdout
+    with (
+        namespaces.pair() as pair,
+        targets.start("http_holder.py", "deaf", pair.there_address, netns=pair.there) as holder,
+        agent.gunicorn("--timeout", 30, "--chdir", str(readable), workers=2, netns=pair.here, python=user) as server,
+        agent.watching(server.master, "--stuck-after", 6, allowed=allowed()) as watcher,
+    ):
+        with server.request(f"/fetch?url=http://{pair.there_address}:{holder.said}/"):
+            opened = watcher.wait_for("opened")
+            report = command.Report(opened["report"])
+            assert report.code == "peer-silent", report.text()
+            assert report["seen"]["engine"] == "core" and not report["seen"]["missing"], report["seen"]
+            assert report.socket()["remote"] == f"{pair.there_address}:{holder.said}"
+            assert report["process"]["worker"]["timeout_s"] == 30 and report["process"]["fd_count"]
+            thread = next(one for one in report["threads"] if one["tid"] == report.verdict["tid"])
+            assert "fetch" in {frame["function"] for frame in thread["python"]}
+            beside = ["nsenter", "-t", str(server.master), "-p", "-m", *allowed()]
+            table = command.run("ps", "--stuck-after", 6, prefix=beside)
+            assert table.status == 0 and "peer-silent" in table.stdout, table
+        resolved = watcher.wait_for("resolved")
+        assert (resolved["id"], resolved["how"]) == (opened["id"], "killed"), resolved
