@@ -22,7 +22,6 @@ from stucktrace.output import OutputFailed, colour_wanted, complain, prepare, te
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
-    from stucktrace.diagnosis.model import Budgets
     from stucktrace.inspection import Inspection
     from stucktrace.ps import Table
     from stucktrace.rows import Row
