@@ -29,6 +29,8 @@ class Desk:
         """Alerts opened so far, by code."""
         self.resolved: Counter[tuple[str, str]] = Counter()
         """Alerts resolved so far, by code and how."""
+        self.happened_so_far: Counter[str] = Counter()
+        """Incidents so far, by code; several processes can be in one alert."""
         self.delay = Durations()
         """From the moment when a process's examination was due to its alert."""
 
@@ -45,6 +47,7 @@ class Desk:
 
     def happened(self, member: Member, since: float, incident: Incident, inspection: Inspection) -> None:
         """Something happened to a process; `inspection` has the incident's verdict."""
+        self.happened_so_far[inspection.diagnosis.verdict.code] += 1
         self._recorder.examined(inspection.snapshot, Budgets(), incident, inspection.diagnosis)
         self.alerts.observe(Observed(member, since, build(inspection)))
 

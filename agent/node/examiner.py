@@ -18,6 +18,7 @@ from stucktrace.collectors.kernel import open_kernel
 from stucktrace.diagnosis.model import Budgets
 from stucktrace.errors import NoSuchProcess
 from stucktrace.inspection import Inspection, inspect_each
+from stucktrace.node.figures import Durations
 from stucktrace.run import Earlier, Options
 
 THREADS = 2
@@ -65,6 +66,11 @@ class Examiner:
         self._given_up = 0
         self._earlier: dict[int, tuple[float, Earlier]] = {}
         """Of the last examination, with its time: most suspects sleep from one to the next."""
+        self.took = Durations()
+        """From the beginning of an examination to each answer."""
+        self.failures = 0
+        self._lost: dict[int, int] = {}
+        """Thread -> records that its kernel side had to drop."""
         for _ in range(THREADS):
             self._start()
 
@@ -80,6 +86,10 @@ class Examiner:
     def busy(self) -> set[int]:
         """Who is being examined now."""
         return set().union(*(job.left for job in self._running))
+
+    @property
+    def lost_records(self) -> int:
+        return sum(self._lost.values())
 
     def submit(self, pids: tuple[int, ...], budgets: Budgets) -> None:
         young = time.monotonic() - KEPT_S
@@ -98,6 +108,8 @@ class Examiner:
         with suppress(queue.Empty):
             while True:
                 job, examined = self._answers.get_nowait()
+                self.took = self.took.plus(time.monotonic() - job.began)
+                self.failures += bool(examined.error) and not examined.gone
                 if not job.given_up:
                     job.left.discard(examined.pid)
                     self._keep(examined)
@@ -135,6 +147,8 @@ class Examiner:
                 for pid, answer in inspect_each(tuple(left), options, lambda kernel=kernel: kernel, job.earlier):  # type: ignore[misc]
                     left.discard(pid)
                     self._answered(job, _examined(job, pid, answer))
+                if kernel.kernel is not None:
+                    self._lost[threading.get_ident()] = kernel.kernel.lost_records()
             except Exception as error:
                 if os.environ.get("STUCKTRACE_DEBUG"):
                     import traceback

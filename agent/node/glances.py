@@ -8,26 +8,17 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from stucktrace.collectors import inflight
 from stucktrace.collectors.inflight import Limit, Waiting
 from stucktrace.collectors.kernel import Kernel
 from stucktrace.collectors.libbpf import BpfError
+from stucktrace.node.figures import Durations
 
 PROC_INTERVAL_S = 2.0
 """The shortest time between two glances without BPF."""
 SHARE = 20
 """Where a glance is dear there are fewer: it rests for so many times its own length."""
-
-
-@dataclass
-class Cost:
-    """What the glances took so far."""
-
-    count: int = 0
-    seconds: float = 0.0
-    last_s: float = 0.0
 
 
 class Glances:
@@ -37,7 +28,8 @@ class Glances:
         self._by_proc = kernel is None
         self.interval_s = interval_s
         self._next = 0.0
-        self.cost = Cost()
+        self.took = Durations()
+        self.last_s = 0.0
 
     def watch(self, limits: Mapping[int, Limit]) -> None:
         """Chooses the processes."""
@@ -66,7 +58,7 @@ class Glances:
         except BpfError as error:
             self._without_bpf(error)
         took_s = time.monotonic() - began
-        self.cost = Cost(self.cost.count + 1, self.cost.seconds + took_s, took_s)
+        self.took, self.last_s = self.took.plus(took_s), took_s
         interval_s = max(self.interval_s, PROC_INTERVAL_S) if self._by_proc else self.interval_s
         self._next = began + max(interval_s, SHARE * took_s)
         return {pid: tuple(threads) for pid, threads in found.items()}

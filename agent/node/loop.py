@@ -21,16 +21,19 @@ from stucktrace.alerts import KILLED, RECOVERED, Member
 from stucktrace.collectors.inflight import Limit
 from stucktrace.collectors.kernel import open_kernel
 from stucktrace.diagnosis import incidents
-from stucktrace.diagnosis.model import POSSIBLE, STUCK, UNKNOWN, Budgets
+from stucktrace.diagnosis.model import POSSIBLE, PROVEN, STUCK, UNKNOWN, Budgets
 from stucktrace.errors import CannotInspect, InvalidSettings
 from stucktrace.inspection import Inspection
 from stucktrace.node.complaints import Complaints
 from stucktrace.node.desk import Desk
 from stucktrace.node.examiner import MOST_AT_ONCE, Examined, Examiner
+from stucktrace.node.exposure import Exposure
+from stucktrace.node.gauge import gather
 from stucktrace.node.glances import Glances
 from stucktrace.node.incidents import Incidents
 from stucktrace.node.outlets import deliver_to
 from stucktrace.node.recorder import Recorder
+from stucktrace.node.self_watch import INTERVAL_FACTOR, NORMAL, RARE_REPEATS, SAID, SelfWatch
 from stucktrace.node.signs import Signs
 from stucktrace.node.suspects import Suspects
 from stucktrace.node.tracker import SCAN_EVERY_S, Ended, Heartbeats, Tracked, Tracker
@@ -41,6 +44,7 @@ LOCK = "\0stucktrace.agent"
 """An abstract UNIX socket: it vanishes with its process, however that ends. One a network namespace."""
 LONGEST_PAUSE_S = 0.25
 RECORDED_MINUTES = 5.0
+GAUGE_EVERY_S = 1.0
 DRAIN_S, LAST_S = 3.0, 4.5
 """After SIGTERM: how long the sinks may take, and when the process ends whatever it does."""
 
@@ -69,7 +73,12 @@ class Agent:
         self._signs = Signs(opened.kernel, self._wake, self._complaints.say, self._desk.note)
         self._examiner = Examiner(settings.engine, self._signs.flows, self._wake)
         self._incidents = Incidents(hooks=self._signs.sees_ends)
-        self._next_scan = 0.0
+        self._kernel = opened.kernel
+        self._exposure = Exposure(settings, self._complaints.say)
+        self._started_s = time.time()
+        self._watch = SelfWatch(time.monotonic())
+        self._shedding = NORMAL
+        self._next_scan = self._next_gauge = 0.0
         self._stopping = self._reloading = False
 
     def _wake(self) -> None:
@@ -96,6 +105,7 @@ class Agent:
             if poll.poll(max(0.01, min(self._interval_s, LONGEST_PAUSE_S) - spent_s) * 1000):
                 with suppress(BlockingIOError):
                     os.read(self._woken, 4096)
+        self._exposure.close()
         self._delivery.drain(DRAIN_S)
         self._recorder.close(DRAIN_S / 3)
         if self._delivery.failed:
@@ -123,7 +133,7 @@ class Agent:
         if now >= self._next_scan:
             self._next_scan = now + SCAN_EVERY_S
             self._look_for_processes()
-        for pid in self._signs.suspects(self._tracker.processes.keys(), now) | self._incidents.busy(now):
+        for pid in self._signs.suspects(self._tracker.processes.keys(), now):
             if pid in self._tracker.processes:
                 self._suspects.hint(pid, now)
         for answer in self._examiner.answers():
@@ -131,6 +141,9 @@ class Agent:
         self._examine(now)
         self._tell_incidents(now)
         self._desk.tick()
+        if now >= self._next_gauge:
+            self._next_gauge = now + GAUGE_EVERY_S
+            self._look_at_itself(now)
         if self._delivery.failed:
             self._stopping = True
         if self._reloading:
@@ -147,10 +160,33 @@ class Agent:
             return
         before, self._settings = self._settings, settings
         self._tracker.apply(settings.match, settings.stuck_after_s)
-        self._glances.interval_s = self._interval_s = settings.interval_s
+        self._interval_s = settings.interval_s
+        self._glances.interval_s = settings.interval_s * INTERVAL_FACTOR[self._shedding]
         if settings.engine != before.engine or settings.node != before.node:
             complain("the engine and the node's name stay as they were", "start the agent anew to change them")
         complain("settings read again", "")
+
+    def _look_at_itself(self, now: float) -> None:
+        """Does less where the agent itself costs too much, and shows what it does."""
+        usage = self._watch.look(now, self._settings)
+        if usage.level != self._shedding:
+            self._shedding = usage.level
+            complain(SAID[usage.level], "")
+            self._glances.interval_s = self._settings.interval_s * INTERVAL_FACTOR[usage.level]
+            self._suspects.sparing = usage.level >= RARE_REPEATS
+        if self._exposure.wanted:
+            self._exposure.figures = gather(
+                self._settings,
+                usage,
+                started_s=self._started_s,
+                kernel=self._kernel,
+                tracker=self._tracker,
+                glances=self._glances,
+                examiner=self._examiner,
+                desk=self._desk,
+                delivery=self._delivery,
+                signs=self._signs,
+            )
 
     def _follow_life(self, now: float) -> None:
         """Who came and who went."""
@@ -171,10 +207,14 @@ class Agent:
 
     def _tell_incidents(self, now: float) -> None:
         """What happened to processes becomes alerts too."""
+        processes = self._tracker.processes
+        self._incidents.sample(now, processes)
         for pid, table in self._signs.flows.readings():
-            if pid in self._tracker.processes:
-                self._incidents.conntrack(self._tracker.processes[pid], table, now)
-        self._incidents.sample(now, self._tracker.processes)
+            if pid in processes:
+                self._incidents.conntrack(processes[pid], table, now)
+        for pid in self._incidents.busy(now):
+            if pid in processes:
+                self._suspects.hint(pid, now)
         for occurrence in self._incidents.due(now):
             began = time.monotonic()
             diagnosis = incidents.diagnose(occurrence.snapshot, occurrence.incident)
@@ -217,12 +257,16 @@ class Agent:
                 self._complaints.say(f"process {answer.pid}: {answer.error}")
             self._suspects.failed(answer.pid, now, alerted=alerted)
             return
-        verdict = inspection.diagnosis.verdict
         self._incidents.examined(process, inspection, now)
+        verdict = inspection.diagnosis.verdict
         if verdict.verdict_class == STUCK and verdict.confidence != POSSIBLE:
+            since, at = self._since(inspection), inspection.snapshot.time
+            unsure = verdict.confidence != PROVEN and not alerted
+            if unsure and self._suspects.too_early(answer.pid, since, at, answer.budgets, now):
+                return
             self._suspects.stuck(answer.pid, now, alerted=alerted)
             due = self._suspects.due(answer.pid)
-            self._desk.stuck(member, self._since(inspection), due, inspection, answer.budgets)
+            self._desk.stuck(member, since, due, inspection, answer.budgets)
             return
         if alerted:
             if not self._suspects.well(answer.pid, now, healthy=verdict.verdict_class not in (STUCK, UNKNOWN)):

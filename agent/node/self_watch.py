@@ -13,13 +13,13 @@ from pathlib import Path
 
 from stucktrace.settings import Settings
 
-NORMAL, RARER, NO_REPEATED_STACKS = 0, 1, 2
+NORMAL, RARER, RARE_REPEATS = 0, 1, 2
 INTERVAL_FACTOR = (1, 4, 4)
 """By level: how much longer the time between two glances is."""
 SAID = (
     "back inside its own budget: everything is done again",
     "over its own budget: it looks four times less often",
-    "still over its own budget: no new Python stacks of processes whose alert is open",
+    "still over its own budget: a process whose alert is open is examined once a minute",
 )
 """By level: what the agent says when it gets there."""
 WINDOW_S = 30.0
@@ -43,7 +43,7 @@ class Usage:
 def shed_level(cpu_share: float, rss_bytes: int, settings: Settings, previous: int) -> int:
     """One level up while over a budget, one down when well below both. Pure."""
     if cpu_share > settings.cpu_budget or rss_bytes > settings.memory_budget_bytes:
-        return min(previous + 1, NO_REPEATED_STACKS)
+        return min(previous + 1, RARE_REPEATS)
     calm = cpu_share < CALM_CPU * settings.cpu_budget and rss_bytes < CALM_MEMORY * settings.memory_budget_bytes
     return max(previous - 1, NORMAL) if calm else previous
 

@@ -20,6 +20,8 @@ from stucktrace.node.tracker import Heartbeats, Tracked
 
 AGAIN_S, AGAIN_AT_MOST_S = 2.0, 15.0
 """How soon a process in an alert is examined again: at first, and later."""
+SPARING_S = 60.0
+"""The same when the agent costs too much."""
 HEALTHY_TWICE = 2
 """Examinations in a row that end an alert: a retry looks healthy for a moment."""
 MUTED_S, IDLE_MUTED_S, MUTED_AT_MOST_S = 15.0, 60.0, 600.0
@@ -30,6 +32,8 @@ HINT_AFTER_S, HINTS_AT_MOST_S = 0.05, 15.0
 """How soon an event leads to an examination, and how far apart those of one process get."""
 PAST_S = 0.05
 """After the moment when a budget is spent."""
+EARLY = 0.5
+"""Share of a request's budget before which only what is proven is told: a busy peer may well answer."""
 
 
 @dataclass
@@ -45,6 +49,8 @@ class _Case:
     healthy: int = 0
     last: float = 0.0
     due: float = 0.0
+    since: float | None = None
+    """When the wait began that is likely stuck, CLOCK_REALTIME."""
     hints: int = 0
     hinted: float = 0.0
     waiting: tuple[Waiting, ...] = ()
@@ -69,6 +75,8 @@ class Suspects:
         self._glances = glances
         self._heartbeats = heartbeats
         self._cases: defaultdict[int, _Case] = defaultdict(_Case)
+        self.sparing = False
+        """The agent costs too much: who is in an alert is examined rarely."""
 
     def ended(self, pid: int) -> None:
         self._cases.pop(pid, None)
@@ -138,12 +146,26 @@ class Suspects:
         case.again = now + AGAIN_AT_MOST_S if alerted else None
         case.not_before = now + REST_AT_MOST_S
 
+    def too_early(self, pid: int, since: float, at: float, budgets: Budgets, now: float) -> bool:
+        """It is stuck, likely, in a wait that began at `since` (both CLOCK_REALTIME): is that too short to tell yet?
+
+        It is looked at again when it is not.
+        """
+        case = self._cases[pid]
+        case.since = since = min(since, since if case.since is None else case.since)
+        left_s = EARLY * budgets.stuck_after_s - (at - since)
+        if left_s <= 0:
+            return False
+        case.again = now + left_s + PAST_S
+        return True
+
     def stuck(self, pid: int, now: float, *, alerted: bool) -> None:
         """It is stuck: it is examined until it is well."""
         case = self._cases[pid]
         case.healthy = 0
         case.examined = case.examined + 1 if alerted else 0
-        case.again = now + min(AGAIN_AT_MOST_S, AGAIN_S * 2 ** max(0, case.examined - 4))
+        again_s = SPARING_S if self.sparing else min(AGAIN_AT_MOST_S, AGAIN_S * 2 ** max(0, case.examined - 4))
+        case.again = now + again_s
 
     def well(self, pid: int, now: float, *, healthy: bool) -> bool:
         """It is in an alert and was not found stuck. True: it has recovered."""
@@ -156,7 +178,7 @@ class Suspects:
         """Leaves a process that is healthy by these budgets alone for a while."""
         case = self._cases[process.pid]
         case.examined = case.examined + 1 if now - case.last < 2 * REST_AT_MOST_S else 0
-        case.healthy, case.last, case.again = 0, now, None
+        case.healthy, case.last, case.again, case.since = 0, now, None, None
         case.not_before = now + min(REST_AT_MOST_S, 2.0 ** min(case.examined, 10))
         overdue_s = self._heartbeats.overdue({process.pid: process}).get(process.pid)
         if overdue_s is not None:

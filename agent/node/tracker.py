@@ -13,6 +13,7 @@ import re
 import select
 import struct
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from stucktrace.collectors import candidates, cgroups, containers, heartbeat, pr
 from stucktrace.collectors.process import read_process
 from stucktrace.errors import StucktraceError
 from stucktrace.facts import WorkerFact
+from stucktrace.node.figures import Durations
 from stucktrace.node.thresholds import Thresholds, thresholds
 
 SCAN_EVERY_S = 1.0
@@ -73,6 +75,13 @@ class Tracker:
         self._limits: dict[tuple[int, str], WorkerFact] = {}
         """(parent, kind) -> what is common to all of a master's children."""
 
+        self.took = Durations()
+        """Scans so far."""
+        self.replaced = 0
+        """Workers that came after others of the same master had ended."""
+        self._vacant: Counter[int] = Counter()
+        """Master -> its children that ended and were not replaced yet."""
+
     def apply(self, match: re.Pattern[str] | None, stuck_after_s: float | None) -> None:
         """Other settings: everything is asked again at the next scan; what is watched stays watched."""
         self._match, self._stuck_after_s = match, stuck_after_s
@@ -82,13 +91,15 @@ class Tracker:
 
     def scan(self) -> None:
         """Lists /proc and takes in what is new."""
-        now = time.monotonic()
+        began = now = time.monotonic()
         there = set(procfs.all_pids())
         self._others = {pid: again for pid, again in self._others.items() if pid in there}
         self._limits = {key: fact for key, fact in self._limits.items() if key[0] in there}
         for pid in sorted(there - self.processes.keys()):
             if self._others.get(pid, 0.0) <= now:
                 self.consider(pid)
+        self._vacant = Counter({pid: count for pid, count in self._vacant.items() if count and pid in there})
+        self.took = self.took.plus(time.monotonic() - began)
 
     def consider(self, pid: int) -> None:
         """Takes a process in if it is to be watched."""
@@ -100,6 +111,9 @@ class Tracker:
         if found is not None:
             self.processes[pid] = found
             self._others.pop(pid, None)
+            if self._vacant[found.ppid] > 0:
+                self._vacant[found.ppid] -= 1
+                self.replaced += 1
         else:
             self._others[pid] = time.monotonic() + self._ask_again_s(pid)
 
@@ -157,6 +171,7 @@ class Tracker:
                 continue
             self._ending.pop(process.pid, None)
             del self.processes[process.pid]
+            self._vacant[process.ppid] += process.worker.kind in ("gunicorn-worker", "celery-child")
             os.close(process.pidfd)
             yield Ended(process, KILLED if status is not None and status & 0x7F else EXITED, status)
 

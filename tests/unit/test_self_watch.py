@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from stucktrace.node import self_watch
-from stucktrace.node.self_watch import NO_REPEATED_STACKS, NORMAL, RARER, WINDOW_S, SelfWatch, shed_level
+from stucktrace.node.self_watch import RARE_REPEATS, NORMAL, RARER, WINDOW_S, SelfWatch, shed_level
 from stucktrace.settings import Settings
 
 SETTINGS = Settings(cpu_budget=0.05, memory_budget_bytes=100_000_000)
@@ -19,15 +19,15 @@ def test_one_level_more_while_over_a_budget():
     assert level(0.01, 50, NORMAL) == NORMAL
     assert level(0.06, 50, NORMAL) == RARER
     assert level(0.01, 101, NORMAL) == RARER
-    assert level(0.06, 50, RARER) == NO_REPEATED_STACKS
-    assert level(0.06, 50, NO_REPEATED_STACKS) == NO_REPEATED_STACKS
+    assert level(0.06, 50, RARER) == RARE_REPEATS
+    assert level(0.06, 50, RARE_REPEATS) == RARE_REPEATS
 
 
 def test_a_level_stands_until_both_are_well_below_their_budgets():
     assert level(0.04, 50, RARER) == RARER
     assert level(0.009, 50, RARER) == NORMAL
     assert level(0.009, 95, RARER) == RARER
-    assert level(0.009, 50, NO_REPEATED_STACKS) == RARER
+    assert level(0.009, 50, RARE_REPEATS) == RARER
 
 
 def test_looking_four_times_as_often_again_stays_inside_the_budget():
@@ -47,7 +47,7 @@ def test_a_burst_is_no_load_but_a_load_is(monkeypatch):
         spent_s += cost_s
         levels.append(watch.look(now, SETTINGS).level)
     changes = [(second, new) for second, (old, new) in enumerate(zip(levels, levels[1:]), 1) if old != new]
-    assert [new for _, new in changes] == [RARER, NO_REPEATED_STACKS, RARER, NORMAL]
+    assert [new for _, new in changes] == [RARER, RARE_REPEATS, RARER, NORMAL]
     assert all(later - earlier >= WINDOW_S for (earlier, _), (later, _) in zip(changes, changes[1:]))
 
 
