@@ -35,7 +35,7 @@ from stucktrace.node.outlets import deliver_to
 from stucktrace.node.recorder import Recorder
 from stucktrace.node.self_watch import INTERVAL_FACTOR, NORMAL, RARE_REPEATS, SAID, SelfWatch
 from stucktrace.node.signs import Signs
-from stucktrace.node.suspects import Suspects
+from stucktrace.node.suspects import PATIENCE, Suspects
 from stucktrace.node.tracker import SCAN_EVERY_S, Ended, Heartbeats, Tracked, Tracker
 from stucktrace.output import complain
 from stucktrace.settings import Settings
@@ -261,7 +261,7 @@ class Agent:
         verdict = inspection.diagnosis.verdict
         if verdict.verdict_class == STUCK and verdict.confidence != POSSIBLE:
             since, at = self._since(inspection), inspection.snapshot.time
-            unsure = verdict.confidence != PROVEN and not alerted
+            unsure = verdict.code in PATIENCE and verdict.confidence != PROVEN and not alerted
             if unsure and self._suspects.too_early(answer.pid, since, at, answer.budgets, now):
                 return
             self._suspects.stuck(answer.pid, now, alerted=alerted)

@@ -33,7 +33,21 @@ HINT_AFTER_S, HINTS_AT_MOST_S = 0.05, 15.0
 PAST_S = 0.05
 """After the moment when a budget is spent."""
 EARLY = 0.5
-"""Share of a request's budget before which only what is proven is told: a busy peer may well answer."""
+"""Share of a request's budget before which what rests on patience is told only when it is proven."""
+PATIENCE = frozenset(
+    {
+        "blocked-loop",
+        "dns-unanswered",
+        "gil-held",
+        "lock-held",
+        "peer-not-reading",
+        "peer-silent",
+        "pipe-stuck",
+        "self-call",
+        "slow-client",
+    }
+)
+"""Verdicts that rest on how long something has lasted: a busy peer may well answer a little later."""
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from stucktrace.node import self_watch
-from stucktrace.node.self_watch import RARE_REPEATS, NORMAL, RARER, WINDOW_S, SelfWatch, shed_level
+from stucktrace.node.self_watch import NORMAL, RARE_REPEATS, RARER, WINDOW_S, SelfWatch, shed_level
 from stucktrace.settings import Settings
 
 SETTINGS = Settings(cpu_budget=0.05, memory_budget_bytes=100_000_000)
