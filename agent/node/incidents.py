@@ -33,6 +33,8 @@ QUIET_TIMEOUTS, QUIET_AT_LEAST_S = 2.0, 60.0
 """How long no worker may be aborted, or killed for its memory, before the alert is over."""
 GROWTH_OVER_S = 1800.0
 """Without a steady growth, the alert is over."""
+CLOCKS_S = 1.0
+"""Between the time of a look and that of an incident's begin."""
 BEATS = "celery-beat"
 
 
@@ -255,8 +257,9 @@ class Incidents:
             opened.until = until
             return
         self._open[member] = _Open(until, how)
-        snapshot = self._remembered.snapshot(process, self._consumption.last(process))
-        self._due.append(Occurrence(member, self.realtime(since), snapshot, incident))
+        began = self.realtime(since)
+        snapshot = self._remembered.snapshot(process, self._consumption.last(process), began - CLOCKS_S)
+        self._due.append(Occurrence(member, began, snapshot, incident))
 
     def _close(self, member: Member, how: str) -> None:
         del self._open[member]

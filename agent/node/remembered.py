@@ -69,10 +69,10 @@ class Remembered:
         """The command line, which a worker has of its master: it tells one application from another."""
         return without_userinfo(" ".join(self.argv(process)))[:LONGEST_APPLICATION]
 
-    def snapshot(self, process: Tracked, last: Sample | None) -> Snapshot:
-        """The last look at it; the process alone where there was none."""
+    def snapshot(self, process: Tracked, last: Sample | None, since: float) -> Snapshot:
+        """The last look at it; the process alone where there was none since then, CLOCK_REALTIME."""
         look = self._looks.get(process)
-        if look is not None:
+        if look is not None and look.time >= since:
             return look
         known = self.known(process)
         fact = ProcessFact(
