@@ -10,10 +10,13 @@ behaves differently then than in an outage.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import os
 import re
+import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -22,6 +25,7 @@ from pathlib import Path
 _counter = itertools.count()
 FIRST = int(IPv4Address("198.18.0.0"))
 LINKS = 1 << 15
+CLONE_NEWNET = 0x40000000
 
 
 def _run(*command: str) -> str:
@@ -35,6 +39,22 @@ def run(netns: str, *command: str, text: str = "") -> str:
     done = subprocess.run(["ip", "netns", "exec", netns, *command], input=text, capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(command)}\n{text}{done.stderr}"
     return done.stdout
+
+
+def listen(netns: str) -> socket.socket:
+    """A server's socket on a free port of that namespace's loopback address: it stays there, whoever accepts."""
+    found: list[socket.socket] = []
+
+    def inside() -> None:
+        with open(f"/run/netns/{netns}") as file:
+            assert ctypes.CDLL(None).setns(file.fileno(), CLONE_NEWNET) == 0
+        found.append(socket.create_server(("127.0.0.1", 0)))
+
+    # The namespace belongs to the thread, and goes with it.
+    thread = threading.Thread(target=inside)
+    thread.start()
+    thread.join()
+    return found[0]
 
 
 @dataclass(frozen=True)
