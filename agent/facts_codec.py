@@ -28,7 +28,7 @@ def encode(fact: Any) -> Any:
     """A fact, or a tuple or mapping of facts, as plain data."""
     if type(fact) in _PLAIN:
         return fact
-    if isinstance(fact, tuple):
+    if isinstance(fact, tuple | list):
         return [encode(item) for item in fact]
     if isinstance(fact, Mapping):
         return {key: encode(value) for key, value in fact.items()}

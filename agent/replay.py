@@ -102,11 +102,12 @@ def _diagnosis(examined: Examination) -> Diagnosis:
         return diagnose(examined.snapshot, examined.budgets)
     try:
         incident: Incident = decode_as(Incident, examined.incident)
-    except DecodeError as error:
+        return incidents.diagnose(examined.snapshot, incident)
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+        because = str(error) if isinstance(error, DecodeError) else f"its figures make no sense, {error}"
         raise JournalError(
-            f"an incident in this journal cannot be read: {error}", "use the version of stucktrace that wrote it"
+            f"an incident in this journal cannot be read: {because}", "use the version of stucktrace that wrote it"
         ) from None
-    return incidents.diagnose(examined.snapshot, incident)
 
 
 def _compare(examined: Examination, diagnosis: Diagnosis) -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stucktrace import recording, report
+from stucktrace import facts, incidents, recording, replay, report
 from stucktrace.alerts import RECOVERED, Alerts, Member, Observed
 from stucktrace.diagnosis import diagnose
+from stucktrace.diagnosis.incidents import diagnose as diagnose_incident
 from stucktrace.diagnosis.model import Budgets, Diagnosis
 from stucktrace.facts import Snapshot
+from stucktrace.incidents import Incident, code_of
 from stucktrace.inspection import Inspection
 from stucktrace.node import recorder
 from stucktrace.node.recorder import Recorder
@@ -154,6 +156,35 @@ def opened(*snapshots: Snapshot) -> tuple[dict[str, Any], frozenset[Member]]:
         alerts.observe(observed(snapshot, diagnose(snapshot, BUDGETS)))
     (event,) = alerts.tick(s.NOW)
     return event, alerts.members()
+
+
+ABOUT = facts.ConntrackFact(4026531840, 262_144, 262_144, drop=3)
+HAPPENED: tuple[Incident, ...] = (
+    incidents.WorkerAborted(50, s.NOW - 1, 8.0, 8.5, "gunicorn app --bind redis://me:secret@db"),
+    incidents.RestartStorm("gunicorn-master", tuple(incidents.Start(n, s.NOW - n, 1.0, 256) for n in range(9)), 60.0),
+    incidents.Growth(incidents.RSS, tuple((s.NOW - n, 1e8 * (60 - n)) for n in range(60)), 1e8, 1e10, "memory.max"),
+    incidents.ConntrackPressure(replace(ABOUT, drop=0), ABOUT, 10.0),
+)
+
+
+@pytest.mark.parametrize("incident", HAPPENED, ids=lambda incident: type(incident).__name__)
+def test_an_incident_is_diagnosed_again(
+    made: Callable[..., Recorder], tmp_path: Path, incident: Incident, capfd: pytest.CaptureFixture[str]
+):
+    target, snapshot, alerts = made(), hung(), Alerts("node")
+    diagnosis = diagnose_incident(snapshot, incident)
+    target.examined(snapshot, BUDGETS, incident, diagnosis)
+    alerts.observe(observed(snapshot, diagnosis))
+    (event,) = alerts.tick(s.NOW)
+    target.write(event, alerts.members())
+    target.close(60)
+    (records,) = journals(tmp_path / "journals")
+    assert "secret" not in str(records)
+    again = replay.again(recording.read_examination(records[1])).diagnosis
+    assert again.verdict.code == diagnosis.verdict.code == code_of(incident)
+    if "secret" not in str(incident):
+        assert again == diagnosis
+    assert capfd.readouterr().err == ""
 
 
 def test_a_few_of_many(made: Callable[..., Recorder], tmp_path: Path):
