@@ -41,7 +41,8 @@ def check_target(path: Path, *, force: bool) -> None:
 
 
 def run(pids: tuple[int, ...], options: Options, path: Path, for_s: float, watchdog: Watchdog) -> set[int]:
-    """Looks until the time is over or Ctrl-C, writes the journal and prints the last verdicts; each look's exit status.
+    """Looks until the time is over, the processes have ended or Ctrl-C, writes the journal and prints the last
+    verdicts. The exit status of each look.
 
     `watchdog` makes a timer that ends the command when a look takes too long.
     """
@@ -67,8 +68,9 @@ def run(pids: tuple[int, ...], options: Options, path: Path, for_s: float, watch
         for pid, answer in answers.items():
             if isinstance(answer, StucktraceError):
                 complain(answer.message, answer.remedy)
-                statuses.add(answer.exit_status)
                 wanted = tuple(other for other in wanted if other != pid)
+                if pid not in last:
+                    statuses.add(answer.exit_status)
                 continue
             answer.timings_ms["total"] = (time.monotonic() - began) * 1000
             payloads.append(journal.pack(recording.examination(recording.of_inspection(answer, options.budgets))))

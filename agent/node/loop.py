@@ -160,6 +160,7 @@ class Agent:
             return
         before, self._settings = self._settings, settings
         self._tracker.apply(settings.match, settings.stuck_after_s)
+        self._recorder.apply(settings.journal_bytes, settings.journal_age_s)
         self._interval_s = settings.interval_s
         self._glances.interval_s = settings.interval_s * INTERVAL_FACTOR[self._shedding]
         if settings.engine != before.engine or settings.node != before.node:

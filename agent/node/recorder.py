@@ -107,6 +107,10 @@ class Recorder:
             self._thread.start()
             self._jobs.put(self._prepare)
 
+    def apply(self, most_bytes: int, oldest_s: float) -> None:
+        """Other bounds of the directory, from the next journal on."""
+        self._most_bytes, self._oldest_s = most_bytes, oldest_s
+
     def note(
         self, time_s: float, category: str, message: str, pid: int | None = None, data: Json | None = None
     ) -> None:

@@ -152,6 +152,29 @@ def test_nothing_is_written_of_what_is_gone(tmp_path: Path):
     assert os.listdir(tmp_path) == []
 
 
+def test_one_that_ends_meanwhile(tmp_path: Path):
+    target = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert target.stdin is not None
+    kernel.wait_for_call(target.pid, "read")
+    recorder = subprocess.Popen(
+        [command.COMMAND, "record", str(target.pid), "-o", tmp_path / "a", "--for", "60"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        kernel.wait_until(
+            lambda: kernel.asleep_s(recorder.pid) > 0.5 and not kernel.children(recorder.pid), "its pause"
+        )
+        target.communicate(b"\n")
+        said, error = recorder.communicate(timeout=60)
+    finally:
+        for process in (target, recorder):
+            process.kill()
+            process.wait(60)
+    assert (recorder.returncode, error.count("\n")) == (0, 1), error
+    assert f"pid {target.pid}: idle" in said
+    assert command.run("replay", tmp_path / "a").status == 0
+
+
 def test_an_interrupt_ends_it_with_what_was_seen(tmp_path: Path):
     with targets.start([sys.executable, "-c", "import time; time.sleep(1e6)"], ready=False) as target:
         kernel.wait_for_call(target.pid, "clock_nanosleep", "nanosleep")
