@@ -6,6 +6,7 @@ instruction on, so one that dies at once still tells its status; it stays watche
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -17,6 +18,7 @@ from stucktrace.collectors import libbpf, threads
 from stucktrace.collectors.events import LifeRecord
 from stucktrace.collectors.hooks import Hooks
 from stucktrace.collectors.kernel import Kernel
+from stucktrace.facts import Missing
 
 OBJECT = "lifecycle"
 HOOKS = {
@@ -27,6 +29,8 @@ HOOKS = {
     "on_oom": "mark_victim",
 }
 """Program -> the tracepoint it sits on."""
+MOST = 16384
+"""Processes that bpf/lifecycle.bpf.c watches."""
 CHILD_WATCHED_S = 60.0
 """How long a watched process's child is watched unasked."""
 _EXEC, _FORK, _EXIT, _SIGNAL, _OOM = 1, 2, 3, 4, 5
@@ -58,8 +62,8 @@ class LifeEvent:
 class Lifecycle:
     """The hooks, attached until `close`. BpfError when the kernel takes none, or later refuses a question.
 
-    `missing` names the hooks that this kernel does not have; `fd` becomes readable at once for an abort or an OOM kill,
-    and within a tick is soon enough for the rest.
+    `missing` names the hooks that this kernel does not have, and the processes that are too many. `fd` becomes readable
+    at once for an abort or an OOM kill; within a tick is soon enough for the rest.
     """
 
     def __init__(self, kernel: Kernel) -> None:
@@ -77,6 +81,8 @@ class Lifecycle:
         self._ring = libbpf.RingBuffer(loaded.map("ring"))
         self._hooks.attach()
         self.missing = self._hooks.missing
+        self.complete = not self.missing
+        """Every hook is attached."""
         self.fd = self._ring.fd
 
     def close(self) -> None:
@@ -93,11 +99,19 @@ class Lifecycle:
         old = time.monotonic() - CHILD_WATCHED_S
         for pid in [pid for pid, (_, forked_s) in self._children.items() if forked_s < old]:
             self._watched.delete(c_uint32(self._children.pop(pid)[0]))
-        for pid, kernel_pid in self._ids(set(pids) - self._kernel_pids.keys()).items():
-            self._watched.update(c_uint32(kernel_pid), c_uint32(pid))
+        self.missing = self._hooks.missing
+        for pid, kernel_pid in self._ids([pid for pid in pids if pid not in self._kernel_pids]).items():
+            try:
+                self._watched.update(c_uint32(kernel_pid), c_uint32(pid))
+            except libbpf.BpfError as error:
+                if error.errno != errno.E2BIG:
+                    raise
+                because = f"{len(pids)} are watched, and {MOST} fit"
+                self.missing += (Missing("the ends of some processes", because, "a narrower --match"),)
+                break
             self._kernel_pids[pid] = kernel_pid
 
-    def _ids(self, pids: set[int]) -> dict[int, int]:
+    def _ids(self, pids: list[int]) -> dict[int, int]:
         if not pids or self._namespace == _INITIAL_PID_NAMESPACE:
             return {pid: pid for pid in pids}
         return threads.look(pids, self._kernel).kernel_pids

@@ -13,6 +13,7 @@ from stucktrace.collectors.conntrack_flows import Flows
 from stucktrace.collectors.kernel import Kernel
 from stucktrace.collectors.libbpf import BpfError
 from stucktrace.collectors.lifecycle import LifeEvent
+from stucktrace.facts import Missing
 from stucktrace.node.owners import Owners
 
 T = TypeVar("T")
@@ -26,6 +27,7 @@ class Signs:
     ) -> None:
         self._complain = complain
         self._note = note
+        self._said: set[Missing] = set()
         self._life = self._opened("process events", lifecycle.Lifecycle, kernel)
         self._trouble = self._opened("TCP events", trouble.Stream, kernel)
         self.flows = Flows(wake)
@@ -48,7 +50,7 @@ class Signs:
     @property
     def sees_ends(self) -> bool:
         """Signals, exits and the OOM killer are seen as they happen."""
-        return self._life is not None
+        return self._life is not None and self._life.complete
 
     def watch(self, pids: Collection[int]) -> None:
         """Chooses the processes."""
@@ -58,6 +60,10 @@ class Signs:
                 self._life.watch(pids)
             except BpfError as error:
                 self._complain(f"process events: {error}", "")
+        for source in (self._life, self._trouble):
+            for missing in set(source.missing if source is not None else ()) - self._said:
+                self._said.add(missing)
+                self._complain(f"cannot see {missing.what}: {missing.because}", f"{missing.remedy} helps")
 
     def life(self) -> list[LifeEvent]:
         """What happened to processes since the last call."""

@@ -185,6 +185,24 @@ def test_a_child_that_nobody_asks_for(events: Events, monkeypatch: pytest.Monkey
         assert [event.kind for event in events.of(unwanted)] == ["fork"]
 
 
+def test_more_processes_than_fit(core: kernel.Kernel):
+    events = Events(lifecycle.Lifecycle(core))
+    with running(PARENT) as parent:
+        pids = [parent.pid, *range(1 << 22, (1 << 22) + lifecycle.MOST)]
+        events.life.watch(pids)
+        (missing,) = events.life.missing
+        assert str(len(pids)) in missing.because and str(lifecycle.MOST) in missing.because
+        pid = int(parent.tell("exits"))
+        parent.process.kill()
+        assert events.end_of(parent.pid) == signal.SIGKILL
+        assert [event.kind for event in events.of(pid)] == ["fork"]
+        # There was no room for the child.
+        assert core.lost_records() == 1
+        events.life.watch([])
+        assert events.life.missing == ()
+    events.life.close()
+
+
 @contextmanager
 def little_memory(pid: int) -> Iterator[None]:
     """The process and its children may use 64 MB."""
