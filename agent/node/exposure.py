@@ -24,6 +24,8 @@ class Exposure:
             from stucktrace.sinks.prometheus import serve
 
             self._server = serve(settings.metrics, self.read)
+            if settings.metrics.endswith(":0"):
+                complain(f"metrics on http://{self._server.address}/metrics", "")
         if settings.otlp_endpoint:
             from stucktrace.sinks.otlp import Metrics
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from stucktrace import __version__, report
+from stucktrace.collectors.bpf_stats import Runs
 from stucktrace.collectors.kernel import Kernel
 from stucktrace.node.desk import Desk
 from stucktrace.node.examiner import Examiner
@@ -26,6 +27,7 @@ def gather(
     *,
     started_s: float,
     kernel: Kernel | None,
+    runs: Runs,
     tracker: Tracker,
     glances: Glances,
     examiner: Examiner,
@@ -54,6 +56,7 @@ def gather(
         examinations=examiner.took,
         examination_failures=examiner.failures,
         lost_records=(kernel.lost_records() if kernel is not None else 0) + examiner.lost_records,
+        bpf=runs.read(time.monotonic()) if kernel is not None else {},
         cpu_s=usage.cpu_s,
         rss_bytes=usage.rss_bytes,
         shed_level=usage.level,

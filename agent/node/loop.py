@@ -18,6 +18,7 @@ from typing import Any
 
 from stucktrace import report
 from stucktrace.alerts import KILLED, RECOVERED, Member
+from stucktrace.collectors.bpf_stats import Runs
 from stucktrace.collectors.inflight import Limit
 from stucktrace.collectors.kernel import open_kernel
 from stucktrace.diagnosis import incidents
@@ -77,6 +78,7 @@ class Agent:
         self._exposure = Exposure(settings, self._complaints.say)
         self._started_s = time.time()
         self._watch = SelfWatch(time.monotonic())
+        self._runs = Runs()
         self._shedding = NORMAL
         self._next_scan = self._next_gauge = 0.0
         self._stopping = self._reloading = False
@@ -181,6 +183,7 @@ class Agent:
                 usage,
                 started_s=self._started_s,
                 kernel=self._kernel,
+                runs=self._runs,
                 tracker=self._tracker,
                 glances=self._glances,
                 examiner=self._examiner,

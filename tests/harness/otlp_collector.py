@@ -22,8 +22,10 @@ MESSAGES = {"/v1/logs": ExportLogsServiceRequest, "/v1/metrics": ExportMetricsSe
 @dataclass
 class Collector:
     port: int
-    received: queue.Queue[tuple[str, dict[str, str], Any]] = field(default_factory=queue.Queue)
-    """Path, headers and message of what was taken."""
+    received: dict[str, queue.Queue[tuple[dict[str, str], Any]]] = field(
+        default_factory=lambda: {path: queue.Queue() for path in MESSAGES}
+    )
+    """Path -> headers and message of what was taken there."""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
@@ -33,11 +35,8 @@ class Collector:
         return f"http://127.0.0.1:{self.port}"
 
     def next(self, path: str, timeout_s: float = 120) -> Any:
-        """The next message that was taken there; others are passed over."""
-        while True:
-            found, _, message = self.received.get(timeout=timeout_s)
-            if found == path:
-                return message
+        """The next message that was taken there."""
+        return self.received[path].get(timeout=timeout_s)[1]
 
 
 @contextlib.contextmanager
@@ -53,7 +52,7 @@ def collector(listener: socket.socket | None = None) -> Iterator[Collector]:
                 assert self.headers["Content-Type"] == "application/x-protobuf"
                 assert self.headers["Content-Encoding"] == "gzip"
                 message = MESSAGES[self.path].FromString(gzip.decompress(body))
-                found.received.put((self.path, dict(self.headers), message))
+                found.received[self.path].put((dict(self.headers), message))
             self.send_response(status)
             for name, value in found.headers.items():
                 self.send_header(name, value)

@@ -98,6 +98,10 @@ def test_metrics_and_a_collector_beside_stdout():
                 opened = watcher.wait_for("opened")
                 code = opened["code"]
                 kernel.wait_until(lambda: figures().get(("stucktrace_alerts_opened_total", code)), "the figure")
+                # Runs are counted in the first second of each minute.
+                kernel.wait_until(
+                    lambda: figures().get(("stucktrace_bpf_runs_total", "inflight")), "the kernel's count"
+                )
                 found = figures()
                 assert found["stucktrace_alerts_open", code, opened["severity"]] == 1
                 assert found["stucktrace_affected_processes", code] == 1

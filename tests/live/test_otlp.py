@@ -64,7 +64,7 @@ def test_an_alert_arrives_as_a_log_record():
         logs = Logs(settings(to, otlp_headers=(("authorization", "Bearer x"),)))
         sent = item()
         logs.deliver(sent)
-        _, headers, message = to.received.get(timeout=60)
+        headers, message = to.received["/v1/logs"].get(timeout=60)
         assert headers["authorization"] == "Bearer x"
         (resource,) = message.resource_logs
         assert (
