@@ -21,6 +21,8 @@ Json = dict[str, Any]
 SCHEMA = "stucktrace.alert/1"
 UPDATE_AFTER_S = (30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 """How long after the last word the next update comes; the last one repeats."""
+GROWN_AFTER_S = 1.0
+"""The shortest time before an update because more processes came in: they come by the dozen."""
 AFFECTED_SHOWN = 100
 """Processes named in one event; `count` counts all."""
 
@@ -134,7 +136,7 @@ class Alerts:
             elif not alert.id:
                 alert.id = uuid.uuid4().hex
                 yield self._event("opened", now, alert)
-            elif _news(alert) or _quiet_too_long(now, alert):
+            elif _news(alert, now) or _quiet_too_long(now, alert):
                 # A clock that was set back must not silence the alert.
                 alert.updates += 1
                 yield self._event("updated", now, alert)
@@ -172,9 +174,9 @@ def _rank(report: Json) -> tuple[int, int]:
     return CONFIDENCES.index(verdict["confidence"]), SEVERITIES.index(verdict["severity"])
 
 
-def _news(alert: _Alert) -> bool:
+def _news(alert: _Alert, now: float) -> bool:
     surer = alert.report["verdict"]["confidence"] == PROVEN != alert.said_confidence
-    return surer or len(alert.members) >= 2 * alert.said_count
+    return surer or (len(alert.members) >= 2 * alert.said_count and abs(now - alert.said) >= GROWN_AFTER_S)
 
 
 def _quiet_too_long(now: float, alert: _Alert) -> bool:

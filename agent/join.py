@@ -126,6 +126,11 @@ def still_asleep(before: Collection[ThreadFact], now: Collection[ThreadFact]) ->
     )
 
 
+def served(work: Iterable[WorkFact], later_s: float) -> tuple[WorkFact, ...]:
+    """What threads that have not run since still serve, so much later."""
+    return tuple(replace(fact, age_s=None if fact.age_s is None else fact.age_s + max(0.0, later_s)) for fact in work)
+
+
 POLLER_AT_MOST = 0.1
 """Share of the window that a thread may compute and still count as one that polls."""
 

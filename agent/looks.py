@@ -90,7 +90,9 @@ def look(
             file_locks=run.collect("file locks", (), partial(file_locks.collect, process, seen_threads), pid),
             relatives=relatives_of[pid],
             conntrack=asked.full if (asked := entries.get(pid)) else (),
-            work=run.collect("work", (), partial(work.collect, process, seen_threads, join.serving(python)), pid),
+            work=join.served(run.earlier[pid].work, began - run.earlier[pid].time)
+            if pid in unchanged
+            else run.collect("work", (), partial(work.collect, process, seen_threads, join.serving(python)), pid),
             fds=files[pid].links if pid in files and files[pid].complete else None,
         )
     return looks
@@ -197,7 +199,11 @@ def sample(
     from stucktrace.collectors import tcp, waits
 
     pids = tuple(processes)
-    run.earlier.update((pid, Earlier(processes[pid], first[pid].threads, first[pid].python)) for pid in pids)
+    run.earlier.update(
+        (pid, Earlier(processes[pid], look.threads, look.python, look.work, look.time))
+        for pid, look in first.items()
+        if pid in processes
+    )
     with run.timed("window"), waits.watching(pids, run.kernel) as calls, tcp.watching(pids, run.kernel) as segments:
         began = time.time()
         again = _threads(run, pids)

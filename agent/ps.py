@@ -95,7 +95,7 @@ class Table:
                 continue
             found = answer.snapshot
             rows[pid] = replace(inspected(answer), process=seen[pid].process)
-            earlier = Earlier(found.process, found.threads, found.python)
+            earlier = Earlier(found.process, found.threads, found.python, found.work, found.time)
             self._known[pid] = _Known(rows[pid], doing(seen[pid]), time.monotonic(), earlier)
         if due:
             yield ordered(rows.values())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from stucktrace.diagnosis.model import Budgets
 from stucktrace.errors import CannotInspect, CollectorError
-from stucktrace.facts import Missing, ProcessFact, PythonFact, ThreadFact
+from stucktrace.facts import Missing, ProcessFact, PythonFact, ThreadFact, WorkFact
 
 if TYPE_CHECKING:
     from stucktrace.collectors.conntrack import Sightings
@@ -51,6 +51,10 @@ class Earlier:
     """As they were just before the stacks were read."""
     python: PythonFact | None
     """The stacks. They stand as long as none of the threads has run."""
+    work: tuple[WorkFact, ...]
+    """What the threads serve: it stands as long."""
+    time: float
+    """CLOCK_REALTIME."""
 
 
 class Run:

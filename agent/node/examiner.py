@@ -129,7 +129,7 @@ class Examiner:
         self._earlier.pop(examined.pid, None)
         snapshot = examined.inspection.snapshot if examined.inspection else None
         if snapshot is not None and len(snapshot.threads) <= MOST_THREADS_KEPT:
-            earlier = Earlier(snapshot.process, snapshot.threads, snapshot.python)
+            earlier = Earlier(snapshot.process, snapshot.threads, snapshot.python, snapshot.work, snapshot.time)
             self._earlier[examined.pid] = time.monotonic(), earlier
 
     def _work(self) -> None:

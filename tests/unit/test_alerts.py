@@ -89,8 +89,18 @@ def test_it_is_updated_when_twice_as_many_are_in_it():
     counts = []
     for pid in range(2, 20):
         script.observe(pid)
-        counts += [event["count"] for event in script.tick()]
+        counts += [event["count"] for event in script.tick(2)]
     assert counts == [2, 4, 8, 16]
+
+
+def test_dozens_that_come_at_once_are_one_update():
+    script = Script()
+    script.observe(1)
+    script.tick()
+    for pid in range(2, 20):
+        script.observe(pid)
+        assert not script.tick(0.01)
+    assert [event["count"] for event in script.tick(1)] == [19]
 
 
 def test_it_is_updated_when_it_is_surer():
