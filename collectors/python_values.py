@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection, Sequence
-from datetime import datetime
+from typing import TYPE_CHECKING
 
 from stucktrace.collectors import memory
 from stucktrace.collectors.cpython_objects import Reader
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 _MAX_ENTRIES = 1 << 12
 _MAX_ITEMS = 1 << 10
@@ -110,6 +113,8 @@ class Values:
         head = self._object(address, "datetime.datetime", 35)
         if head is None or head[24]:
             return None
+        from datetime import datetime
+
         year, month, day, hour, minute, second, high, low = struct.unpack_from(">HBBBBBBH", head, 25)
         try:
             return datetime(year, month, day, hour, minute, second, high << 16 | low)

@@ -12,16 +12,19 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import partial
+from typing import TYPE_CHECKING
 
-from stucktrace.collectors import interpreter, local_time, memory, python_frames, regions, work_shapes
+from stucktrace.collectors import interpreter, memory, python_frames, regions, work_shapes
 from stucktrace.collectors.cpython_objects import Layout, Reader
 from stucktrace.collectors.python_frames import Frame, Walk
 from stucktrace.collectors.python_values import Values
 from stucktrace.collectors.regions import Regions
 from stucktrace.errors import CollectorError
 from stucktrace.facts import ProcessFact, PythonFact, ThreadFact, WorkFact
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 WHAT = "work in hand"
 DEADLINE_S = 0.1
@@ -219,6 +222,8 @@ def _age_s(process: ProcessFact, mapped: Regions, work: _Work, slept_s: float) -
     if work.monotonic is not None and _same_monotonic_clock(process.pid):
         ages = [time.monotonic() - work.monotonic]
     elif work.local is not None:
+        from stucktrace.collectors import local_time
+
         try:
             ages = local_time.ages_s(process.pid, mapped, work.local)
         except OSError:
