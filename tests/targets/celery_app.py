@@ -1,5 +1,6 @@
 """A Celery application: the broker from BROKER_URL, sockets without timeouts, tasks that do what their name says."""
 
+import ctypes
 import os
 import socket
 import threading
@@ -43,3 +44,22 @@ def self_deadlock():
     lock = threading.Lock()
     with lock, lock:
         pass
+
+
+@app.task
+def pthread_deadlock():
+    """Two threads take two mutexes of the C library in opposite order."""
+    libc = ctypes.CDLL(None)
+    first, second = ctypes.create_string_buffer(64), ctypes.create_string_buffer(64)
+    both = threading.Barrier(2)
+
+    def take(mine, other):
+        libc.pthread_mutex_lock(mine)
+        both.wait()
+        libc.pthread_mutex_lock(other)
+
+    threads = [threading.Thread(target=take, args=pair) for pair in ((first, second), (second, first))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
