@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from stucktrace.errors import CannotInspect, CollectorError, NoSuchProcess, StucktraceError
@@ -21,6 +22,7 @@ from stucktrace.rows import IDLE, Row, at_rest, doing, inside, inspected, ordere
 from stucktrace.run import Earlier, Options
 
 if TYPE_CHECKING:
+    from stucktrace.collectors.innermost import Family
     from stucktrace.collectors.kernel import Opened
 
 WORKERS = frozenset({"gunicorn-master", "gunicorn-worker", "celery-main", "celery-child", "celery-beat"})
@@ -72,6 +74,8 @@ class Table:
         self._verdicts = verdicts
         self._at_a_time = at_a_time
         self._known: dict[int, _Known] = {}
+        self._families: dict[int, Family] = {}
+        """pid of a master -> its workers."""
         self.blind: tuple[str, str] | None = None
         """Where of no process it could be read what it is inside: why, and the remedy."""
 
@@ -79,6 +83,7 @@ class Table:
         """All rows, at first without the verdicts that take their time; the last ones are complete."""
         from stucktrace.inspection import inspect_each
 
+        self._families = {}
         seen = {snapshot.process.pid: snapshot for snapshot in self._glance()}
         rows = {pid: self._row(snapshot, seen) for pid, snapshot in seen.items()}
         self._known = {pid: known for pid, known in self._known.items() if pid in seen}
@@ -105,7 +110,7 @@ class Table:
         process = snapshot.process
         row = Row(process, threads=len(snapshot.threads), inside=inside(snapshot, process.pid))
         above = all_seen.get(process.ppid)
-        if at_rest(snapshot, above.fds.values() if above else ()):
+        if at_rest(snapshot, above.fds.values() if above else (), partial(self._innermost, process)):
             return replace(row, verdict=IDLE)
         known = self._known.get(process.pid)
         if known is None or known.row.process.start_time != process.start_time:
@@ -118,6 +123,19 @@ class Table:
             now = replace(now, thread=known.row.inside.thread)
         return replace(row, inside=now, work=known.row.work, verdict=known.row.verdict)
 
+    def _innermost(self, process: ProcessFact) -> tuple[tuple[str, str], ...] | None:
+        """Of each thread of a worker; forks of one master are read alike."""
+        from stucktrace.collectors import innermost, procfs
+
+        try:
+            if not procfs.forked(process.pid, process.ppid):
+                return None
+            if process.ppid not in self._families:
+                self._families[process.ppid] = innermost.Family(process.pid)
+        except OSError:
+            return None
+        return self._families[process.ppid].innermost(process.pid)
+
     def _due(self, row: Row) -> bool:
         if row.verdict is IDLE:
             return False
@@ -126,7 +144,7 @@ class Table:
 
     def _glance(self) -> list[Snapshot]:
         """The threads, sockets and fds of every process, in one pass."""
-        from stucktrace.collectors import openfiles, sockets, threads
+        from stucktrace.collectors import epoll, openfiles, sockets, threads
 
         processes = {process.pid: process for process in find(self._selection)}
         opened = self._opened()
@@ -142,6 +160,7 @@ class Table:
                 replace(process, fd_count=len(files[pid].links) if pid in files else None),
                 threads=seen.facts[pid],
                 sockets=sockets_of.get(pid, ()),
+                epolls=epoll.collect(process, files[pid]) if pid in files else (),
                 fds=files[pid].links if pid in files else {},
             )
             for pid, process in processes.items()

@@ -5,7 +5,7 @@ From a glance (threads, sockets and fds) or from a whole inspection.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from stucktrace.inspection import Inspection
 
 MASTERS = ("gunicorn-master", "celery-main")
+_POOL = "/concurrent/futures/thread.py"
+
+Place = tuple[str, str]
+"""(function, file) of a frame."""
 
 
 @dataclass(frozen=True)
@@ -125,24 +129,43 @@ def _master(process: ProcessFact, there: Mapping[int, ProcessFact]) -> int | Non
     return process.ppid if is_child else None
 
 
-def at_rest(snapshot: Snapshot, held_by_parent: Collection[str]) -> bool:
-    """A worker of one thread stands in its role's own idle wait. Nothing else in it could hang.
+def at_rest(
+    snapshot: Snapshot, held_by_parent: Collection[str], innermost: Callable[[], Sequence[Place] | None] = lambda: None
+) -> bool:
+    """A worker stands in its role's own idle wait, and nothing else in it could hang.
 
-    A sync worker of gunicorn waits for a connection on a listening socket, its heartbeat in time; a child of Celery's
-    pool reads from a pipe that its main process holds too (`held_by_parent`: what that one's fds link to).
+    The only thread of a sync worker of gunicorn waits for a connection on a listening socket, its heartbeat in time; so
+    does the main one of a threaded worker, all others of which wait for work in their pool (`innermost`: the innermost
+    Python frame of each thread, asked for only then). The only thread of a child of Celery's pool reads from a pipe
+    that its main process holds too (`held_by_parent`: what that one's fds link to).
     """
-    process, (thread, *more) = snapshot.process, snapshot.threads
-    call = thread.syscall
-    if more or thread.state != "S" or call is None or process.frozen:
+    process, thread = snapshot.process, snapshot.main_thread
+    others = [one for one in snapshot.threads if one is not thread]
+    if thread is None or thread.state != "S" or thread.syscall is None or process.frozen:
         return False
-    fds = call.fds or ((call.fd,) if call.fd is not None else ())
+    wait = next((wait for wait in waits(snapshot) if wait.tid == thread.tid), None)
+    call, fds = thread.syscall, wait.fds if wait is not None else ()
     if process.worker.kind == "gunicorn-worker":
         accepts = call.name in POLL_CALLS or call.name.startswith("accept")
-        return accepts and _beats(process.worker) and any(_listens(snapshot, fd) for fd in fds)
-    if process.worker.kind == "celery-child" and call.name in RECEIVE_CALLS | POLL_CALLS:
+        if not (accepts and _beats(process.worker) and any(_listens(snapshot, fd) for fd in fds)):
+            return False
+        return not others or (all(map(_parked, others)) and _in_the_pool(innermost(), len(others)))
+    if process.worker.kind == "celery-child" and not others and call.name in RECEIVE_CALLS | POLL_CALLS:
         links = [snapshot.fds.get(fd, "") for fd in fds]
         return bool(links) and all(link.startswith("pipe:") and link in held_by_parent for link in links)
     return False
+
+
+def _parked(thread: ThreadFact) -> bool:
+    call = thread.syscall
+    return thread.state == "S" and call is not None and call.name == "futex" and call.endless is True
+
+
+def _in_the_pool(innermost: Sequence[Place] | None, threads: int) -> bool:
+    """All but the main thread stand where a ThreadPoolExecutor takes its next piece of work."""
+    if innermost is None or len(innermost) != threads + 1:
+        return False
+    return sum(function == "_worker" and file.endswith(_POOL) for function, file in innermost) == threads
 
 
 def _beats(worker: WorkerFact) -> bool:

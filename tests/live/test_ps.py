@@ -89,6 +89,38 @@ def test_a_stuck_worker_among_idle_ones(engine: str):
         assert glance["verdict"] is None and glance["inside"]["on"] == stuck["inside"]["on"]
 
 
+def test_a_request_that_hangs_in_a_threaded_worker():
+    with (
+        targets.start("http_holder.py", "deaf") as holder,
+        agent.gunicorn("-k", "gthread", "--threads", 3, workers=2) as server,
+    ):
+        for _ in range(4):
+            # Its pool has threads, which idle.
+            with server.request("/") as client:
+                assert client.wait(120) == 0
+        glance = rows(server.master, "--no-verdict")[1:]
+        assert max(row["threads"] for row in glance) > 1
+        assert [row["verdict"]["code"] for row in glance] == ["idle", "idle"], glance
+        with server.request(f"/fetch?url=http://127.0.0.1:{holder.said}/"):
+            hung = kernel.wait_until(
+                lambda: [
+                    (pid, tid)
+                    for pid in server.workers
+                    for tid in kernel.tids(pid)
+                    if kernel.in_call(pid, "recvfrom", tid=tid) and kernel.asleep_s(pid, tid) >= 6
+                ],
+                "the thread that hangs",
+            )
+            ((pid, tid),) = hung
+            found = rows(server.master)
+            (row,) = [row for row in found if row["pid"] == agent.own_pid(pid)]
+            assert (row["verdict"]["class"], row["inside"]["syscall"]) == ("stuck", "recvfrom"), row
+            assert row["inside"]["tid"] == row["verdict"]["tid"] != row["pid"] and row["role"] == "gthread"
+            (work,) = row["work"]
+            assert (work["kind"], work["name"], work["tid"]) == ("request", "GET /fetch", row["inside"]["tid"])
+            assert [row["verdict"]["code"] for row in found if row["pid"] == agent.own_pid(server.master)] != ["stuck"]
+
+
 def test_others_are_shown_when_asked_for():
     with agent.gunicorn() as server:
         inside = beside(server.master)

@@ -153,7 +153,6 @@ def test_only_its_roles_own_wait_is_rest():
     assert not at_rest(replace(idle, process=replace(idle.process, worker=late)), ())
     assert not at_rest(replace(idle, process=replace(idle.process, worker=WorkerFact("python"))), ())
     assert not at_rest(replace(idle, process=replace(idle.process, frozen=True)), ())
-    assert not at_rest(replace(idle, threads=(*idle.threads, replace(idle.threads[0], tid=11))), ())
     assert not at_rest(replace(idle, threads=(replace(idle.threads[0], state="T"),)), ())
     assert not at_rest(replace(idle, sockets=()), ())
     child = replace(
@@ -172,3 +171,25 @@ def test_doing_changes_with_any_threads_call():
     assert doing(idle) == doing(replace(idle, threads=(longer,)))
     assert doing(idle) != doing(replace(idle, threads=(replace(thread, syscall=Syscall(7, "poll", (8, 0, 0))),)))
     assert doing(replace(idle, threads=(replace(thread, state="R", syscall=None),))) is None
+
+
+def test_a_threaded_worker_rests_when_its_pool_does():
+    idle = listening_worker()
+    parked = ThreadFact(11, 11, "python", "S", Syscall(202, "futex", (8, 0x189, 0), endless=True), blocked_s=60.0)
+    threaded = replace(idle, threads=(*idle.threads, parked))
+    main, pool = ("select", "/usr/lib/python3.11/selectors.py"), ("_worker", "/x/concurrent/futures/thread.py")
+    assert at_rest(threaded, (), lambda: (pool, main))
+    for innermost in (
+        None,
+        (),
+        (main,),
+        (pool,),
+        (main, main),
+        (main, pool, pool),
+        (main, ("_worker", "/app/mine.py")),
+    ):
+        assert not at_rest(threaded, (), lambda innermost=innermost: innermost)
+    timed = replace(parked, syscall=Syscall(202, "futex", (8, 0x189, 0), endless=False))
+    receives = replace(parked, syscall=Syscall(45, "recvfrom", (8,), fd=8, endless=True))
+    for other in (timed, receives, replace(parked, state="R", syscall=None), replace(parked, state="D")):
+        assert not at_rest(replace(threaded, threads=(*idle.threads, other)), (), lambda: (pool, main))
