@@ -50,6 +50,7 @@ class Agent:
     process: subprocess.Popen[bytes]
     pid: int
     errors: Path
+    journals: Path
     events: list[Event] = field(default_factory=list)
     _rest: bytes = b""
 
@@ -113,7 +114,7 @@ def watching(beside: int, *options: str | int, netns: str = "", allowed: Sequenc
             lambda: "watching" in errors.read_text() or process.poll() is not None, "the agent's first words"
         )
         assert process.poll() is None, errors.read_text()
-        watcher = Agent(process, kernel.children(process.pid)[0], errors)
+        watcher = Agent(process, kernel.children(process.pid)[0], errors, kept)
         yield watcher
         journals.check(kept, watcher.events)
         assert "Traceback" not in errors.read_text(), errors.read_text()

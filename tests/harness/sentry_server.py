@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stucktrace.collectors.netns import enter
+
 from tests.harness import kernel
 
 KEY = "5ec2e7a1b2c34d5e8f90a1b2c3d4e5f6"
@@ -61,8 +63,9 @@ class Answer:
 
 
 class Server:
-    def __init__(self, certificate: Path | None = None) -> None:
+    def __init__(self, certificate: Path | None, netns: str) -> None:
         self.certificate = certificate
+        self._netns = f"/run/netns/{netns}" if netns else "/proc/self/ns/net"
         self.port = 0
         self.accepted: list[Envelope] = []
         """One an event id, in the order in which they came."""
@@ -87,7 +90,8 @@ class Server:
 
     def start(self) -> None:
         """On the same port again after a `stop`."""
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", self.port), _handler(self))
+        address, handler = ("127.0.0.1", self.port), _handler(self)
+        self._server = enter(self._netns, lambda: http.server.ThreadingHTTPServer(address, handler))
         self._server.daemon_threads = True
         self.port = self._server.server_address[1]
         if self.certificate:
@@ -175,8 +179,8 @@ def _handler(server: Server) -> type[http.server.BaseHTTPRequestHandler]:
 
 
 @contextlib.contextmanager
-def running(certificate: Path | None = None) -> Iterator[Server]:
-    server = Server(certificate)
+def running(certificate: Path | None = None, netns: str = "") -> Iterator[Server]:
+    server = Server(certificate, netns)
     server.start()
     try:
         yield server

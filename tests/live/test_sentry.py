@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import json
 import os
 import re
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from stucktrace.alerts import RECOVERED, Alerts, Member, Observed
+from stucktrace.sinks.delivery import Item
 
-from tests.harness import agent, command, kernel, sender, sentry_server, targets
+from tests.harness import agent, command, kernel, namespaces, sender, sentry_server, targets
 
 Event = dict[str, Any]
 
@@ -127,6 +130,67 @@ def test_an_event_is_what_sentry_renders():
     kind, content = server.accepted[0].attachments["report.json"]
     assert (kind, json.loads(content)) == ("application/json", events[0]["report"])
     assert not server.accepted[1].attachments and not server.accepted[2].attachments
+
+
+def test_the_agent_killed_with_9_says_it_once_after_its_next_start(tmp_path):
+    spool = tmp_path / "spool"
+    with (
+        namespaces.pair() as pair,
+        sentry_server.running(netns=pair.here) as sentry,
+        agent.gunicorn("-k", "gthread", "--threads", 2, netns=pair.here) as server,
+        targets.start("http_holder.py", "deaf", netns=pair.here) as holder,
+    ):
+        options = ("--stuck-after", 5, "--sentry-dsn", sentry.dsn, "--spool", spool)
+        sentry.stop()
+        with server.request(f"/fetch?url=http://127.0.0.1:{holder.said}/"):
+            with agent.watching(server.master, *options, netns=pair.here) as watcher:
+                opened = watcher.wait_for("opened")
+                assert opened["code"] == "peer-silent", opened["summary"]
+                kernel.wait_until(lambda: len(files(spool)) == 1, "an item in the spool")
+                kernel.wait_until(lambda: list(watcher.journals.glob("*.journal")), "the journal")
+                watcher.end(signal.SIGKILL)
+            sentry.start()
+            with agent.watching(server.master, *options, netns=pair.here) as watcher:
+                (first,) = sentry.wait_for(1)[:1]
+                assert first["event_id"] == Item(opened).id.hex
+                assert json.loads(sentry.accepted[0].attachments["report.json"][1]) == opened["report"]
+                again = watcher.wait_for("opened")
+                os.kill(holder.pid, signal.SIGKILL)
+                resolved = watcher.wait_for("resolved")
+                kernel.wait_until(lambda: Item(resolved).id.hex in sentry.seen, "the resolved event")
+                assert watcher.end() == 0
+                assert sentry_server.KEY not in watcher.said()
+        assert sentry.events[-1]["level"] == "info" and "recovered" in sentry.events[-1]["message"]
+        assert [event["event_id"] for event in sentry.events] == list(
+            dict.fromkeys(
+                Item(event).id.hex for event in (opened, again, *watcher.events) if Item(event).id.hex in sentry.seen
+            )
+        )
+        assert {event["fingerprint"][0] for event in sentry.events} == {opened["fingerprint"]}
+        assert set(sentry.seen.values()) == {1} and files(spool) == []
+
+
+def test_a_stdout_that_nobody_reads_holds_up_nobody():
+    with (
+        namespaces.pair() as pair,
+        sentry_server.running(netns=pair.here) as sentry,
+        agent.gunicorn("-k", "gthread", "--threads", 2, netns=pair.here) as server,
+        targets.start("http_holder.py", "deaf", netns=pair.here) as holder,
+        agent.watching(server.master, "--stuck-after", 5, "--sentry-dsn", sentry.dsn, netns=pair.here) as watcher,
+    ):
+        assert watcher.process.stdout is not None
+        assert fcntl.fcntl(watcher.process.stdout, fcntl.F_SETPIPE_SZ, 4096) == 4096, "room for a part of one event"
+        with server.request(f"/fetch?url=http://127.0.0.1:{holder.said}/"):
+            (event,) = sentry.wait_for(1)
+            kernel.wait_until(
+                lambda: any(kernel.in_call(watcher.pid, "write", tid=tid) for tid in kernel.tids(watcher.pid))
+            )
+            os.kill(holder.pid, signal.SIGKILL)
+            _, resolved = sentry.wait_for(2)
+        assert (resolved["fingerprint"], resolved["level"]) == (event["fingerprint"], "info")
+        began = time.monotonic()
+        assert watcher.end() == 0 and time.monotonic() - began < 30
+        assert "stdout: 2 alerts could not be delivered; 2 are lost" in watcher.said()
 
 
 def test_a_server_that_was_gone_has_every_event_once_and_in_order(tmp_path):
