@@ -58,7 +58,7 @@ class _Collector:
             answer = self._pool.request(
                 "POST", self._url, body=body, headers=self._headers, redirect=False, preload_content=False
             )
-            said = answer.read(LONGEST_ANSWER_BYTES, decode_content=True)
+            said = answer.read(LONGEST_ANSWER_BYTES, decode_content=False)
             answer.drain_conn() if len(said) < LONGEST_ANSWER_BYTES else answer.close()
             answer.release_conn()
         except (urllib3.exceptions.HTTPError, OSError) as error:
@@ -156,7 +156,9 @@ class Metrics:
 
 def _why(error: Exception) -> str:
     """In a few words, without addresses of objects."""
-    cause = getattr(error, "reason", None) or error.__cause__ or error
+    # urllib3's ProtocolError holds its cause as an argument.
+    inner = next((part for part in error.args if isinstance(part, Exception)), None)
+    cause = getattr(error, "reason", None) or inner or error.__cause__ or error
     text = getattr(cause, "strerror", None) or str(cause).rpartition(">: ")[2] or type(cause).__name__
     return clean(str(text), 200)
 

@@ -20,6 +20,19 @@ def connected(port: int) -> bool:
     return any(found["remote"].endswith(f":{port}") for found in kernel.sockets())
 
 
+def get(netns: str, path: str) -> str:
+    source = f"import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:{PORT}{path}').read().decode())"
+    return namespaces.run(netns, sys.executable, "-c", source)
+
+
+def scraped(netns: str) -> dict[tuple[str, ...], float]:
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in parse(get(netns, "/metrics"))
+        for sample in family.samples
+    }
+
+
 def hang_up(watcher: agent.Agent, lines: int) -> list[str]:
     """What it says after a SIGHUP, once it has said so many lines."""
     before = watcher.said().count("\n")
@@ -79,21 +92,11 @@ def test_metrics_and_a_collector_beside_stdout():
     ):
         options = ("--stuck-after", 2, "--metrics", PORT, "--otlp-endpoint", to.url)
 
-        def get(path: str) -> str:
-            source = (
-                f"import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:{PORT}{path}').read().decode())"
-            )
-            return namespaces.run(pair.here, sys.executable, "-c", source)
-
         def figures() -> dict[tuple[str, ...], float]:
-            return {
-                (sample.name, *sample.labels.values()): sample.value
-                for family in parse(get("/metrics"))
-                for sample in family.samples
-            }
+            return scraped(pair.here)
 
         with agent.watching(server.master, *options, netns=pair.here) as watcher:
-            assert get("/healthz").strip() == "ok"
+            assert get(pair.here, "/healthz").strip() == "ok"
             with server.request(f"/fetch?url=http://127.0.0.1:{holder.said}/"):
                 opened = watcher.wait_for("opened")
                 code = opened["code"]
@@ -132,3 +135,14 @@ def test_an_address_that_is_taken_ends_the_agent_in_one_line():
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         done = command.run("agent", "--metrics", address, prefix=["ip", "netns", "exec", pair.here])
         assert done.status == 3 and f"metrics on {address}" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_over_its_budget_it_does_less_and_says_so(tmp_path: Path):
+    file = tmp_path / "agent.toml"
+    file.write_text(f"[agent]\ninterval = 0.05\ncpu_budget = 0.001\n[metrics]\nlisten = {PORT}\n")
+    with namespaces.pair() as pair, agent.gunicorn(netns=pair.here) as server:
+        with agent.watching(server.master, "--config", file, netns=pair.here) as watcher:
+            kernel.wait_until(lambda: "over its own budget" in watcher.said(), "the agent's words")
+            assert watcher.said().count("over its own budget") == 1
+            kernel.wait_until(lambda: scraped(pair.here).get(("stucktrace_shed_level",)), "the figure")
+            assert watcher.end() == 0
