@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
+import os
 import re
 import sys
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import command, kernel, targets
+from tests.harness import agent, command, kernel, targets
 
 WATCHED_S = 60.0
 ROUNDS = 3
@@ -120,7 +121,7 @@ class Crowd:
             for told in (report, *report["children"]):
                 verdict = told["verdict"]
                 if verdict["class"] != "healthy":
-                    self._complain(names, told.get("pid") or report["process"]["pid"], options, verdict)
+                    self.complain(names, told.get("pid") or report["process"]["pid"], options, verdict)
         for line in result.stderr.splitlines():
             if "stands above" in line:
                 continue
@@ -128,9 +129,23 @@ class Crowd:
             if not found or kernel.alive(int(found[1])):
                 self.wrong.setdefault("stderr", []).append(line)
 
-    def _complain(self, names: dict[int, str], pid: int, options: Sequence[str], verdict: dict[str, str]) -> None:
+    def complain(self, names: dict[int, str], pid: int, options: Sequence[str], verdict: dict[str, str]) -> None:
         said = f"{' '.join(options)}: {verdict['code']} ({verdict['confidence']}): {verdict['summary']}"
         self.wrong.setdefault(names.get(pid, str(pid)), []).append(said)
+
+
+@contextlib.contextmanager
+def under_the_agent(crowd: Crowd, *options: str | int) -> Iterator[agent.Agent]:
+    """An agent watches every Python process of the node meanwhile; its alerts about the crowd are complaints."""
+    ours: dict[int, str] = {}
+    with agent.watching(os.getpid(), "--match", ".", *options) as watcher:
+        yield watcher
+        while event := watcher.read(1.0):
+            ours = ours or crowd.families()
+            if event["type"] == "opened":
+                for affected in event["affected"]:
+                    if affected["pid"] in ours:
+                        crowd.complain(ours, affected["pid"], ("agent", *map(str, options)), event["report"]["verdict"])
 
 
 def watch(folder: Path, chosen: Sequence[Healthy], watched_s: float, rounds: int) -> None:
@@ -138,6 +153,8 @@ def watch(folder: Path, chosen: Sequence[Healthy], watched_s: float, rounds: int
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(2) as pool, ThreadPoolExecutor(4) as starters:
         crowd = Crowd(stack, folder)
         list(starters.map(crowd.start, chosen))
+        watching = contextlib.ExitStack()
+        watching.enter_context(under_the_agent(crowd, "--stuck-after", 10))
         began = time.monotonic()
         alone = list(crowd.names)
         for number in range(rounds):
@@ -152,6 +169,7 @@ def watch(folder: Path, chosen: Sequence[Healthy], watched_s: float, rounds: int
             jobs += [([pid], OPTIONS[number % len(OPTIONS)]) for pid in alone[number :: rounds * ALONE]]
             list(pool.map(lambda job: crowd.look(*job, names), jobs))
             print(f"round {number}: {crowd.looks} looks after {time.monotonic() - began:.1f} s")
+        watching.close()
         assert crowd.looks >= len(chosen) * rounds
         assert not crowd.wrong, "\n".join(f"{name}: {said}" for name, words in crowd.wrong.items() for said in words)
 
