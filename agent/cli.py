@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from stucktrace import __version__
 from stucktrace.errors import StucktraceError, UsageError
-from stucktrace.output import OutputFailed, colour_wanted, complain, prepare, terminal_width, write, write_json
+from stucktrace.output import OutputFailed, colour_wanted, complain, prepare, screen, terminal_width, write, write_json
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -293,14 +293,15 @@ def ps_command(
     from stucktrace.run import Options
 
     selection = Selection(None if match is None else parse_pattern(match), everything)
-    at_a_time = None if watch_s is None else 32
     options = options_of(engine, False, False, Options.sample_s, stuck_after_s)
-    table = Table(selection, options, Opening(engine).opened, verdicts=not no_verdict, at_a_time=at_a_time)
+    table = Table(selection, options, Opening(engine).opened, verdicts=not no_verdict)
     if watch_s is None:
         leave(show_table(table, as_json))
+    if as_json or not (os.isatty(0) and os.isatty(1)):
+        again(table, watch_s, as_json)
     from stucktrace import watch
 
-    leave(watch.on_terminal(table, watch_s) if watch.possible() and not as_json else again(table, watch_s, as_json))
+    leave(watch.on_terminal(table, watch_s))
 
 
 def show_table(table: Table, as_json: bool) -> int:
@@ -317,7 +318,7 @@ def show_table(table: Table, as_json: bool) -> int:
         for row in rows:
             write_json(row_as_json(row, began))
     elif rows:
-        width = os.get_terminal_size(1).columns if os.isatty(1) else None
+        width = screen()[0] if os.isatty(1) else None
         write("\n".join(render(rows, width=width, colour=colour_wanted())) + "\n")
         if width is not None:
             write(f"\n{summary(rows)}\n")

@@ -76,5 +76,14 @@ def terminal_width() -> int:
         return 100
 
 
+def screen() -> tuple[int, int]:
+    """Columns and lines of the terminal; 80 and 24 where it does not say."""
+    try:
+        size = os.get_terminal_size(1)
+    except OSError:
+        return 80, 24
+    return size.columns or 80, size.lines or 24
+
+
 def _encoding(stream: object) -> str:
     return getattr(stream, "encoding", None) or "utf-8"

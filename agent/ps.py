@@ -66,13 +66,12 @@ class Table:
         opened: Callable[[], Opened],
         *,
         verdicts: bool = True,
-        at_a_time: int | None = None,
     ) -> None:
         self._selection = selection
         self._options = replace(options, children=False, siblings=False)
         self._opened = opened
         self._verdicts = verdicts
-        self._at_a_time = at_a_time
+        self.at_a_time: int | None = None
         self._known: dict[int, _Known] = {}
         self._families: dict[int, Family] = {}
         """pid of a master -> its workers."""
@@ -91,7 +90,7 @@ class Table:
         due = [pid for pid, row in rows.items() if self._due(row)] if self._verdicts else []
         due.sort(key=lambda pid: self._known[pid].at if pid in self._known else 0.0)
         before = {pid: known.earlier for pid, known in self._known.items()}
-        for pid, answer in inspect_each(due[: self._at_a_time], self._options, self._opened, before):
+        for pid, answer in inspect_each(due[: self.at_a_time], self._options, self._opened, before):
             if isinstance(answer, NoSuchProcess):
                 del rows[pid]
                 continue

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from stucktrace.diagnosis.model import HEALTHY
-from stucktrace.output import OutputFailed, colour_wanted, write
+from stucktrace.output import OutputFailed, colour_wanted, screen, write
 from stucktrace.ps import Table
 from stucktrace.rows import MASTERS, Row
 from stucktrace.sinks.table import padded, render, summary
@@ -29,15 +29,12 @@ HOLD, SHOW = "\x1b[?2026h", "\x1b[?2026l"
 """A terminal that knows them shows everything between the two at once; others ignore them."""
 PAUSE_SHARE = 3
 """The pause between two looks is at least this many times as long as a look took."""
+AT_A_TIME = 32
+"""Processes inspected in a look: the table stays alive beside a hundred that are stuck."""
 _ENDS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 _HANDLED = (*_ENDS, signal.SIGTSTP, signal.SIGWINCH)
 _NEW_ROWS = 0
 """What the looking thread writes into the pipe that signals write their number into."""
-
-
-def possible() -> bool:
-    """There is a terminal to draw on and one to read keys from."""
-    return os.isatty(0) and os.isatty(1)
 
 
 class _Looks:
@@ -84,6 +81,7 @@ def on_terminal(table: Table, every_s: float) -> int:
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     for number in _HANDLED:
         signal.signal(number, lambda *_: None)
+    table.at_a_time = AT_A_TIME
     looks = _Looks(table, every_s, waker)
     while True:
         with _drawn():
@@ -137,8 +135,9 @@ def _until_left(looks: _Looks, every_s: float, woken: int) -> bool:
 
 
 def _draw(looks: _Looks, every_s: float) -> None:
-    size = os.get_terminal_size(1)
-    width, height = max(size.columns, 1), max(size.lines, 2)
+    columns, height = screen()
+    # Where the cursor stands behind the last column, clearing the rest of the line takes that column's character too.
+    width = columns - 1
     said = "looking ..." if looks.rows is None else summary(looks.rows)
     lines = [padded(f"stucktrace ps  {looks.at}  {said}  (every {every_s:g} s, q ends)", width).rstrip()]
     rows = looks.rows or ()
