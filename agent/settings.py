@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,10 @@ from stucktrace.errors import InvalidSettings
 from stucktrace.setting_sources import Key, choose, from_environment, from_file, from_options, refusal
 
 DEFAULT_FILE = Path("/etc/stucktrace/agent.toml")
+RELOADED = (
+    "match", "interval_s", "stuck_after_s", "cpu_budget", "memory_budget_bytes", "journal_bytes", "journal_age_s",
+)  # fmt: skip
+"""Fields that take hold while the agent runs."""
 _YEAR_S = 365 * 86400
 
 
@@ -140,6 +144,14 @@ def default_file() -> Path | None:
     except OSError:
         pass
     return DEFAULT_FILE
+
+
+def reloaded(before: Settings, now: Settings) -> tuple[Settings, tuple[str, ...]]:
+    """What is in force once `now` is read by an agent that has `before`, and the keys that wait for a restart."""
+    waiting = tuple(
+        key.path for key in KEYS if key.field not in RELOADED and getattr(before, key.field) != getattr(now, key.field)
+    )
+    return replace(before, **{name: getattr(now, name) for name in RELOADED}), waiting
 
 
 def describe(settings: Settings) -> str:

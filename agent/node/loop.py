@@ -39,7 +39,7 @@ from stucktrace.node.signs import Signs
 from stucktrace.node.suspects import PATIENCE, Suspects
 from stucktrace.node.tracker import SCAN_EVERY_S, Ended, Heartbeats, Tracked, Tracker
 from stucktrace.output import complain
-from stucktrace.settings import Settings
+from stucktrace.settings import Settings, reloaded
 
 LOCK = "\0stucktrace.agent"
 """An abstract UNIX socket: it vanishes with its process, however that ends. One a network namespace."""
@@ -160,13 +160,13 @@ class Agent:
             for problem in error.problems:
                 complain(problem, "the settings stay as they were")
             return
-        before, self._settings = self._settings, settings
+        self._settings, waiting = reloaded(self._settings, settings)
         self._tracker.apply(settings.match, settings.stuck_after_s)
         self._recorder.apply(settings.journal_bytes, settings.journal_age_s)
         self._interval_s = settings.interval_s
         self._glances.interval_s = settings.interval_s * INTERVAL_FACTOR[self._shedding]
-        if settings.engine != before.engine or settings.node != before.node:
-            complain("the engine and the node's name stay as they were", "start the agent anew to change them")
+        if waiting:
+            complain(f"{', '.join(waiting)}: as before", "start the agent anew to change them")
         complain("settings read again", "")
 
     def _look_at_itself(self, now: float) -> None:

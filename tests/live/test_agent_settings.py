@@ -55,8 +55,8 @@ def test_sighup_reads_the_file_again_and_a_mistake_changes_nothing(tmp_path: Pat
             said = hang_up(watcher, 2)
             assert f"{file} line 2: agent.stuck_after" in said[0] and "stay as they were" in said[0], said
             assert f"{file} line 3: agent.interval" in said[1] and len(said) == 2, said
-            file.write_text("[agent]\nstuck_after = 2\n")
-            hang_up(watcher, 1)
+            file.write_text("[agent]\nstuck_after = 2\n[metrics]\nlisten = 9464\n")
+            assert "metrics.listen: as before" in hang_up(watcher, 2)[0]
             opened = watcher.wait_for("opened")
             assert opened["affected"][0]["pid"] == agent.own_pid(worker)
             assert watcher.end() == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from stucktrace.errors import InvalidSettings
-from stucktrace.settings import KEYS, Settings, describe, load
+from stucktrace.settings import KEYS, Settings, describe, load, reloaded
 
 EXAMPLE = Path(__file__).parents[2] / "packaging" / "agent.toml"
 DSN = "https://abcdef@sentry.example/42"
@@ -173,3 +173,12 @@ def test_the_example_has_every_key_with_its_default(file: Path):
     # The examples hold, too; of a secret one of its two ways.
     file.write_text(re.sub(r"(?m)^#(?=\w+ = )(?!dsn_file|headers_file)", "", text))
     assert load(file, {}, {}).sentry_dsn
+
+
+def test_what_waits_for_a_restart_is_named():
+    before = Settings(metrics="127.0.0.1:1", sentry_dsn=DSN)
+    now = Settings(metrics="127.0.0.1:2", interval_s=1.0, cpu_budget=0.5)
+    in_force, waiting = reloaded(before, now)
+    assert in_force == Settings(metrics="127.0.0.1:1", sentry_dsn=DSN, interval_s=1.0, cpu_budget=0.5)
+    assert waiting == ("sentry.dsn", "metrics.listen")
+    assert reloaded(before, before) == (before, ())
