@@ -11,7 +11,6 @@ import ctypes
 import errno
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 MAX_BYTES = 16 << 20
 # The kernel takes at most UIO_MAXIOV vectors in one call.
@@ -87,15 +86,18 @@ def read_ranges(pid: int, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
             raise ValueError(f"{size} bytes in one read")
         buffer = ctypes.create_string_buffer(size)
         try:
-            taken = _call(pid, batch, buffer, size) or 0
+            taken = _call(pid, batch, buffer, size)
         except OSError as error:
             if error.errno != errno.EFAULT:
                 raise
             taken = 0
+        if taken is None:
+            found += [_read_alone(pid, *each) for each in batch]
+            continue
         place, data = 0, buffer.raw
         for _, length in batch:
             if place + length > taken:
-                # Not mapped to its end, or the call is refused: this one alone, and on behind it.
+                # Not mapped to its end: this one alone, and on behind it.
                 found.append(_read_alone(pid, *ranges[len(found)]))
                 break
             found.append(data[place : place + length])
@@ -106,7 +108,7 @@ def read_ranges(pid: int, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
 def _read_alone(pid: int, address: int, length: int) -> bytes:
     try:
         return read_some(pid, address, length)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):
         raise
     except OSError:
         return b""
@@ -151,8 +153,11 @@ def _read_mem_file(pid: int, address: int, length: int) -> bytes:
     if not 0 <= address < 1 << 63:
         raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
     try:
-        with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as file:
-            data = os.pread(file.fileno(), length, address)
+        fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            data = os.pread(fd, length, address)
+        finally:
+            os.close(fd)
     except FileNotFoundError:
         raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
     except OSError as error:

@@ -62,6 +62,16 @@ def test_words_with_holes_between(means, target):
     assert memory.read_words(target.pid, []) == []
 
 
+def test_ranges_with_holes_between(means, target):
+    page = int(target.words[0])
+    ranges = [(page, 10), (page + 4096, 10), (page + 8192, 5), (0, 0), (page + 4090, 10), (8, 4), (page + 8192, 10)]
+    assert memory.read_ranges(target.pid, ranges) == [
+        b"first page", b"", b"third", b"", bytes(6), b"", b"third page",
+    ]  # fmt: skip
+    assert memory.read_each(target.pid, [page, page + 4096] * 1000, 5) == [b"first", b""] * 1000
+    assert memory.read_ranges(target.pid, []) == []
+
+
 def test_a_process_that_is_gone(means):
     child = subprocess.Popen(["true"])
     child.wait()
