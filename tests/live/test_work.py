@@ -60,8 +60,9 @@ def is_orders(report: command.Report, peer: str) -> dict:
     return work
 
 
-@pytest.mark.parametrize("app", ["application", "renamed"])
-@pytest.mark.parametrize("zone", ["UTC", "Asia/Kolkata", "America/New_York"])
+@pytest.mark.parametrize(
+    ("app", "zone"), [("application", "UTC"), ("renamed", "Asia/Kolkata"), ("renamed", "America/New_York")]
+)
 def test_a_request_in_a_sync_worker(app, zone):
     with (
         gunicorn.serve("--timeout", 600, app=f"serving:{app}", env={"TZ": zone}) as server,
@@ -72,7 +73,7 @@ def test_a_request_in_a_sync_worker(app, zone):
         report = command.explain(worker)
         work = is_orders(report, peer)
         (thread,) = report["threads"]
-        assert thread["blocked_s"] - 0.1 <= work["age_s"] <= thread["blocked_s"] + 30
+        assert thread["blocked_s"] - 0.1 <= work["age_s"] <= thread["blocked_s"] + 60
 
 
 def test_requests_in_a_threaded_worker():
@@ -169,7 +170,7 @@ def test_every_interpreter(python, kind, tmp_path):
             assert work["peer"] == "127.0.0.1"
         else:
             assert (work["name"], work["id"]) == ("shop.tasks.bill", "5f3c")
-            assert 0 <= work["age_s"] <= report["process"]["age_s"] + 5
+            assert 0 <= work["age_s"] <= report["process"]["age_s"] + 60
 
 
 @pytest.mark.xdist_group("redis")
@@ -193,7 +194,7 @@ def test_a_task_that_hangs(redis, pool):
         (thread,) = [thread for thread in report["threads"] if thread["work"]]
         work = thread["work"]
         assert (work["kind"], work["name"], work["id"]) == ("task", "celery_app.fetch", task_id)
-        assert thread["blocked_s"] - 0.1 <= work["age_s"] <= thread["blocked_s"] + 30
+        assert thread["blocked_s"] - 0.1 <= work["age_s"] <= thread["blocked_s"] + 60
         assert f"running task celery_app.fetch, id {task_id}, for " in report.text()
         for idle in worker.children:
             if idle != report["process"]["pid"]:
