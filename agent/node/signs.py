@@ -5,6 +5,7 @@ Each source that cannot be had is said once and done without: the scans see the 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import TypeVar
 
@@ -14,9 +15,11 @@ from stucktrace.collectors.kernel import Kernel
 from stucktrace.collectors.libbpf import BpfError
 from stucktrace.collectors.lifecycle import LifeEvent
 from stucktrace.facts import Missing
+from stucktrace.collectors.trouble import Trouble
 from stucktrace.node.owners import Owners
 
 T = TypeVar("T")
+MOST_UNOWNED = 1000
 Note = Callable[[float, str, str, int | None], None]
 """Takes a line for the timeline: CLOCK_MONOTONIC seconds, category, message, pid."""
 
@@ -32,6 +35,8 @@ class Signs:
         self._trouble = self._opened("TCP events", trouble.Stream, kernel)
         self.flows = Flows(wake)
         self._owners = Owners()
+        self._unowned: OrderedDict[int, Trouble] = OrderedDict()
+        """Inode -> the last event of a socket whose holder is not known yet, or is a stranger."""
 
     def _opened(self, what: str, kind: Callable[[Kernel], T], kernel: Kernel | None) -> T | None:
         if kernel is None:
@@ -72,11 +77,16 @@ class Signs:
     def suspects(self, pids: Collection[int], now: float) -> set[int]:
         """Those with a sign of trouble on a connection since the last call."""
         found: set[int] = set()
-        happened = {event.inode: event for event in (self._trouble.events() if self._trouble is not None else ())}
-        self._owners.ask(happened)
+        for event in self._trouble.events() if self._trouble is not None else ():
+            # A reset is how many clients end; where it hurts it is an error too.
+            if event.kind != "reset":
+                self._owners.ask((event.inode,))
+                self._unowned[event.inode] = event
+        while len(self._unowned) > MOST_UNOWNED:
+            self._unowned.popitem(last=False)
         for inode, owners in self._owners.found(pids, now).items():
             found.update(owners)
-            if (event := happened.get(inode)) is not None:
+            if (event := self._unowned.pop(inode, None)) is not None:
                 times = f"{event.count} times" if event.count > 1 else "once"
                 self._note(event.time_s, "tcp", f"{event.kind} {event.local} to {event.remote}, {times}", owners[0])
         for lost in self.flows.news():
