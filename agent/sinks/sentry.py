@@ -56,7 +56,6 @@ class Sentry:
             raise UsageError("this is not a Sentry DSN", "it looks like https://KEY@HOST/PROJECT") from None
         auth = parsed.to_auth(f"stucktrace/{__version__}")
         self._url = str(auth.get_api_url())
-        self._host = parsed.netloc
         self._headers = {
             "User-Agent": f"stucktrace/{__version__}",
             "X-Sentry-Auth": str(auth.to_header()),
@@ -64,7 +63,9 @@ class Sentry:
             "Content-Encoding": "gzip",
         }
         self._names = {"environment": environment, "server_name": server_name}
-        self._pool = _pool(parsed.scheme, parsed.host)
+        self._pool, proxy = _pool(parsed.scheme, parsed.host)
+        self._where = parsed.netloc + (f" (by way of the proxy {proxy})" if proxy else "")
+        """For people: never the key, nor the proxy's password."""
         self._used = 0.0
         self._not_before = 0.0
         self._tags: dict[str, dict[str, str]] = {}
@@ -76,7 +77,7 @@ class Sentry:
         """Sends it, or leaves out an update that says nothing new."""
         wait_s = self._not_before - time.monotonic()
         if wait_s > 0:
-            raise SinkDown(f"{self._host} limits our rate", wait_s)
+            raise SinkDown(f"{self._where} limits our rate", wait_s)
         identity = item.event["id"]
         if not self._news(item):
             return
@@ -87,9 +88,9 @@ class Sentry:
             del envelope.items[1:]
             status, detail = self._post(envelope)
         if status in (400, 413, 422):
-            raise SinkRefused(f"{self._host} answers {status}{detail}")
+            raise SinkRefused(f"{self._where} answers {status}{detail}")
         if not 200 <= status < 300:
-            raise SinkDown(f"{self._host} answers {status}{detail}")
+            raise SinkDown(f"{self._where} answers {status}{detail}")
         if item.event["type"] == "resolved":
             self._tags.pop(identity, None)
             self._last.pop(identity, None)
@@ -131,19 +132,19 @@ class Sentry:
                 answer.close()
         except (urllib3.exceptions.HTTPError, OSError) as error:
             self._pool.clear()
-            raise _down(self._host, error) from None
+            raise _down(self._where, error) from None
         self._used = time.monotonic()
         detail = _detail(answer.headers.get("X-Sentry-Error"), said)
         limited_s = _limit_s(answer.headers.get("X-Sentry-Rate-Limits", ""))
         self._not_before = time.monotonic() + limited_s
         after_s = _retry_after_s(answer.headers.get("Retry-After"))
         if answer.status == 429:
-            raise SinkDown(f"{self._host} limits our rate (429)", after_s or limited_s or RATE_LIMITED_S)
+            raise SinkDown(f"{self._where} limits our rate (429)", after_s or limited_s or RATE_LIMITED_S)
         if answer.status in (401, 403, 404):
-            reason = f"{self._host} answers {answer.status}{detail}"
+            reason = f"{self._where} answers {answer.status}{detail}"
             raise SinkDown(reason, after_s or WRONG_KEY_S, "see that the DSN is right; alerts wait and are sent later")
         if answer.status >= 500 and after_s:
-            raise SinkDown(f"{self._host} answers {answer.status}{detail}", after_s)
+            raise SinkDown(f"{self._where} answers {answer.status}{detail}", after_s)
         return answer.status, detail
 
     def close(self) -> None:
@@ -162,25 +163,34 @@ def _import_sdk() -> None:
             sys.modules.pop(name, None)
 
 
-def _pool(scheme: str, host: str) -> urllib3.PoolManager:
-    """By way of the proxy and with the CA certificates that the environment names, as sentry_sdk does it."""
+def _authorities() -> str:
+    """The file of the CA certificates to trust: the environment's, as sentry_sdk chooses it, else certifi's."""
     import certifi
+
+    name = next((name for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE") if os.environ.get(name)), None)
+    path = os.environ[name] if name else str(certifi.where())
+    if not os.access(path, os.R_OK):
+        raise UsageError(f"{name}: {path} cannot be read", "name a file of CA certificates, or leave it unset")
+    return path
+
+
+def _pool(scheme: str, host: str) -> tuple[urllib3.PoolManager, str]:
+    """And the proxy that the environment names for it, without its password; empty for none."""
     import urllib3
 
-    named = (os.environ.get(name) for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"))
     options: dict[str, Any] = {
         "num_pools": 1,
         "timeout": urllib3.Timeout(connect=CONNECT_S, read=READ_S),
         "cert_reqs": "CERT_REQUIRED",
-        "ca_certs": next(filter(None, named), None) or certifi.where(),
+        "ca_certs": _authorities(),
     }
     proxy = None if proxy_bypass(host) else getproxies().get(scheme)
     if not proxy:
-        return urllib3.PoolManager(**options)
+        return urllib3.PoolManager(**options), ""
     try:
-        user = urllib3.util.parse_url(proxy).auth
-        headers = urllib3.make_headers(proxy_basic_auth=user) if user else None
-        return urllib3.ProxyManager(proxy, proxy_headers=headers, **options)
+        parts = urllib3.util.parse_url(proxy)
+        headers = urllib3.make_headers(proxy_basic_auth=parts.auth) if parts.auth else None
+        return urllib3.ProxyManager(proxy, proxy_headers=headers, **options), str(parts.netloc)
     except (urllib3.exceptions.HTTPError, ValueError):
         raise UsageError(
             f"the proxy of {scheme.upper()}_PROXY cannot be used", "only http and https proxies can"

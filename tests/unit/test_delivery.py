@@ -65,6 +65,8 @@ def test_a_sink_that_hangs_holds_up_nobody(spooled, tmp_path):
         all_of_them.put(item(number))
     wait_until(lambda: works.taken == list(range(50)))
     assert all_of_them.status()["hangs"].pending == 50
+    if spooled:
+        wait_until(lambda: len(list((tmp_path / "hangs").glob("*.item"))) == 50)
     all_of_them.drain(0.2)
     (word,) = words
     assert "hangs: 50 alerts could not be delivered" in word and ("in the spool" if spooled else "are lost") in word
