@@ -14,8 +14,8 @@ from stucktrace.collectors.conntrack_flows import Flows
 from stucktrace.collectors.kernel import Kernel
 from stucktrace.collectors.libbpf import BpfError
 from stucktrace.collectors.lifecycle import LifeEvent
-from stucktrace.facts import Missing
 from stucktrace.collectors.trouble import Trouble
+from stucktrace.facts import Missing
 from stucktrace.node.owners import Owners
 
 T = TypeVar("T")
@@ -86,7 +86,8 @@ class Signs:
             self._unowned.popitem(last=False)
         for inode, owners in self._owners.found(pids, now).items():
             found.update(owners)
-            if (event := self._unowned.pop(inode, None)) is not None:
+            if inode in self._unowned:
+                event = self._unowned.pop(inode)
                 times = f"{event.count} times" if event.count > 1 else "once"
                 self._note(event.time_s, "tcp", f"{event.kind} {event.local} to {event.remote}, {times}", owners[0])
         for lost in self.flows.news():
