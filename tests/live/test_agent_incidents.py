@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from stucktrace.collectors import procfs
 
-from tests.harness import agent, brokers, kernel
+from tests.harness import agent, brokers, celery, kernel, targets
 
 
 def event(watcher: agent.Agent, kind: str, code: str) -> agent.Event:
@@ -58,3 +64,105 @@ def test_an_abort_by_hand_is_no_timeout(engine: str):
             os.kill(worker, signal.SIGABRT)
         kernel.wait_until(lambda: not any(kernel.alive(worker) for worker in server.workers), "both gone")
         assert watcher.read(6) is None, agent.summaries(watcher.events)
+
+
+INIT = ("sh", "-c", '"$@" & while :; do wait; sleep 1; done', "init")
+DIES_YOUNG = """
+import os, time
+def post_worker_init(worker):
+    time.sleep(0.3)
+    os.abort()
+"""
+
+
+@contextlib.contextmanager
+def celery_worker(broker: brokers.Broker, *options: str | int) -> Iterator[int]:
+    """A Celery worker alone in a PID namespace, under a first process that takes orphans; its main process."""
+    arguments = [*celery.CELERY, "worker", "--without-mingle", "--without-gossip", "-l", "INFO", *map(str, options)]
+    with targets.start(
+        arguments, prefix=(*agent.ALONE, *INIT), netns=broker.pair.here, env={"BROKER_URL": broker.url}, cwd=targets.TARGETS, ready=False
+    ) as target:  # fmt: skip
+        kernel.wait_until(lambda: "ready." in target.log(), "the worker is ready")
+        (init,) = kernel.wait_for_children(target.pid, 1)
+        (main,) = kernel.wait_for_children(init, 1)
+        yield main
+
+
+@contextlib.contextmanager
+def client(url: str) -> Iterator[None]:
+    code = f"import urllib.request; urllib.request.urlopen({url!r}).read()"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait(60)
+
+
+def send(broker: brokers.Broker, task: str, argument: float, count: int) -> None:
+    code = f"import celery_app; [celery_app.{task}.delay({argument}) for _ in range({count})]"
+    inside = ["ip", "netns", "exec", broker.pair.here, sys.executable, "-c", code]
+    subprocess.run(inside, cwd=targets.TARGETS, env=celery.environment(broker), check=True, timeout=120)
+
+
+@contextlib.contextmanager
+def gunicorn_below(*options: str | int | Path) -> Iterator[tuple[int, int, targets.Target]]:
+    """gunicorn in a PID namespace whose first process is another; that, the master, and its output."""
+    arguments = ["-m", "gunicorn", "-b", "127.0.0.1:0", "--no-control-socket", *map(str, options)]
+    with targets.start(
+        [sys.executable, *arguments, "web_app:application"], prefix=(*agent.ALONE, *INIT), cwd=targets.TARGETS, ready=False
+    ) as target:  # fmt: skip
+        kernel.wait_until(lambda: "Booting worker" in target.log(), "the first worker")
+        (init,) = kernel.wait_for_children(target.pid, 1)
+        (master,) = kernel.wait_for_children(init, 1)
+        yield init, master, target
+
+
+def test_workers_that_die_young_are_a_storm_until_their_master_ends(tmp_path: Path):
+    config = tmp_path / "young.py"
+    config.write_text(DIES_YOUNG)
+    with gunicorn_below("-c", config) as (init, master, _), agent.watching(init) as watcher:
+        storm = event(watcher, "opened", "restart-storm")
+        assert storm["affected"][0]["pid"] == agent.own_pid(master) and "SIGABRT" in storm["summary"]
+        os.kill(master, signal.SIGTERM)
+        assert event(watcher, "resolved", "restart-storm")["how"] in ("exited", "killed")
+        assert {told["code"] for told in watcher.events} == {"restart-storm"}
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_only_a_worker_that_stays_without_its_master_is_an_orphan(hangs: bool):
+    with (
+        targets.start("http_holder.py", "deaf") as holder,
+        gunicorn_below("--timeout", 4, "-k", "gthread", "--threads", 2) as (init, master, target),
+        agent.watching(init) as watcher,
+    ):
+        (worker,) = kernel.wait_for_children(master, 1)
+        port = target.log().partition("http://127.0.0.1:")[2].split()[0]
+        with contextlib.ExitStack() as stack:
+            if hangs:
+                url = f"http://127.0.0.1:{port}/fetch?url=http://127.0.0.1:{holder.said}/"
+                stack.enter_context(client(url))
+                kernel.wait_until(
+                    lambda: any(kernel.in_call(worker, "recvfrom", tid=tid) for tid in kernel.tids(worker))
+                )
+                kernel.wait_until(lambda: procfs.read_stat(master).age_s > 6, "a master of some age")
+            os.kill(master, signal.SIGKILL)
+            if hangs:
+                orphaned = event(watcher, "opened", "orphaned-worker")
+                assert orphaned["affected"][0]["pid"] == agent.own_pid(worker)
+                os.kill(worker, signal.SIGKILL)
+                assert event(watcher, "resolved", "orphaned-worker")["how"] == "killed"
+            else:
+                kernel.wait_until(lambda: not kernel.alive(worker), "the worker noticed")
+                assert watcher.read(5) is None, agent.summaries(watcher.events)
+
+
+@pytest.mark.xdist_group("redis")
+@pytest.mark.parametrize("limit", ["--max-memory-per-child=1", "--max-tasks-per-child=1"])
+def test_children_that_are_too_large_from_the_start_are_a_storm(redis: brokers.Broker, limit: str):
+    with redis.client() as broker, celery_worker(broker, "-c", 2, limit) as main, agent.watching(main) as watcher:
+        send(broker, "sleep", 0.1, 40)
+        if "memory" in limit:
+            assert limit in event(watcher, "opened", "restart-storm")["summary"]
+        else:
+            assert watcher.read(40) is None, agent.summaries(watcher.events)
