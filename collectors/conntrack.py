@@ -16,6 +16,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from socket import socket as NetlinkSocket
 from typing import Protocol
 
 from stucktrace.collectors import conntrack_full, ctnetlink, netns, nft_rules
@@ -25,6 +26,9 @@ from stucktrace.facts import ConntrackFact, Missing, SocketFact
 
 SYSCTL = Path("/proc/sys/net/netfilter")
 PRESENT, ABSENT = "present", "absent"
+RECENTLY_S = 1.0
+_recently: dict[tuple[int, bytes], tuple[float, tuple[Entry, ...]]] = {}
+"""(namespace, address) -> when it was asked for, and its entries: the workers of a host ask for the same."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +210,6 @@ def _look(
     if not _sysctl("nf_conntrack_count") and not place.seen:
         return {}, None
     found = {}
-    tracked: dict[bytes, tuple[Entry, ...]] = {}
     with ctnetlink.open_socket() as netfilter:
         table = conntrack_full.read(netfilter, place.where) if not asking.isdisjoint(flows) else None
         for inode, socket_flow in flows.items():
@@ -220,12 +223,22 @@ def _look(
                     assumes = "" if place.own else "the connection goes through there"
                     found[inode] = Answer(ABSENT, place.where, assumes)
             else:
-                if flow.source not in tracked:
-                    tracked[flow.source] = tuple(ctnetlink.from_address(netfilter, flow.source))
-                answer = _absent(flow, tracked[flow.source], place, seen)
+                # Where the entry was seen, nobody has to be asked what is tracked there.
+                tracked = () if seen else _tracked(netfilter, place.netns, flow.source)
+                answer = _absent(flow, tracked, place, seen)
                 if answer is not None:
                     found[inode] = answer
     return found, table
+
+
+def _tracked(netfilter: NetlinkSocket, inode: int, address: bytes) -> tuple[Entry, ...]:
+    """Entries with this address on either side. Each time costs a walk through the node's whole table."""
+    now = time.monotonic()
+    known = _recently.get((inode, address))
+    if known is None or now - known[0] > RECENTLY_S:
+        _recently.clear()
+        known = _recently[inode, address] = now, tuple(ctnetlink.from_address(netfilter, address))
+    return known[1]
 
 
 def _absent(flow: Tuple, tracked: tuple[Entry, ...], place: Place, seen: Sighting | None) -> Answer | None:
