@@ -43,6 +43,8 @@ Exit status, the worst of all processes looked at (worst first):
 """
 DEADLINE_S = 60.0
 """Longer than any collector's own deadline: past it the kernel itself does not answer a read of /proc."""
+PS_EACH_S = 0.5
+"""More for each process of a table: on a node that is busy to death an inspection takes ten times what it should."""
 WORST_FIRST = (2, 1, 3, 4, 5, 0)
 
 
@@ -309,11 +311,12 @@ def show_table(table: Table, as_json: bool) -> int:
     from stucktrace.sinks.table import as_json as row_as_json
     from stucktrace.sinks.table import render, summary
 
-    watchdog = threading.Timer(DEADLINE_S, give_up)
-    watchdog.daemon = True
-    watchdog.start()
     began = time.time()
-    *_, rows = table.look()
+    rows: tuple[Row, ...] = ()
+    guard = watched_for(DEADLINE_S)
+    for rows in table.look():
+        guard.cancel()
+        guard = watched_for(DEADLINE_S + PS_EACH_S * len(rows))
     if as_json:
         for row in rows:
             write_json(row_as_json(row, began))
@@ -322,8 +325,16 @@ def show_table(table: Table, as_json: bool) -> int:
         write("\n".join(render(rows, width=width, colour=colour_wanted())) + "\n")
         if width is not None:
             write(f"\n{summary(rows)}\n")
-    watchdog.cancel()
+    guard.cancel()
     return complain_of(table, rows)
+
+
+def watched_for(seconds: float) -> threading.Timer:
+    """Ends the process after so long, unless it is cancelled."""
+    watchdog = threading.Timer(seconds, give_up)
+    watchdog.daemon = True
+    watchdog.start()
+    return watchdog
 
 
 def complain_of(table: Table, rows: Collection[Row]) -> int:

@@ -75,6 +75,8 @@ class Table:
         self._known: dict[int, _Known] = {}
         self._families: dict[int, Family] = {}
         """pid of a master -> its workers."""
+        self.pending = False
+        """Some were not inspected yet, for want of `at_a_time`."""
         self.blind: tuple[str, str] | None = None
         """Where of no process it could be read what it is inside: why, and the remedy."""
 
@@ -89,6 +91,9 @@ class Table:
         yield ordered(rows.values())
         due = [pid for pid, row in rows.items() if self._due(row)] if self._verdicts else []
         due.sort(key=lambda pid: self._known[pid].at if pid in self._known else 0.0)
+        self.pending = any(
+            pid not in self._known for pid in due[len(due) if self.at_a_time is None else self.at_a_time :]
+        )
         before = {pid: known.earlier for pid, known in self._known.items()}
         for pid, answer in inspect_each(due[: self.at_a_time], self._options, self._opened, before):
             if isinstance(answer, NoSuchProcess):

@@ -28,7 +28,7 @@ HOME, END_OF_LINE, REST = "\x1b[H", "\x1b[K", "\x1b[J"
 HOLD, SHOW = "\x1b[?2026h", "\x1b[?2026l"
 """A terminal that knows them shows everything between the two at once; others ignore them."""
 PAUSE_SHARE = 3
-"""The pause between two looks is at least this many times as long as a look took."""
+"""The pause between two looks is at least this many times as long as a look took, but for the first verdict of each."""
 AT_A_TIME = 32
 """Processes inspected in a look: the table stays alive beside a hundred that are stuck."""
 _ENDS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
@@ -58,7 +58,8 @@ class _Looks:
                 self.error = error
                 self._tell()
             took_s = time.monotonic() - began
-            time.sleep(max(self._every_s - took_s, PAUSE_SHARE * took_s if took_s > self._every_s / 2 else 0.0))
+            if not self._pending():
+                time.sleep(max(self._every_s - took_s, PAUSE_SHARE * took_s if took_s > self._every_s / 2 else 0.0))
 
     def _look(self) -> None:
         first, at = self.rows is None, time.strftime("%H:%M:%S")
@@ -69,6 +70,10 @@ class _Looks:
                 self._tell()
         self.rows, self.at = rows, at
         self._tell()
+
+    def _pending(self) -> bool:
+        """Some have no verdict yet, though they keep to what they do: they are next."""
+        return self._table.pending and self.error is None
 
     def _tell(self) -> None:
         with suppress(BlockingIOError):
