@@ -92,7 +92,7 @@ class Consumption:
             rate = growth.memory_rate(used.rss)
             if rate is not None:
                 left, limit, source = _room(process, used.sample.rss_bytes)
-                if left is not None and left < rate * growth.WITHIN_S:
+                if left is not None and growth.runs_out(used.rss, rate, left):
                     yield process, Growth(RSS, _shown(used.rss, realtime), rate, limit, source)
             if used.fds.values and used.fds.values[-1] > growth.FDS_AT_LEAST:
                 files = usage.fd_limit(process.pid)

@@ -17,8 +17,8 @@ MEMORY_EVERY_S, FDS_EVERY_S = 60.0, 30.0
 MEMORY_SPAN_S, MEMORY_SAMPLES = 1800.0, 30
 MEMORY_AT_LEAST_BYTES, MEMORY_TIMES = 200_000_000, 2.0
 FDS_SPAN_S, FDS_SAMPLES, FDS_AT_LEAST, FDS_SHARE = 600.0, 20, 100, 0.5
-WITHIN_S = 86_400.0
-"""What is left lasts longer than this at the present rate: not worth a word."""
+WITHIN_S, WITHIN_SPANS = 86_400.0, 6.0
+"""What is left lasts longer than a day, or than so many times of what was seen: too far for a prediction."""
 GIVEN_BACK = 0.15
 """Of the whole growth: a larger fall in between is a saw-tooth."""
 EARLY_SHARE, LAST_SHARE = 0.25, 0.5
@@ -97,6 +97,11 @@ def memory_rate(series: Series) -> float | None:
     if series.values[-1] < MEMORY_TIMES * min(series.values):
         return None
     return steady(series, MEMORY_SPAN_S, MEMORY_SAMPLES)
+
+
+def runs_out(series: Series, rate: float, left: float) -> bool:
+    """At this rate what is left is used up soon enough to say so."""
+    return left < rate * min(WITHIN_S, WITHIN_SPANS * (series.times[-1] - series.times[0]))
 
 
 def fds_rate(series: Series, limit: float | None) -> float | None:

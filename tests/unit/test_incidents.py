@@ -5,10 +5,27 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from stucktrace.alerts import fingerprint
 from stucktrace.diagnosis.incidents import diagnose
-from stucktrace.facts import Snapshot, WorkerFact
-from stucktrace.incidents import WorkerAborted
+from stucktrace.facts import ConntrackFact, Snapshot, WorkerFact
+from stucktrace.facts_codec import decode_as, encode_as
+from stucktrace.incidents import (
+    FDS,
+    RSS,
+    BeatStopped,
+    BeatTwice,
+    ConntrackPressure,
+    Growth,
+    Incident,
+    LoopStalled,
+    OomKilled,
+    OrphanedWorker,
+    RestartStorm,
+    Start,
+    WorkerAborted,
+    code_of,
+)
 from stucktrace.inspection import Inspection
 from stucktrace.report import build
 
@@ -90,3 +107,98 @@ def test_a_worker_that_computed_for_too_long_names_its_own_code():
     timeout = diagnose(facts, aborted()).verdict
     assert timeout.tid == PID and timeout.frame is not None
     assert facts.frames(PID)[timeout.frame].function == "checkout"
+
+
+STARTS = tuple(Start(200 + number, NOW + number, 0.5, 11) for number in range(7)) + (Start(208, NOW + 8, None),)
+SAMPLES = tuple((NOW - 3600 + 60.0 * step, 2e8 + 1e7 * step) for step in range(61))
+TABLE = ConntrackFact(4026531840, 990, 1000)
+
+ALL: list[tuple[Incident, str, tuple[str, str, str], tuple[str, ...]]] = [
+    (
+        RestartStorm("gunicorn-master", STARTS, 8.0, application="gunicorn shop:app"),
+        "gunicorn-master",
+        ("restart-storm", "proven", "critical"),
+        ("8 starts in 8 s", "0.5 s each", "SIGSEGV (7)"),
+    ),
+    (
+        RestartStorm("celery-main", (Start(200, NOW, 2.0, 0x9B00),), 8.0, "--max-memory-per-child=1"),
+        "celery-main",
+        ("restart-storm", "proven", "critical"),
+        ("--max-memory-per-child=1", "exit status 155"),
+    ),
+    (
+        OrphanedWorker(MASTER, NOW - 30, 1, "init"),
+        "celery-child",
+        ("orphaned-worker", "proven", "critical"),
+        ("outlived its master (pid 50) by 30 s", "no task"),
+    ),
+    (
+        OrphanedWorker(MASTER, NOW - 30, 1, "init"),
+        "gunicorn-worker",
+        ("orphaned-worker", "likely", "critical"),
+        ("still accepts",),
+    ),
+    (
+        OomKilled(NOW, 480_000_000, 512_000_000, 511_000_000, "/kubepods/pod1"),
+        "celery-child",
+        ("oom-killed", "proven", "critical"),
+        ("while it held 480.0 MB", "may use 512.0 MB"),
+    ),
+    (OomKilled(NOW, None, None, None, seen=False), "", ("oom-killed", "likely", "critical"), ("the node ran out",)),
+    (
+        Growth(RSS, SAMPLES, 1e7 / 60, 2e9, "cgroup /x"),
+        "gunicorn-worker",
+        ("memory-growth", "likely", "warning"),
+        ("from 200.0 MB to 800.0 MB of memory in 60 min", "2.0 GB (cgroup /x) in 2 h"),
+    ),
+    (
+        Growth(FDS, ((NOW - 1200, 60.0), (NOW, 700.0)), 0.53, 1024.0, "RLIMIT_NOFILE"),
+        "gunicorn-worker",
+        ("fd-growth", "likely", "warning"),
+        ("from 60 open files to 700 open files", "1024 open files (RLIMIT_NOFILE)"),
+    ),
+    (LoopStalled(3, 31.0), "celery-main", ("blocked-loop", "likely", "critical"), ("stands still", "31 s")),
+    (
+        BeatStopped(400.0, 300.0, "--max-interval"),
+        "celery-beat",
+        ("beat-stopped", "likely", "critical"),
+        ("not ticked for 7 min", "at most 5 min"),
+    ),
+    (
+        BeatTwice(51, 600.0, "/srv/celerybeat-schedule", True),
+        "celery-beat",
+        ("beat-twice", "proven", "warning"),
+        ("pids 51 and 100", "both have /srv/celerybeat-schedule open"),
+    ),
+    (BeatTwice(51, 600.0, "", False), "celery-beat", ("beat-twice", "likely", "warning"), ("the same command",)),
+    (
+        ConntrackPressure(TABLE, replace(TABLE, drop=4), 10.0),
+        "gunicorn-worker",
+        ("conntrack-pressure", "proven", "warning"),
+        ("990 of 1000 entries", "4 new connections were dropped"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("incident", "kind", "what", "said"), ALL)
+def test_what_each_incident_is_called_and_what_it_says(
+    incident: Incident, kind: str, what: tuple[str, str, str], said: tuple[str, ...]
+):
+    facts = Snapshot(NOW, process(worker=WorkerFact(kind or "python")))
+    found = diagnose(facts, incident).verdict
+    assert (found.code, found.confidence, found.severity) == what
+    assert found.code == code_of(incident) and found.chain and (found.now or found.later)
+    for text in said:
+        assert text in found.summary, found.summary
+    verdict = reported(facts, incident)["verdict"]
+    assert all("None" not in line["text"] for line in verdict["evidence"]), verdict["evidence"]
+    assert decode_as(Incident, encode_as(Incident, incident)) == incident
+
+
+def test_storms_of_two_applications_are_two_alerts():
+    facts = Snapshot(NOW, process(worker=WorkerFact("gunicorn-master")))
+    one, other = (
+        RestartStorm("gunicorn-master", STARTS, 8.0, application=name) for name in ("gunicorn a", "gunicorn b")
+    )
+    assert fingerprint(reported(facts, one)) == fingerprint(reported(facts, replace(one, window_s=9.0)))
+    assert fingerprint(reported(facts, one)) != fingerprint(reported(facts, other))
