@@ -10,12 +10,13 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 CLONE_NEWNET = 0x40000000
-NAMED = Path("/run/netns")
+NAMED = Path("/proc/1/root/run/netns"), Path("/run/netns")
 SYSCTL = Path("/proc/sys/net/ipv4")
 T = TypeVar("T")
 
@@ -83,12 +84,15 @@ def representatives() -> Iterator[tuple[int, int]]:
 
 
 def named() -> Iterator[tuple[int, str]]:
-    """(inode, path) of the namespaces that `ip netns` made or named here: routers in between often hold no process."""
-    for path in NAMED.glob("*"):
-        try:
-            yield path.stat().st_ino, str(path)
-        except OSError:
-            continue
+    """(inode, path) of the namespaces that `ip netns` or a container's runtime named, here and where pid 1 lives.
+
+    Routers in between often hold no process.
+    """
+    for folder in NAMED:
+        with suppress(OSError):
+            for path in folder.iterdir():
+                with suppress(OSError):
+                    yield path.stat().st_ino, str(path)
 
 
 @dataclass(frozen=True)

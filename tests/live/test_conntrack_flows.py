@@ -73,7 +73,10 @@ def test_an_event_tells_it_at_once(node: Node, monkeypatch: pytest.MonkeyPatch) 
             younger, ends = node.connect(stack), node.connect(stack)
         with following(younger, ends) as flows:
             monkeypatch.setattr(conntrack_memory, "QUESTIONS_AGAIN", 0)
+            port = ends.port
             ends.target.process.kill()
+            ends.target.process.wait(60)
+            node.evict(port)
             node.evict(younger.port)
             assert next_loss(flows).inode == younger.inode
             # nf_conntrack_tcp_loose makes it anew with the next packet.
