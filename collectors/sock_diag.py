@@ -87,6 +87,8 @@ def connections(diag: socket.socket) -> Iterator[tuple[int, tuple[bytes, int, by
         size = 4 if family == socket.AF_INET else 16
         request = _inet_request(family, socket.IPPROTO_TCP, 1 << ESTABLISHED, None, info=False)
         for body in _ask(diag, request, dump=True):
+            if len(body) < INET_MESSAGE.size:
+                continue
             fields = INET_MESSAGE.unpack_from(body)
             source, target = bare(fields[6][:size]), bare(fields[7][:size])
             yield fields[15], (source, socket.ntohs(fields[4]), target, socket.ntohs(fields[5]))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import socket
 import struct
 
 import pytest
-from stucktrace.collectors import proc_net, sock_diag, sockets_bpf
+from stucktrace.collectors import netlink, proc_net, sock_diag, sockets_bpf
 from stucktrace.collectors.events import SocketRecord, UnixSocketRecord
 from stucktrace.facts import Keepalive
 
@@ -128,3 +129,25 @@ def test_record_of_an_abstract_name():
     record = UnixSocketRecord(type=1, state=1, has_peer=1, name_bytes=5)
     ctypes.memmove(ctypes.addressof(record) + UnixSocketRecord.name.offset, b"\0a\0bc", 5)
     assert sockets_bpf._unix(record)["local"] == "@a@bc"
+
+
+def established(family: int, source: bytes, target: bytes, inode: int) -> bytes:
+    """A connection as sock_diag tells it, from port 4000 to 5672."""
+    ports = socket.htons(4000), socket.htons(5672)
+    return sock_diag.INET_MESSAGE.pack(family, 1, 0, 0, *ports, source, target, *[0] * 7, inode)
+
+
+def test_connections_of_both_families_and_torn_ones():
+    mapped, v6 = bytes(10) + b"\xff\xff\n\0\0\1", socket.inet_pton(socket.AF_INET6, "fd00::1")
+    asking, answering = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with asking, answering:
+        bodies = [established(socket.AF_INET, b"\n\0\0\1", b"\n\0\0\2", 1), b"torn"]
+        bodies6 = [established(socket.AF_INET6, mapped, mapped, 2), established(socket.AF_INET6, v6, v6, 3)[:-1]]
+        for family in (bodies, [*bodies6, established(socket.AF_INET6, v6, v6, 4)]):
+            for kind, body in [*((20, body) for body in family), (netlink.NLMSG_DONE, bytes(4))]:
+                answering.send(netlink.HEADER.pack(netlink.HEADER.size + len(body), kind, 0, 0, 0) + body)
+        assert list(sock_diag.connections(asking)) == [
+            (1, (b"\n\0\0\1", 4000, b"\n\0\0\2", 5672)),
+            (2, (b"\n\0\0\1", 4000, b"\n\0\0\1", 5672)),
+            (4, (v6, 4000, v6, 5672)),
+        ]
