@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from stucktrace import report
@@ -31,7 +32,7 @@ from stucktrace.node.examiner import MOST_AT_ONCE, Examined, Examiner
 from stucktrace.node.exposure import Exposure
 from stucktrace.node.gauge import gather
 from stucktrace.node.glances import Glances
-from stucktrace.node.incidents import Incidents
+from stucktrace.node.incidents import Incidents, Occurrence
 from stucktrace.node.outlets import deliver_to
 from stucktrace.node.recorder import Recorder
 from stucktrace.node.self_watch import INTERVAL_FACTOR, NORMAL, RARE_REPEATS, SAID, SelfWatch
@@ -43,7 +44,7 @@ from stucktrace.settings import Settings, reloaded
 
 LOCK = "\0stucktrace.agent"
 """An abstract UNIX socket: it vanishes with its process, however that ends. One a network namespace."""
-LONGEST_PAUSE_S = 0.25
+SHORTEST_TURN_S, LONGEST_TURN_S = 0.02, 0.25
 RECORDED_MINUTES = 5.0
 GAUGE_EVERY_S = 1.0
 DRAIN_S, LAST_S = 3.0, 4.5
@@ -102,9 +103,11 @@ class Agent:
         complain(f"watching {len(self._tracker.processes)} processes", "")
         while not self._stopping:
             began = time.monotonic()
-            self._guarded("the loop", self._tick)
+            self._turn()
+            # Events may come by the thousand: they are taken together.
+            time.sleep(max(0.0, SHORTEST_TURN_S - (time.monotonic() - began)))
             spent_s = time.monotonic() - began
-            if poll.poll(max(0.01, min(self._interval_s, LONGEST_PAUSE_S) - spent_s) * 1000):
+            if poll.poll(max(0.0, min(self._interval_s, LONGEST_TURN_S) - spent_s) * 1000):
                 with suppress(BlockingIOError):
                     os.read(self._woken, 4096)
         self._exposure.close()
@@ -129,28 +132,27 @@ class Agent:
         except Exception as error:
             self._complaints.failed(what, error)
 
-    def _tick(self) -> None:
+    def _turn(self) -> None:
+        """One turn of the loop. A step that fails costs the others nothing."""
         now = time.monotonic()
-        self._follow_life(now)
+        self._guarded("following processes", lambda: self._follow_life(now))
         if now >= self._next_scan:
             self._next_scan = now + SCAN_EVERY_S
-            self._look_for_processes()
-        for pid in self._signs.suspects(self._tracker.processes.keys(), now):
-            if pid in self._tracker.processes:
-                self._suspects.hint(pid, now)
+            self._guarded("looking for processes", self._look_for_processes)
+        self._guarded("events of connections", lambda: self._follow_connections(now))
         for answer in self._examiner.answers():
-            self._take(answer)
-        self._examine(now)
-        self._tell_incidents(now)
-        self._desk.tick()
+            self._guarded(f"the answer about process {answer.pid}", partial(self._take, answer))
+        self._guarded("choosing whom to examine", lambda: self._examine(now))
+        self._guarded("incidents", lambda: self._follow_incidents(now))
+        self._guarded("telling alerts", self._desk.tick)
         if now >= self._next_gauge:
             self._next_gauge = now + GAUGE_EVERY_S
-            self._look_at_itself(now)
+            self._guarded("looking at itself", lambda: self._look_at_itself(now))
         if self._delivery.failed:
             self._stopping = True
         if self._reloading:
             self._reloading = False
-            self._read_settings()
+            self._guarded("reading the settings", self._read_settings)
 
     def _read_settings(self) -> None:
         """After SIGHUP. Settings with a mistake change nothing."""
@@ -201,6 +203,12 @@ class Agent:
         for ended in self._tracker.ended():
             self._forget(ended, now)
 
+    def _follow_connections(self, now: float) -> None:
+        """Whose connections are in trouble."""
+        for pid in self._signs.suspects(self._tracker.processes.keys(), now):
+            if pid in self._tracker.processes:
+                self._suspects.hint(pid, now)
+
     def _forget(self, ended: Ended, now: float) -> None:
         # gunicorn's SIGABRT becomes an exit when Python still handles it.
         timed_out = self._heartbeats.forget(ended.process)
@@ -209,7 +217,7 @@ class Agent:
         self._examiner.forget(ended.process.pid)
         self._desk.left(_member(ended.process), KILLED if timed_out else ended.how)
 
-    def _tell_incidents(self, now: float) -> None:
+    def _follow_incidents(self, now: float) -> None:
         """What happened to processes becomes alerts too."""
         processes = self._tracker.processes
         self._incidents.sample(now, processes)
@@ -220,13 +228,16 @@ class Agent:
             if pid in processes:
                 self._suspects.hint(pid, now)
         for occurrence in self._incidents.due(now):
-            began = time.monotonic()
-            diagnosis = incidents.diagnose(occurrence.snapshot, occurrence.incident)
-            spent_ms = {"total": (time.monotonic() - began) * 1000}
-            inspection = Inspection(diagnosis, occurrence.snapshot, timings_ms=spent_ms)
-            self._desk.happened(occurrence.member, occurrence.since, occurrence.incident, inspection)
+            self._guarded("an incident", partial(self._happened, occurrence))
         for over in self._incidents.over(now):
             self._desk.left(over.member, over.how)
+
+    def _happened(self, occurrence: Occurrence) -> None:
+        began = time.monotonic()
+        diagnosis = incidents.diagnose(occurrence.snapshot, occurrence.incident)
+        spent_ms = {"total": (time.monotonic() - began) * 1000}
+        inspection = Inspection(diagnosis, occurrence.snapshot, timings_ms=spent_ms)
+        self._desk.happened(occurrence.member, occurrence.since, occurrence.incident, inspection)
 
     def _look_for_processes(self) -> None:
         self._tracker.scan()
