@@ -143,7 +143,7 @@ def _last_look(snapshot: Snapshot, incident: WorkerAborted) -> Diagnosis | None:
     if not incident.timeout_s:
         return diagnose_look(snapshot, Budgets())
     spent_s = SHARE * incident.timeout_s
-    return diagnose_look(snapshot, Budgets(min(Budgets.owed_s, spent_s), spent_s, stuck_after_given=True))
+    return diagnose_look(snapshot, Budgets(min(Budgets.owed_s, spent_s), guarded_s=spent_s))
 
 
 def _own_frame(snapshot: Snapshot, tid: int) -> int | None:

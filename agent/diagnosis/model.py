@@ -143,9 +143,17 @@ class Budgets:
     """An open-ended request, when the worker's own timeout is not known."""
     stuck_after_given: bool = False
     """--stuck-after was given: it goes before the worker's own timeout."""
+    guarded_s: float | None = None
+    """The same in the main thread, where a master guards it and ends the worker soon."""
 
-    def request_s(self, worker_timeout_s: float | None) -> float:
+    def patience_s(self, *, main: bool) -> float:
+        """How long an open-ended request may last in the main thread, or in another one."""
+        return self.guarded_s if main and self.guarded_s is not None else self.stuck_after_s
+
+    def request_s(self, worker_timeout_s: float | None, *, main: bool = False) -> float:
         """The budget of an open-ended request in a worker with this timeout (None or 0: it has none)."""
+        if main and self.guarded_s is not None:
+            return self.guarded_s
         if self.stuck_after_given or not worker_timeout_s:
             return self.stuck_after_s
         return worker_timeout_s

@@ -70,7 +70,8 @@ def _reason(snapshot: Snapshot, wait: Wait, socket: SocketFact, budgets: Budgets
     if age_s is None or age_s < min(budgets.owed_s, budgets.stuck_after_s):
         return None
     purpose = wait.purpose
-    known = _from_the_peer(wait, socket, age_s, budgets)
+    main = wait.thread.tid == snapshot.process.pid
+    known = _from_the_peer(wait, socket, age_s, budgets, main=main)
     if known is not None:
         return known
     if purpose is Purpose.OWED:
@@ -78,13 +79,13 @@ def _reason(snapshot: Snapshot, wait: Wait, socket: SocketFact, budgets: Budgets
         if "confirm" in wait.reading.reason:
             text += "; a broker that holds publishers back (a resource alarm) looks the same from here"
         return Reason(LIKELY, text)
-    budget_s = budgets.request_s(snapshot.process.worker.timeout_s)
+    budget_s = budgets.request_s(snapshot.process.worker.timeout_s, main=main)
     if purpose is Purpose.REQUEST and age_s > budget_s:
         return Reason(LIKELY, f"the budget of a request, {age(budget_s)}, is spent")
     return None
 
 
-def _from_the_peer(wait: Wait, socket: SocketFact, age_s: float, budgets: Budgets) -> Reason | None:
+def _from_the_peer(wait: Wait, socket: SocketFact, age_s: float, budgets: Budgets, *, main: bool) -> Reason | None:
     """What the other end on this node tells: it is stopped, nobody accepted it, or the request is unread."""
     peer = socket.peer
     if peer is None:
@@ -96,7 +97,7 @@ def _from_the_peer(wait: Wait, socket: SocketFact, age_s: float, budgets: Budget
     if peer.holder_state in ("T", "t") and holders and (expects or subscribed):
         sure = len(holders) == 1 and (unread or expects)
         return Reason(PROVEN if sure else LIKELY, f"{process(holders[0], peer.command)} is stopped (state T)")
-    spent = age_s > budgets.stuck_after_s
+    spent = age_s > budgets.patience_s(main=main)
     if peer.in_accept_queue and (expects or subscribed):
         return Reason(PROVEN if spent else LIKELY, "nobody has accepted the connection at the other end")
     if unread and (expects or (subscribed and wait.reading.family in READS_ALWAYS)):

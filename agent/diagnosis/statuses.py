@@ -205,7 +205,10 @@ def _peer(snapshot: Snapshot, budgets: Budgets, wait: Wait, reason: str) -> Stat
     """A live peer: nothing said that it is not. The budget is given as evidence."""
     socket = wait.socket
     owed = wait.reading.purpose is Purpose.OWED
-    limit_s = budgets.owed_s if owed else budgets.request_s(snapshot.process.worker.timeout_s)
+    limit_s = budgets.owed_s
+    if not owed:
+        main = wait.thread.tid == snapshot.process.pid
+        limit_s = budgets.request_s(snapshot.process.worker.timeout_s, main=main)
     lines = [Evidence("budget", "budget_s", limit_s, f"such a wait may last {age(limit_s)} here", "s")]
     if socket is not None and socket.unacked == 0 and socket.protocol == "tcp":
         lines.append(Evidence("tcp_info", "unacked", 0, f"everything sent to {socket.remote} is acknowledged"))

@@ -277,7 +277,8 @@ class Agent:
         if verdict.verdict_class == STUCK and verdict.confidence != POSSIBLE:
             since, at = self._since(inspection), inspection.snapshot.time
             unsure = verdict.code in PATIENCE and verdict.confidence != PROVEN and not alerted
-            if unsure and self._suspects.too_early(answer.pid, since, at, answer.budgets, now):
+            patience_s = answer.budgets.patience_s(main=verdict.tid in (None, answer.pid))
+            if unsure and self._suspects.too_early(answer.pid, since, at, patience_s, now):
                 return
             self._suspects.stuck(answer.pid, now, alerted=alerted)
             due = self._suspects.due(answer.pid)

@@ -136,10 +136,11 @@ class Suspects:
                 guarded = any(thread.tid == pid for thread in threads)
                 budgets = self._budgets(process) if guarded else process.thresholds.budgets
                 longest_s = max(thread.wait_s for thread in threads)
-                left_s = budgets.stuck_after_s - longest_s
+                patience_s = budgets.patience_s(main=guarded)
+                left_s = patience_s - longest_s
                 urgent = left_s <= 0 or any(thread.on_lock for thread in threads)
                 if case.again is None and (urgent or case.not_before <= now):
-                    crossed_s = budgets.stuck_after_s if left_s <= 0 else process.thresholds.look_s
+                    crossed_s = patience_s if left_s <= 0 else process.thresholds.look_s
                     due = max(now - longest_s + crossed_s, case.last)
                     found.setdefault(pid, Wanted(pid, budgets, max(0.0, left_s), due))
         for wanted in found.values():
@@ -160,14 +161,14 @@ class Suspects:
         case.again = now + AGAIN_AT_MOST_S if alerted else None
         case.not_before = now + REST_AT_MOST_S
 
-    def too_early(self, pid: int, since: float, at: float, budgets: Budgets, now: float) -> bool:
+    def too_early(self, pid: int, since: float, at: float, patience_s: float, now: float) -> bool:
         """It is stuck, likely, in a wait that began at `since` (both CLOCK_REALTIME): is that too short to tell yet?
 
         It is looked at again when it is not.
         """
         case = self._cases[pid]
         case.since = since = min(since, since if case.since is None else case.since)
-        left_s = EARLY * budgets.stuck_after_s - (at - since)
+        left_s = EARLY * patience_s - (at - since)
         if left_s <= 0:
             return False
         case.again = now + left_s + PAST_S
@@ -197,13 +198,14 @@ class Suspects:
         overdue_s = self._heartbeats.overdue({process.pid: process}).get(process.pid)
         if overdue_s is not None:
             case.again = now + self._until_overdue(process, overdue_s)
-        verdict, budget_s = inspection.diagnosis.verdict, budgets.stuck_after_s
+        verdict = inspection.diagnosis.verdict
         muted = {}
         for thread in case.waiting:
             since_ns, times = case.muted.get(thread.tid, (0, 0))
             times = times + 1 if since_ns == thread.since_ns else 0
             first_s = IDLE_MUTED_S if verdict.code == "idle" else MUTED_S
             seconds = min(MUTED_AT_MOST_S, first_s * 2 ** min(times, 10))
+            budget_s = budgets.patience_s(main=thread.tid == process.pid)
             if verdict.code != "idle" and thread.wait_s < budget_s:
                 seconds = min(seconds, budget_s - thread.wait_s + PAST_S)
             parked = verdict.code == "idle" and not _on_a_connection(inspection.snapshot, thread.tid)
@@ -214,7 +216,7 @@ class Suspects:
     def _until_overdue(self, process: Tracked, overdue_s: float) -> float:
         """Its master loses patience soon, or it computes for long: look in time, but not all the time."""
         timeout_s, budgets = process.worker.timeout_s or 0.0, process.thresholds.heartbeat_budgets
-        until_s = (budgets.stuck_after_s if budgets else 0.0) - overdue_s
+        until_s = (budgets.patience_s(main=True) if budgets else 0.0) - overdue_s
         return until_s + PAST_S if until_s > 0 else min(REST_AT_MOST_S, max(0.5, timeout_s / 16))
 
 

@@ -6,7 +6,7 @@ is judged by a share of that time. No timeout guards the single requests of thre
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stucktrace.diagnosis.model import Budgets
 from stucktrace.facts import WorkerFact
@@ -48,7 +48,7 @@ def thresholds(worker: WorkerFact, stuck_after_s: float | None) -> Thresholds:
         found.budgets,
         # An idle worker sleeps for half of its timeout between two heartbeats.
         heartbeat_s=timeout_s / 2 + min(0.5, timeout_s / 20),
-        heartbeat_budgets=_budgets(guarded_s),
+        heartbeat_budgets=replace(_budgets(open_ended_s), owed_s=min(Budgets.owed_s, guarded_s), guarded_s=guarded_s),
     )
 
 
