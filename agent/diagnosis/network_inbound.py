@@ -116,7 +116,11 @@ def peer_not_reading(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
             continue
         blocked = _blocked(socket)
         age_s = _stalled_s(wait, socket)
-        if not blocked or age_s is None or age_s < budgets.owed_s:
+        limit_s = budgets.owed_s
+        if budgets.stuck_after_given and socket.direction == "in":
+            # A client that takes 500 kB/s keeps its window closed for eight seconds at a time (measured).
+            limit_s = budgets.patience_s(main=wait.tid == snapshot.process.pid)
+        if not blocked or age_s is None or age_s < limit_s:
             continue
         if socket.window_acked_bytes:
             continue

@@ -131,6 +131,14 @@ def test_a_client_that_reads_nothing() -> None:
     assert diagnose(sending(40.0), BUDGETS).verdict.code == "peer-not-reading"
 
 
+def test_a_client_has_the_budget_of_a_request_where_one_was_given() -> None:
+    given = Budgets(stuck_after_s=30.0, stuck_after_given=True)
+    assert list(peer_not_reading(sending(12.0), given)) == []
+    assert list(peer_not_reading(sending(31.0), given)) != []
+    guarded = Budgets(stuck_after_s=30.0, stuck_after_given=True, guarded_s=8.0)
+    assert list(peer_not_reading(sending(12.0), guarded)) != []
+
+
 def test_how_long_a_window_has_been_closed() -> None:
     """Probes after 0.2, 0.6, 1.4, 3.0, 6.2 and 12.6 s; the next one comes in a second."""
     (finding,) = blocked(sending(600.0, backoff=6, rto_s=0.2, timer_expires_s=1.0))
