@@ -20,7 +20,7 @@ from socket import socket as NetlinkSocket
 from typing import Protocol
 
 from stucktrace.collectors import conntrack_full, ctnetlink, netns, nft_rules
-from stucktrace.collectors.addresses import is_loopback, parse_endpoint
+from stucktrace.collectors.addresses import endpoint, is_loopback, parse_endpoint
 from stucktrace.collectors.ctnetlink import Entry, Tuple
 from stucktrace.facts import ConntrackFact, Missing, SocketFact
 
@@ -66,6 +66,8 @@ class Answer:
     """What "absent" takes for granted; "" where nothing is."""
     entry: Entry | None = None
     seen_s: float | None = None
+    flow: Tuple | None = None
+    """The connection as it is called there."""
 
 
 @dataclass(frozen=True)
@@ -135,10 +137,18 @@ def _with(socket: SocketFact, answer: Answer | None) -> SocketFact:
     return replace(
         socket,
         conntrack=answer.state,
-        conntrack_where=answer.where,
+        conntrack_where=f"{answer.where}{_alias(socket, answer)}",
         conntrack_assumes=answer.assumes,
         conntrack_seen_s=answer.seen_s,
     )
+
+
+def _alias(socket: SocketFact, answer: Answer) -> str:
+    """How its addresses were translated on the way to the missing entry's place."""
+    flow = answer.flow
+    if flow is None or flow == flow_of(socket):
+        return ""
+    return f" (as {endpoint(flow.source, flow.source_port)} -> {endpoint(flow.target, flow.target_port)})"
 
 
 def _missing(error: OSError, where: str) -> Iterator[Missing]:
@@ -254,7 +264,8 @@ def _absent(flow: Tuple, tracked: tuple[Entry, ...], place: Place, seen: Sightin
         assumes = "a firewall rule drops what conntrack calls INVALID"
     else:
         assumes = ""
-    return Answer(ABSENT, place.where, assumes, seen_s=max(0.0, time.monotonic() - seen.time_s) if seen else None)
+    seen_s = max(0.0, time.monotonic() - seen.time_s) if seen else None
+    return Answer(ABSENT, place.where, assumes, seen_s=seen_s, flow=flow)
 
 
 def is_alike(entry: Entry, flow: Tuple) -> bool:

@@ -225,6 +225,7 @@ def test_masqueraded_on_its_way_out(node: Node) -> None:
         client.send()
         report = node.explain(client)
         assert (report.confidence, report.socket()["conntrack"]) == ("proven", "absent"), report.text()
+        assert f"(as {alias}:{port} -> {node.server_address}:{PORT})" in report.text()
 
 
 def test_without_the_capability_it_says_what_it_could_not_ask(node: Node) -> None:
