@@ -178,12 +178,11 @@ def _pool(scheme: str, host: str) -> tuple[urllib3.PoolManager, str]:
     """And the proxy that the environment names for it, without its password; empty for none."""
     import urllib3
 
-    options: dict[str, Any] = {
-        "num_pools": 1,
-        "timeout": urllib3.Timeout(connect=CONNECT_S, read=READ_S),
-        "cert_reqs": "CERT_REQUIRED",
-        "ca_certs": _authorities(),
-    }
+    options: dict[str, Any] = {"num_pools": 1, "timeout": urllib3.Timeout(connect=CONNECT_S, read=READ_S)}
+    if scheme == "https":
+        # One for all connections: reading the certificates takes 20 ms and a megabyte.
+        options["ssl_context"] = urllib3.util.create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED)
+        options["ssl_context"].load_verify_locations(_authorities())
     proxy = None if proxy_bypass(host) else getproxies().get(scheme)
     if not proxy:
         return urllib3.PoolManager(**options), ""

@@ -35,7 +35,7 @@ if __name__ == "__main__":
             delivery.put(Item(wanted["event"], tuple(wanted["timeline"])))
             continue
         if wanted == "drain":
-            delivery.drain(3)
+            delivery.drain(60)
         print(json.dumps(vars(delivery.status()["sentry"])), flush=True)
         if wanted == "drain":
             os._exit(0)
@@ -68,7 +68,7 @@ class Sender:
 
     def drain(self) -> dict[str, Any]:
         status = self._ask("drain")
-        assert self.process.wait(60) == 0
+        assert self.process.wait(90) == 0
         return status
 
     def kill(self) -> None:

@@ -251,18 +251,18 @@ def test_killed_with_9_and_started_again(tmp_path):
 
 def test_killed_again_and_again_while_it_sends(tmp_path):
     spool = tmp_path / "spool"
-    events = opened(40)
+    events = opened(24)
     with sentry_server.running() as server:
         server.stop()
         with sender.sending(server.dsn, spool) as child:
             child.put(*events)
-            kernel.wait_until(lambda: len(files(spool)) == 40, "items in the spool")
+            kernel.wait_until(lambda: len(files(spool)) == 24, "items in the spool")
             child.kill()
         server.start()
-        while len(server.accepted) < 40:
+        while len(server.accepted) < 24:
             before = len(server.accepted)
             with sender.sending(server.dsn, spool) as child:
-                server.wait_for(min(before + 7, 40))
+                server.wait_for(min(before + 6, 24))
                 child.kill()
         with sender.sending(server.dsn, spool) as child:
             assert child.drain()["pending"] == 0
