@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from stucktrace.diagnosis.model import CONFIDENCES, PROVEN, SEVERITIES
+from stucktrace.diagnosis.model import CONFIDENCES, POSSIBLE, PROVEN, SEVERITIES
 
 Json = dict[str, Any]
 
@@ -87,6 +87,8 @@ class Alerts:
         member, report = observed.member, observed.report
         alert = self._of.get(member)
         if alert is not None and alert.fingerprint[0] != report["verdict"]["code"]:
+            if _still(alert, report):
+                return
             self.left(member, SUPERSEDED)
             alert = None
         if alert is None:
@@ -166,6 +168,12 @@ class Alerts:
             "node": self._node,
             "report": alert.report if kind == "opened" else None,
         }
+
+
+def _still(alert: _Alert, report: Json) -> bool:
+    """What was told holds beside the new verdict, which is no surer: one hang is one alert."""
+    told = {finding["code"] for finding in report["findings"] if finding["confidence"] != POSSIBLE}
+    return alert.fingerprint[0] in told and _rank(report) >= _rank(alert.report)
 
 
 def _rank(report: Json) -> tuple[int, int]:

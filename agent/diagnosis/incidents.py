@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from stucktrace.diagnosis import diagnose as diagnose_look
 from stucktrace.diagnosis import evidence, incident_celery, incident_resources, incident_workers, vocabulary
+from stucktrace.diagnosis.loops import bare
 from stucktrace.diagnosis.model import LIKELY, PROVEN, STUCK, Budgets, Diagnosis, Evidence, Finding, Later, Now
 from stucktrace.diagnosis.words import age
 from stucktrace.facts import Snapshot
@@ -112,14 +113,14 @@ def worker_timeout(snapshot: Snapshot, incident: WorkerAborted) -> Diagnosis:
         (found for found in look.findings if found.verdict_class == STUCK and found.tid == pid), look.findings[0]
     )
     tid = cause.tid if cause.tid is not None else pid
-    frame = cause.frame if cause.frame is not None else _own_frame(snapshot, tid)
+    stuck = cause.verdict_class == STUCK
+    frame = cause.frame if stuck and cause.frame is not None else _own_frame(snapshot, tid)
     seen_s = max(0.0, incident.time - snapshot.time)
-    lines.append(
-        Evidence("stucktrace", "look", seen_s, f"{age(seen_s)} before: {cause.summary}", "s", time=snapshot.time)
-    )
+    said = cause.summary if stuck or frame is None else _stood(snapshot, tid, frame)
+    lines.append(Evidence("stucktrace", "look", seen_s, f"{age(seen_s)} before: {said}", "s", time=snapshot.time))
     finding = replace(
         finding,
-        summary=f"{done}; {age(seen_s)} before, {cause.summary}",
+        summary=f"{done}; {age(seen_s)} before, {said}",
         evidence=(*lines, *(evidence.frame_line(snapshot.frames(tid), frame)), *cause.evidence),
         later=cause.later,
         known_issues=cause.known_issues,
@@ -144,6 +145,14 @@ def _last_look(snapshot: Snapshot, incident: WorkerAborted) -> Diagnosis | None:
         return diagnose_look(snapshot, Budgets())
     spent_s = SHARE * incident.timeout_s
     return diagnose_look(snapshot, Budgets(min(Budgets.owed_s, spent_s), guarded_s=spent_s))
+
+
+def _stood(snapshot: Snapshot, tid: int, frame: int) -> str:
+    """Where a thread was that waits for nothing that could be judged: its master has judged it since."""
+    inner, own = snapshot.frames(tid)[0], snapshot.frames(tid)[frame]
+    where = "its main thread" if tid == snapshot.process.pid else f"thread {tid}"
+    inside = f"{bare(inner)}, called from " if frame else ""
+    return f"{where} stood in {inside}{bare(own)} ({own.file.rpartition('/')[2]}:{own.line})"
 
 
 def _own_frame(snapshot: Snapshot, tid: int) -> int | None:

@@ -23,13 +23,18 @@ NOW = 1_700_000_000.0
 
 
 def report(
-    code: str = "half-open", confidence: str = "likely", remote: str = "10.0.0.9:6379", **frame: Any
+    code: str = "half-open",
+    confidence: str = "likely",
+    remote: str = "10.0.0.9:6379",
+    beside: tuple[str, ...] = (),
+    **frame: Any,
 ) -> dict[str, Any]:
     shown = {"function": "publish", "file": "/venv/lib/python3.11/site-packages/shop/tasks.py", "line": 7, **frame}
     return {
         "verdict": {
             "code": code, "severity": "critical", "confidence": confidence, "summary": f"it is {code}", "tid": 7, "fd": 5, "frame": 1,
         },
+        "findings": [{"code": found, "confidence": "likely"} for found in (code, *beside)],
         "threads": [{"tid": 7, "python": [{"function": "recv", "file": "/x/socket.py", "line": 1}, shown]}],
         "sockets": [{"fd": 5, "remote": remote, "remote_name": None}],
     }  # fmt: skip
@@ -140,6 +145,15 @@ def test_another_code_is_another_alert():
     resolved, opened = script.tick()
     assert (resolved["type"], resolved["how"]) == ("resolved", "superseded")
     assert (opened["type"], opened["code"]) == ("opened", "deadlock")
+
+
+@pytest.mark.parametrize(("confidence", "codes"), [("likely", []), ("proven", ["blocked-loop", "deadlock"])])
+def test_what_still_holds_beside_a_verdict_that_is_no_surer_stays(confidence, codes):
+    script = Script()
+    script.observe(1, code="blocked-loop")
+    script.tick()
+    script.observe(1, code="deadlock", confidence=confidence, beside=("blocked-loop",))
+    assert [event["code"] for event in script.tick()] == codes
 
 
 def test_a_retry_under_another_frame_stays_in_its_alert():

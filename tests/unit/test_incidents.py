@@ -107,6 +107,17 @@ def test_a_worker_that_computed_for_too_long_names_its_own_code():
     timeout = diagnose(facts, aborted()).verdict
     assert timeout.tid == PID and timeout.frame is not None
     assert facts.frames(PID)[timeout.frame].function == "checkout"
+    assert "its main thread stood in dumps, called from checkout" in timeout.summary
+
+
+def test_a_killed_worker_is_not_called_idle():
+    facts = snapshot(
+        thread(PID, "futex", blocked_s=8.0),
+        stacks={PID: ["Condition.wait /usr/lib/python3.11/threading.py:320", *STACK[PID][2:]]},
+        worker=WorkerFact("gunicorn-worker", "sync", timeout_s=8.0),
+    )
+    timeout = diagnose(facts, aborted()).verdict
+    assert "idle" not in timeout.summary and "stood in wait, called from checkout" in timeout.summary
 
 
 STARTS = tuple(Start(200 + number, NOW + number, 0.5, 11) for number in range(7)) + (Start(208, NOW + 8, None),)
