@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from stucktrace.collectors import command_line, openfiles, procfs, target_files
+from stucktrace.collectors import command_line, interpreter, openfiles, procfs, regions, startup, target_files
 from stucktrace.errors import StucktraceError
 
 MAX_INTERVAL_S = 300.0
@@ -51,13 +51,14 @@ def longest_sleep(argv: Sequence[str]) -> tuple[float, str]:
 def read(pid: int, argv: tuple[str, ...]) -> Plan:
     """Raises nothing: what cannot be read is not there."""
     plan = Plan(argv, _option(argv, "-S", "--scheduler") or "", _open_files(pid), home=_home(pid))
-    environ = procfs.read_environ(pid)
+    environ = _environ(pid)
     chosen = None if environ is None else frozenset(item for item in environ.items() if _SETTINGS.search(item[0]))
     name = _option(argv, "-s", "--schedule", "--schedule-filename") or SCHEDULE
     path = os.path.normpath(f"{procfs.read_link(pid, 'cwd')}/{name}" if not name.startswith("/") else name)
     folder = _stat(pid, path.rpartition("/")[0] or "/")
     written = [status.st_mtime for suffix in _SUFFIXES if (status := _stat(pid, path + suffix)) is not None]
-    known = bool(written) and folder is not None and not command_line.read(argv).title
+    line = command_line.read(argv)
+    known = bool(written) and folder is not None and (bool(line.arguments) or not line.title)
     return Plan(
         plan.argv,
         plan.scheduler,
@@ -115,6 +116,19 @@ def _stat(pid: int, path: str) -> os.stat_result | None:
         return os.fstat(fd)
     finally:
         os.close(fd)
+
+
+def _environ(pid: int) -> dict[str, str] | None:
+    """From memory where a process title was written over it."""
+    environ = procfs.read_environ(pid)
+    if environ is not None:
+        return environ
+    try:
+        mapped = regions.read(pid)
+        found = interpreter.find(pid, mapped)
+    except OSError:
+        return None
+    return startup.read_environ(pid, mapped, found) if found is not None else None
 
 
 def _home(pid: int) -> tuple[int | str, ...] | None:

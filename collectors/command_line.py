@@ -100,7 +100,8 @@ def _title(first: str) -> CommandLine | None:
         return CommandLine(GUNICORN, title=first, role="worker" if match.group(1) == "worker" else "master")
     if match := _CELERY_TITLE.match(first):
         if match.group(1) == "celery beat":
-            return CommandLine(CELERY_BEAT, title=first)
+            # It repeats the arguments, but for a beat inside a worker.
+            return CommandLine(CELERY_BEAT, tuple(first[match.end() :].split()), first)
         process = (match.group(2) or "").rpartition(":")[2]
         # The rest of Celery's title repeats the arguments: "-active- (worker -A proj --concurrency=4)".
         inside = first[match.end() :].partition("(")[2].rpartition(")")[0]

@@ -29,7 +29,10 @@ def oom_killed(snapshot: Snapshot, incident: OomKilled) -> Finding:
     """
     pid, kind = snapshot.process.pid, snapshot.process.worker.kind
     limit = incident.limit_bytes
-    where = f"its cgroup may use {size(limit)}" if limit is not None else "the node ran out of memory"
+    if limit is not None:
+        where = f": its cgroup may use {size(limit)}"
+    else:
+        where = ": its cgroup has no limit, so the node ran out of memory" if incident.cgroup else ""
     held = f" while it held {size(incident.rss_bytes)}" if incident.rss_bytes is not None else ""
     lines = [
         Evidence("mark_victim", "pid", pid, "the kernel's OOM killer chose it", time=incident.time)
@@ -60,7 +63,7 @@ def oom_killed(snapshot: Snapshot, incident: OomKilled) -> Finding:
     return Finding(
         "oom-killed",
         PROVEN if incident.seen else LIKELY,
-        f"the kernel killed {_who(snapshot)} to get memory back{held}: {where}",
+        f"the kernel killed {_who(snapshot)} to get memory back{held}{where}",
         evidence=tuple(lines),
         severity=CRITICAL,
         now=(

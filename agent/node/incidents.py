@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from stucktrace.alerts import KILLED, RECOVERED, Member
-from stucktrace.collectors import cgroup_memory, cgroups, heartbeat
+from stucktrace.collectors import cgroup_memory, heartbeat
 from stucktrace.collectors.lifecycle import LifeEvent
 from stucktrace.diagnosis.model import STUCK
 from stucktrace.facts import ConntrackFact, Snapshot
@@ -163,11 +163,11 @@ class Incidents:
         self._processes = processes
         if now >= self._next_storms:
             self._next_storms = now + STORMS_EVERY_S
+            self._remembered.learn(processes)
             self._look_for_storms(now)
         if now < self._next_sample:
             return
         self._next_sample = now + SAMPLE_EVERY_S
-        self._remembered.learn(processes)
         self._consumption.sample(now, processes)
         self._look_for_growth(now)
         self._look_at_beats(now)
@@ -212,7 +212,7 @@ class Incidents:
 
     def _killed_for_memory(self, process: Tracked, at: float, *, seen: bool) -> None:
         last = self._consumption.last(process)
-        memory = cgroup_memory.read(cgroups.read_paths(process.pid) or self._remembered.cgroups_of(process))
+        memory = cgroup_memory.read(self._remembered.cgroups_of(process))
         incident = OomKilled(
             self.realtime(at),
             last.rss_bytes if last is not None else None,

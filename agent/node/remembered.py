@@ -100,10 +100,12 @@ def _age_s(process: Tracked) -> float:
 
 def _read(pid: int) -> _Known:
     try:
-        status, paths = procfs.read_status(pid), cgroups.read_paths(pid)
+        status, argv = procfs.read_status(pid), procfs.read_argv(pid)
+        # One that has ended has left its cgroups.
+        paths = () if procfs.read_stat(pid).ending else cgroups.read_paths(pid)
         return _Known(
             status.get("Name", ""),
-            procfs.read_argv(pid),
+            argv,
             procfs.last_number(status.get("NSpid", ""), pid),
             procfs.first_number(status.get("Uid", "")),
             paths,

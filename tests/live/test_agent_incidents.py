@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -76,6 +77,18 @@ def post_worker_init(worker):
 
 
 @contextlib.contextmanager
+def first_of(target: targets.Target) -> Iterator[int]:
+    """The first process of the PID namespace that the target made: it ends last, when all others there are gone."""
+    (init,) = kernel.wait_for_children(target.pid, 1)
+    try:
+        yield init
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(init, signal.SIGKILL)
+        kernel.wait_until(lambda: not kernel.alive(init), "the end of the namespace")
+
+
+@contextlib.contextmanager
 def celery_worker(broker: brokers.Broker, *options: str | int) -> Iterator[int]:
     """A Celery worker alone in a PID namespace, under a first process that takes orphans; its main process."""
     arguments = [*celery.CELERY, "worker", "--without-mingle", "--without-gossip", "-l", "INFO", *map(str, options)]
@@ -83,9 +96,9 @@ def celery_worker(broker: brokers.Broker, *options: str | int) -> Iterator[int]:
         arguments, prefix=(*agent.ALONE, *INIT), netns=broker.pair.here, env={"BROKER_URL": broker.url}, cwd=targets.TARGETS, ready=False
     ) as target:  # fmt: skip
         kernel.wait_until(lambda: "ready." in target.log(), "the worker is ready")
-        (init,) = kernel.wait_for_children(target.pid, 1)
-        (main,) = kernel.wait_for_children(init, 1)
-        yield main
+        with first_of(target) as init:
+            (main,) = kernel.wait_for_children(init, 1)
+            yield main
 
 
 @contextlib.contextmanager
@@ -113,9 +126,9 @@ def gunicorn_below(*options: str | int | Path) -> Iterator[tuple[int, int, targe
         [sys.executable, *arguments, "web_app:application"], prefix=(*agent.ALONE, *INIT), cwd=targets.TARGETS, ready=False
     ) as target:  # fmt: skip
         kernel.wait_until(lambda: "Booting worker" in target.log(), "the first worker")
-        (init,) = kernel.wait_for_children(target.pid, 1)
-        (master,) = kernel.wait_for_children(init, 1)
-        yield init, master, target
+        with first_of(target) as init:
+            (master,) = kernel.wait_for_children(init, 1)
+            yield init, master, target
 
 
 def test_workers_that_die_young_are_a_storm_until_their_master_ends(tmp_path: Path):
@@ -166,3 +179,68 @@ def test_children_that_are_too_large_from_the_start_are_a_storm(redis: brokers.B
             assert limit in event(watcher, "opened", "restart-storm")["summary"]
         else:
             assert watcher.read(40) is None, agent.summaries(watcher.events)
+
+
+EATS = """
+import os, threading, time
+def eat():
+    while not os.path.exists(GO):
+        time.sleep(0.05)
+    held = []
+    while True:
+        held.append(bytearray(1 << 20))
+def post_worker_init(worker):
+    if worker.age == 1:
+        threading.Thread(target=eat).start()
+"""
+
+
+def test_workers_that_are_replaced_on_purpose_are_no_storm():
+    options = ("--max-requests", 1, "--workers", 2, "--graceful-timeout", 2)
+    with gunicorn_below(*options) as (init, master, target), agent.watching(init) as watcher:
+        kernel.wait_until(lambda: "http://127.0.0.1:" in target.log(), "the port")
+        port = int(target.log().partition("http://127.0.0.1:")[2].split()[0])
+        for number in range(40):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 20) as one:
+                one.settimeout(20)
+                one.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                while one.recv(65536):
+                    pass
+            if number % 10 == 9:
+                os.kill(master, signal.SIGHUP)
+        assert target.log().count("Booting worker") > 30
+        assert watcher.read(5) is None, agent.summaries(watcher.events)
+
+
+@contextlib.contextmanager
+def memory_cgroup(limit_bytes: int) -> Iterator[Path]:
+    """A cgroup with so much memory, in the version that this machine has the controller of."""
+    mounts = [line.split(" - ") for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    found = {after.split()[0]: before.split()[4] for before, after in mounts if after.startswith("cgroup2 ")}
+    found |= {"memory": before.split()[4] for before, after in mounts if after.split()[-1].split(",")[-1] == "memory"}
+    folder = Path(found.get("memory") or found["cgroup2"]) / f"stucktrace-test-{os.getpid()}"
+    folder.mkdir()
+    try:
+        (folder / ("memory.limit_in_bytes" if "memory" in found else "memory.max")).write_text(str(limit_bytes))
+        yield folder
+    finally:
+        kernel.wait_until(lambda: not (folder / "cgroup.procs").read_text(), "an empty cgroup")
+        folder.rmdir()
+
+
+@pytest.mark.parametrize("engine", ["core", "none"])
+def test_a_worker_that_the_kernel_kills_for_its_memory(tmp_path: Path, engine: str):
+    config = tmp_path / "eats.py"
+    go = tmp_path / "go"
+    config.write_text(f"GO = {str(go)!r}\n{EATS}")
+    with memory_cgroup(256 << 20) as group, gunicorn_below("-c", config) as (init, master, _):
+        (worker,) = kernel.wait_for_children(master, 1)
+        for pid in (master, worker):
+            (group / "cgroup.procs").write_text(str(pid))
+        pid = agent.own_pid(worker)
+        with agent.watching(init, "--engine", engine) as watcher:
+            go.touch()
+            killed = event(watcher, "opened", "oom-killed")
+            assert killed["affected"][0]["pid"] == pid and "268.4 MB" in killed["summary"], killed["summary"]
+            assert killed["confidence"] == ("proven" if engine == "core" else "likely")
+            assert {told["code"] for told in watcher.events} == {"oom-killed"}

@@ -155,7 +155,13 @@ ALL: list[tuple[Incident, str, tuple[str, str, str], tuple[str, ...]]] = [
         ("oom-killed", "proven", "critical"),
         ("while it held 480.0 MB", "may use 512.0 MB"),
     ),
-    (OomKilled(NOW, None, None, None, seen=False), "", ("oom-killed", "likely", "critical"), ("the node ran out",)),
+    (
+        OomKilled(NOW, None, None, 9_000_000, "/system.slice/shop.service"),
+        "",
+        ("oom-killed", "proven", "critical"),
+        ("the node ran out",),
+    ),
+    (OomKilled(NOW, None, None, None, seen=False), "", ("oom-killed", "likely", "critical"), ("get memory back",)),
     (
         Growth(RSS, SAMPLES, 1e7 / 60, 2e9, "cgroup /x"),
         "gunicorn-worker",
