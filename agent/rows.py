@@ -147,7 +147,10 @@ def at_rest(
     call, fds = thread.syscall, wait.fds if wait is not None else ()
     if process.worker.kind == "gunicorn-worker":
         accepts = call.name in POLL_CALLS or call.name.startswith("accept")
-        if not (accepts and _beats(process.worker) and any(_listens(snapshot, fd) for fd in fds)):
+        # In the loop of any other class requests wait side by side, and the kernel shows only the loop.
+        if process.worker.worker_class not in ("sync", "gthread") or not accepts or not _beats(process.worker):
+            return False
+        if not any(_listens(snapshot, fd) for fd in fds):
             return False
         return not others or (all(map(_parked, others)) and _in_the_pool(innermost(), len(others)))
     if process.worker.kind == "celery-child" and not others and call.name in RECEIVE_CALLS | POLL_CALLS:

@@ -152,6 +152,8 @@ def test_only_its_roles_own_wait_is_rest():
     late = replace(idle.process.worker, last_notify_s=17.0)
     assert not at_rest(replace(idle, process=replace(idle.process, worker=late)), ())
     assert not at_rest(replace(idle, process=replace(idle.process, worker=WorkerFact("python"))), ())
+    loop = replace(idle.process.worker, worker_class="uvicorn")
+    assert not at_rest(replace(idle, process=replace(idle.process, worker=loop)), ())
     assert not at_rest(replace(idle, process=replace(idle.process, frozen=True)), ())
     assert not at_rest(replace(idle, threads=(replace(idle.threads[0], state="T"),)), ())
     assert not at_rest(replace(idle, sockets=()), ())
