@@ -12,7 +12,16 @@ import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from stucktrace.collectors import cpython_objects, futexes, import_locks, interpreter, memory, regions, source_lines
+from stucktrace.collectors import (
+    cpython_objects,
+    futexes,
+    import_locks,
+    interpreter,
+    memory,
+    regions,
+    source_lines,
+    usage,
+)
 from stucktrace.collectors.block_owners import BlockOwners
 from stucktrace.collectors.cpython_objects import LOCK_TYPES, RLOCK_TYPE, Layout, LockObject, Reader
 from stucktrace.collectors.futexes import Wait, Word
@@ -105,6 +114,8 @@ def _collect(target: _Target, calls: Sequence[tuple[ThreadFact, Wait]]) -> tuple
         if held is not None and target.reader.again(held, inside=waiter.parked is not None) != held:
             continue
         fact = _fact(target, waiter, held)
+        if fact.owner is not None and _woke(target.pid, waiter.thread):
+            continue
         frames = target.frames.get(fact.waiter_tid, ())
         # `with condition:` enters its lock in a frame of its own.
         naming = next((frame for frame in frames if not frame.function.endswith("__enter__")), None)
@@ -195,6 +206,14 @@ def _in_call(pid: int, waiter: _Waiter) -> bool:
     if fields is None:
         return True
     return len(fields) > 3 and fields[1] == hex(waiter.wait.address)
+
+
+def _woke(pid: int, thread: ThreadFact) -> bool:
+    """It has run since it was looked at. A thread that waits again and again for a busy lock is its owner in between:
+    who it waited for then is not known. One that polls with a timeout runs all the time, and is taken as it is."""
+    if thread.syscall is None or thread.syscall.endless is not True or thread.switches is None:
+        return False
+    return usage.switches(pid, thread.tid) != thread.switches
 
 
 def _runtime(found: Interpreter | None, mapped: Regions) -> tuple[tuple[int, int], ...]:

@@ -64,10 +64,10 @@ def fd_limit(pid: int) -> int | None:
         return None
 
 
-def switches(pid: int) -> int | None:
-    """How often the main thread was put to sleep or set aside; unchanged: it has not run."""
+def switches(pid: int, tid: int | None = None) -> int | None:
+    """How often a thread, by default the main one, was put to sleep or set aside; unchanged: it has not run."""
     with suppress(OSError):
-        text = Path(f"/proc/{pid}/task/{pid}/status").read_text(errors="replace")
+        text = Path(f"/proc/{pid}/task/{tid or pid}/status").read_text(errors="replace")
         found = re.findall(r"^(?:non)?voluntary_ctxt_switches:\s*(\d+)$", text, re.MULTILINE)
         if found:
             return sum(map(int, found))

@@ -2,14 +2,17 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
-from stucktrace.collectors import locks, python, source_lines, threads
+from stucktrace.collectors import locks, python, source_lines, threads, usage
+from stucktrace.collectors.process import read_process
 from stucktrace.errors import CollectorError
-from stucktrace.facts import Frame, Relative
+from stucktrace.facts import Frame, Relative, ThreadFact
 
-from tests.harness import pythons
+from tests.harness import pythons, targets
+from tests.harness.kernel import tids, wait_until
 
 PYTHON_LOCKS = """
 import sys, threading, time
@@ -574,3 +577,38 @@ def test_source_is_read_inside_the_targets_root_only(tmp_path):
         os.waitpid(child, 0)
         os.close(reader)
         os.close(writer)
+
+
+BUSY_MUTEX = """
+import ctypes, threading, time
+libc = ctypes.CDLL(None)
+mutex = ctypes.create_string_buffer(64)
+def takes_turns():
+    while True:
+        libc.pthread_mutex_lock(mutex)
+        time.sleep(0.05)
+        libc.pthread_mutex_unlock(mutex)
+        time.sleep(0.01)
+for _ in range(3):
+    threading.Thread(target=takes_turns, daemon=True).start()
+takes_turns()
+"""
+
+
+def test_one_who_ran_since_the_look_has_no_owner_to_wait_for():
+    """Between the look at the threads and that at the memory it may have become the owner itself."""
+    with targets.start([sys.executable, "-c", BUSY_MUTEX], ready=False) as target:
+        wait_until(lambda: len(tids(target.pid)) == 4, "its threads")
+        process = read_process(target.pid)
+
+        def ran(waiters: dict[int, ThreadFact]) -> set[int]:
+            return {tid for tid, fact in waiters.items() if usage.switches(target.pid, tid) != fact.switches}
+
+        for _ in range(20):
+            looked = threads.collect([target.pid], None)[target.pid]
+            waiters = {fact.tid: fact for fact in looked if fact.syscall and fact.syscall.name == "futex"}
+            wait_until(lambda waiters=waiters: not waiters or ran(waiters), "a waiter had its turn")
+            before = ran(waiters)
+            assert not [
+                fact for fact in locks.collect(process, looked, None) if fact.owner and fact.waiter_tid in before
+            ]
