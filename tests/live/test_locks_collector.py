@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from stucktrace.collectors import locks, python, source_lines, threads, usage
+from stucktrace.collectors import locks, python, source_lines, threads
 from stucktrace.collectors.process import read_process
 from stucktrace.errors import CollectorError
 from stucktrace.facts import Frame, Relative, ThreadFact
@@ -601,14 +601,16 @@ def test_one_who_ran_since_the_look_has_no_owner_to_wait_for():
         wait_until(lambda: len(tids(target.pid)) == 4, "its threads")
         process = read_process(target.pid)
 
-        def ran(waiters: dict[int, ThreadFact]) -> set[int]:
-            return {tid for tid, fact in waiters.items() if usage.switches(target.pid, tid) != fact.switches}
+        def waiting() -> dict[int, ThreadFact]:
+            facts = threads.collect([target.pid], None)[target.pid]
+            return {fact.tid: fact for fact in facts if fact.syscall and fact.syscall.name == "futex"}
+
+        def wait_again(waiters: dict[int, ThreadFact]) -> set[int]:
+            return {tid for tid, fact in waiting().items() if tid in waiters and waiters[tid].switches != fact.switches}
 
         for _ in range(20):
-            looked = threads.collect([target.pid], None)[target.pid]
-            waiters = {fact.tid: fact for fact in looked if fact.syscall and fact.syscall.name == "futex"}
-            wait_until(lambda waiters=waiters: not waiters or ran(waiters), "a waiter had its turn")
-            before = ran(waiters)
-            assert not [
-                fact for fact in locks.collect(process, looked, None) if fact.owner and fact.waiter_tid in before
-            ]
+            looked = waiting()
+            wait_until(lambda looked=looked: not looked or wait_again(looked), "one who waits again")
+            late = wait_again(looked)
+            found = locks.collect(process, tuple(looked.values()), None)
+            assert not [fact for fact in found if fact.owner and fact.waiter_tid in late]
