@@ -74,6 +74,14 @@ def switches(pid: int, tid: int | None = None) -> int | None:
     return None
 
 
+def wanted_cpu_s(pid: int) -> float | None:
+    """For how long the main thread has run or waited for a CPU: on a busy node it gets less than it wants."""
+    with suppress(OSError, ValueError, IndexError):
+        ran, waited = Path(f"/proc/{pid}/schedstat").read_text().split()[:2]
+        return (int(ran) + int(waited)) / 1e9
+    return None
+
+
 def node_memory_bytes() -> int | None:
     """What is available on the node."""
     with suppress(OSError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stucktrace.diagnosis import evidence, loops
+from stucktrace.diagnosis import evidence, loops, vocabulary
 from stucktrace.diagnosis.model import LIKELY, PROVEN, WARNING, Evidence, Finding, Later, Now
 from stucktrace.diagnosis.remedies import restart
 from stucktrace.diagnosis.words import age
@@ -16,8 +16,9 @@ def loop_stalled(snapshot: Snapshot, incident: LoopStalled) -> Finding:
     """
     pid = snapshot.process.pid
     frames, callback = snapshot.frames(pid), loops.callback_frame(snapshot, pid)
-    index = frames.index(callback) if callback is not None else None
-    under = f" under {evidence.where(callback)}" if callback is not None else ""
+    shown = (vocabulary.own_frame(frames) or callback) if callback is not None else None
+    index = frames.index(shown) if shown is not None else None
+    under = f" under {evidence.where(shown)}" if shown is not None else ""
     name = evidence.who(snapshot, pid)
     main = snapshot.main_thread
     return Finding(
@@ -43,7 +44,7 @@ def loop_stalled(snapshot: Snapshot, incident: LoopStalled) -> Finding:
             ),
         ),
         tid=pid,
-        chain=(name, "Celery's event loop", evidence.where(callback) if callback is not None else "a callback"),
+        chain=(name, "Celery's event loop", evidence.where(shown) if shown is not None else "a callback"),
         frame=index,
     )
 

@@ -158,9 +158,5 @@ def _stood(snapshot: Snapshot, tid: int, frame: int) -> str:
 def _own_frame(snapshot: Snapshot, tid: int) -> int | None:
     """The innermost frame of the application's own code, else the innermost one."""
     frames = snapshot.frames(tid)
-    own = (
-        index
-        for index, frame in enumerate(frames)
-        if not frame.native and not vocabulary.is_library(frame) and not vocabulary.is_standard(frame)
-    )
-    return next(own, 0 if frames else None)
+    own = vocabulary.own_frame(frames)
+    return frames.index(own) if own is not None else 0 if frames else None

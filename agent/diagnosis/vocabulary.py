@@ -147,6 +147,11 @@ def is_standard(frame: Frame) -> bool:
     )
 
 
+def own_frame(frames: Iterable[Frame]) -> Frame | None:
+    """The innermost frame of the application's own code."""
+    return next((f for f in frames if not f.native and not is_library(f) and not is_standard(f)), None)
+
+
 def place(frame: Frame) -> str:
     """What code the frame belongs to: the package of a library, else its very file."""
     for root in ("/site-packages/", "/dist-packages/"):

@@ -12,8 +12,8 @@ from stucktrace.node import growth
 from stucktrace.node.growth import Series
 from stucktrace.node.tracker import Tracked
 
-BUSY_SHARE = 0.9
-"""Of one core."""
+BUSY_SHARE, MAYBE_SHARE = 0.9, 0.2
+"""Of one core: busy; busy if it waits for a CPU for the rest of the time."""
 BUSY_S = 20.0
 LOOK_AGAIN_S, LOOK_AGAIN_AT_MOST_S = 10.0, 600.0
 """How soon a busy process is worth another look: at first, and later."""
@@ -26,6 +26,8 @@ class _Used:
     at: float
     rss: Series = field(default_factory=lambda: Series(growth.MEMORY_EVERY_S))
     fds: Series = field(default_factory=lambda: Series(growth.FDS_EVERY_S))
+    wanted_s: float | None = None
+    """CPU that its main thread wanted, where that was asked for at the last sample."""
     busy_since: float | None = None
     looks: int = 0
     look_at: float = 0.0
@@ -51,7 +53,7 @@ class Consumption:
             if used is None:
                 used = _Used(sample, now)
             else:
-                _busy(used, sample, now)
+                _busy(process.pid, used, sample, now)
                 used.sample, used.at = sample, now
             there[process] = used
             used.rss.add(now, sample.rss_bytes)
@@ -101,11 +103,16 @@ class Consumption:
                     yield process, Growth(FDS, _shown(used.fds, realtime), rate, files, "RLIMIT_NOFILE")
 
 
-def _busy(used: _Used, sample: usage.Sample, now: float) -> None:
+def _busy(pid: int, used: _Used, sample: usage.Sample, now: float) -> None:
     elapsed_s = now - used.at
     if elapsed_s <= 0:
         return
-    if sample.cpu_s - used.sample.cpu_s > BUSY_SHARE * elapsed_s:
+    share, before_s, used.wanted_s = (sample.cpu_s - used.sample.cpu_s) / elapsed_s, used.wanted_s, None
+    if MAYBE_SHARE < share <= BUSY_SHARE:
+        used.wanted_s = usage.wanted_cpu_s(pid)
+        if before_s is not None and used.wanted_s is not None:
+            share = (used.wanted_s - before_s) / elapsed_s
+    if share > BUSY_SHARE:
         used.busy_since = used.at if used.busy_since is None else used.busy_since
     else:
         used.busy_since = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stucktrace.diagnosis import loops
+from stucktrace.diagnosis import loops, vocabulary
 from stucktrace.diagnosis.waits import POLL_CALLS
 from stucktrace.facts import Frame, Snapshot
 from stucktrace.incidents import LoopStalled
@@ -42,7 +42,8 @@ class Stalls:
         if callback is None:
             self.forget(process)
             return None
-        key = callback.function, callback.file
+        own = vocabulary.own_frame(snapshot.frames(snapshot.process.pid))
+        key = own.function if own is not None else callback.function, callback.file
         if streak is None or streak.callback != key or now - streak.last > GAP_S:
             self._streaks[process] = _Streak(key, now, now)
             return None

@@ -178,7 +178,7 @@ def test_children_that_are_too_large_from_the_start_are_a_storm(redis: brokers.B
         if "memory" in limit:
             assert limit in event(watcher, "opened", "restart-storm")["summary"]
         else:
-            assert watcher.read(40) is None, agent.summaries(watcher.events)
+            assert watcher.read(22) is None, agent.summaries(watcher.events)
 
 
 EATS = """
