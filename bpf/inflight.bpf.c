@@ -54,6 +54,9 @@ static __always_inline bool is_muted(const struct inflight_record *record)
 	return mute->since_ns == record->since_ns && record->now_ns < mute->until_ns;
 }
 
+/* __TASK_STOPPED */
+#define STOPPED 4
+
 #define FUTEX_COMMAND 0x7f
 #define FUTEX_WAIT 0
 #define FUTEX_LOCK_PI 6
@@ -124,7 +127,8 @@ int inflight(struct bpf_iter__task *ctx)
 	record.slept_at_ns = left_cpu_ns(task);
 	record.since_ns = record.slept_at_ns;
 	before = bpf_map_lookup_elem(&waits_seen, &record.kernel_tid);
-	if (before && before->pid == record.pid && before->syscall == record.syscall && before->arg0 == record.arg0) {
+	/* Stopped by a signal: no longer the wait that it is inside of, which may be muted. */
+	if (!(task->__state & STOPPED) && before && before->pid == record.pid && before->syscall == record.syscall && before->arg0 == record.arg0) {
 		record.since_ns = before->since_ns;
 	} else {
 		now.arg0 = record.arg0;

@@ -23,7 +23,8 @@ from stucktrace.collectors.bpf_stats import Runs
 from stucktrace.collectors.inflight import Limit
 from stucktrace.collectors.kernel import open_kernel
 from stucktrace.diagnosis import incidents
-from stucktrace.diagnosis.model import POSSIBLE, PROVEN, STUCK, UNKNOWN, Budgets
+from stucktrace.diagnosis.model import POSSIBLE, STUCK, UNKNOWN, Budgets
+from stucktrace.diagnosis.network_outage import find_outage
 from stucktrace.errors import CannotInspect, InvalidSettings
 from stucktrace.inspection import Inspection
 from stucktrace.node.complaints import Complaints
@@ -37,7 +38,7 @@ from stucktrace.node.outlets import deliver_to
 from stucktrace.node.recorder import Recorder
 from stucktrace.node.self_watch import INTERVAL_FACTOR, NORMAL, RARE_REPEATS, SAID, SelfWatch
 from stucktrace.node.signs import Signs
-from stucktrace.node.suspects import PATIENCE, Suspects
+from stucktrace.node.suspects import Suspects, may_pass
 from stucktrace.node.tracker import SCAN_EVERY_S, Ended, Heartbeats, Tracked, Tracker
 from stucktrace.output import complain
 from stucktrace.settings import Settings, reloaded
@@ -275,9 +276,9 @@ class Agent:
         self._incidents.examined(process, inspection, now)
         verdict = inspection.diagnosis.verdict
         if verdict.verdict_class == STUCK and verdict.confidence != POSSIBLE:
-            since, at = self._since(inspection), inspection.snapshot.time
-            unsure = verdict.code in PATIENCE and verdict.confidence != PROVEN and not alerted
+            since, at = self._since(inspection, answer.budgets), inspection.snapshot.time
             patience_s = answer.budgets.patience_s(main=verdict.tid in (None, answer.pid))
+            unsure = not alerted and may_pass(verdict)
             if unsure and self._suspects.too_early(answer.pid, since, at, patience_s, now):
                 return
             self._suspects.stuck(answer.pid, now, alerted=alerted)
@@ -290,13 +291,19 @@ class Agent:
             self._desk.left(member, RECOVERED)
         self._suspects.rest(process, inspection, answer.budgets, now)
 
-    def _since(self, inspection: Inspection) -> float:
-        """When the wait of the verdict's thread began, CLOCK_REALTIME."""
-        snapshot, tid = inspection.snapshot, inspection.diagnosis.verdict.tid
+    def _since(self, inspection: Inspection, budgets: Budgets) -> float:
+        """When the wait of the verdict's thread began, or the outage of its connection, CLOCK_REALTIME."""
+        snapshot, verdict = inspection.snapshot, inspection.diagnosis.verdict
+        tid = verdict.tid
         thread = snapshot.thread(tid) if tid is not None else None
         ages = [waiting.wait_s for waiting in self._suspects.waits(snapshot.process.pid) if waiting.tid == tid]
         if thread is not None and thread.blocked_s is not None:
             ages.append(thread.blocked_s)
+        connection = snapshot.socket(verdict.fd) if verdict.fd is not None and verdict.code == "half-open" else None
+        # A loop at rest wakes now and then.
+        outage = find_outage(snapshot, connection, budgets) if connection is not None else None
+        if outage is not None:
+            ages.append(outage.since_s)
         return snapshot.time - max(ages, default=0.0)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from stucktrace.collectors.inflight import Waiting
-from stucktrace.diagnosis.model import Budgets
+from stucktrace.diagnosis.model import PROVEN, Budgets, Finding
 from stucktrace.facts import Snapshot
 from stucktrace.inspection import Inspection
 from stucktrace.node.glances import Glances
@@ -48,6 +48,11 @@ PATIENCE = frozenset(
     }
 )
 """Verdicts that rest on how long something has lasted: a busy peer may well answer a little later."""
+
+
+def may_pass(verdict: Finding) -> bool:
+    """It is told only when it has lasted: also a stop, which somebody may end in a moment (a debugger, a snapshot)."""
+    return verdict.code == "stopped" or (verdict.code in PATIENCE and verdict.confidence != PROVEN)
 
 
 @dataclass

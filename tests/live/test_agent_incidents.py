@@ -244,3 +244,19 @@ def test_a_worker_that_the_kernel_kills_for_its_memory(tmp_path: Path, engine: s
             assert killed["affected"][0]["pid"] == pid and "268.4 MB" in killed["summary"], killed["summary"]
             assert killed["confidence"] == ("proven" if engine == "core" else "likely")
             assert {told["code"] for told in watcher.events} == {"oom-killed"}
+
+
+def test_a_stop_is_told_when_it_lasts():
+    """Also of a worker that was found idle, and is left alone for a minute."""
+    with (
+        agent.gunicorn("-k", "gthread", "--threads", 2, "--timeout", 0) as server,
+        agent.watching(server.master, "--stuck-after", 8) as watcher,
+    ):
+        (worker,) = server.workers
+        assert watcher.read(8) is None, agent.summaries(watcher.events)
+        os.kill(worker, signal.SIGSTOP)
+        opened = watcher.wait_for("opened", 40)
+        assert (opened["code"], opened["confidence"]) == ("stopped", "proven"), opened["summary"]
+        assert 4 <= opened["affected"][0]["since_s"] < 40
+        os.kill(worker, signal.SIGCONT)
+        assert watcher.wait_for("resolved")["how"] == "recovered"
