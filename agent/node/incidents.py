@@ -33,6 +33,7 @@ QUIET_TIMEOUTS, QUIET_AT_LEAST_S = 2.0, 60.0
 """How long no worker may be aborted, or killed for its memory, before the alert is over."""
 GROWTH_OVER_S = 1800.0
 """Without a steady growth, the alert is over."""
+MOST_AT_ONCE = 16
 CLOCKS_S = 1.0
 """Between the time of a look and that of an incident's begin."""
 BEATS = "celery-beat"
@@ -71,8 +72,8 @@ def realtime(at: float) -> float:
 
 
 def _by_its_master(event: LifeEvent, process: Tracked) -> bool:
-    """Anybody may send a SIGABRT; a gunicorn master does for one reason only."""
-    return process.worker.kind == "gunicorn-worker" and event.sender == process.ppid
+    """Anybody may send a SIGABRT; a gunicorn master does for one reason only. 0 is whoever cannot be seen from here."""
+    return process.worker.kind == "gunicorn-worker" and event.sender == process.ppid != 0
 
 
 @dataclass
@@ -192,8 +193,8 @@ class Incidents:
         return wanted | self._orphans.unseen(now) | self._stalls.wanted(now)
 
     def due(self, now: float) -> list[Occurrence]:
-        """What has begun since the last call."""
-        found, self._due = self._due, []
+        """What has begun, a few at a time: each one is diagnosed, and a hundred workers may be aborted at once."""
+        found, self._due = self._due[:MOST_AT_ONCE], self._due[MOST_AT_ONCE:]
         return found
 
     def over(self, now: float) -> list[Over]:

@@ -14,7 +14,7 @@ from stucktrace.errors import CannotInspect
 from stucktrace.facts import Container, ProcessFact, Snapshot
 from stucktrace.node.tracker import Tracked
 
-LOOKS_KEPT = 128
+LOOKS_KEPT = 512
 """A worker that hangs is looked at before its master ends it; so many may hang at once."""
 MOST_THREADS_KEPT = 256
 LONGEST_APPLICATION = 300

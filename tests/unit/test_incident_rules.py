@@ -61,6 +61,19 @@ class TestTimeouts:
         found.ended(Ended(self.PROCESSES[WORKER], KILLED, signal.SIGABRT), False, BOOT)
         assert begun(found) == []
 
+    def test_an_abort_out_of_sight_of_a_worker_with_its_master_out_of_sight_is_none(self):
+        found = incidents()
+        found.event(LifeEvent("abort", BOOT, WORKER, sender=0), {WORKER: tracked(ppid=0)})
+        assert begun(found) == []
+
+    def test_many_at_once_are_told_a_few_at_a_time(self):
+        found = incidents()
+        processes = {GONE + 10 + number: tracked(GONE + 10 + number) for number in range(100)}
+        for pid in processes:
+            found.event(LifeEvent("abort", BOOT, pid, sender=MASTER), processes)
+        counts = [len(found.due(BOOT)) for _ in range(8)]
+        assert sum(counts) == 100 and max(counts) < 20
+
     def test_a_kill_at_shutdown_is_none(self):
         found = incidents()
         found.event(LifeEvent("signal", BOOT, WORKER, sender=MASTER, signal=signal.SIGKILL), self.PROCESSES)
