@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 from stucktrace.collectors import command_line, procfs, workers
 from stucktrace.errors import CannotInspect
 from stucktrace.facts import ProcessFact, Relative
 
 MOST = 512
+SETTLED_AFTER_S = 10.0
+"""By then a process has begun its own program, and a worker has made its heartbeat file."""
 
 
 def collect(process: ProcessFact, known: dict[int, Relative | None] | None = None) -> tuple[Relative, ...]:
@@ -73,7 +76,11 @@ def _read(pid: int) -> Relative | None:
         argv = procfs.read_argv(pid)
     except CannotInspect:
         return None
-    kind = workers.kind_of(workers.Start(pid, stat.ppid, argv), is_python=_looks_like_python(stat.command, argv))
+    start = workers.Start(pid, stat.ppid, argv)
+    is_python = _looks_like_python(stat.command, argv)
+    # What it is takes a look at its files and its parent's, and does not change once it has settled.
+    settled = stat.age_s > SETTLED_AFTER_S
+    kind = _kind(stat.start_time, start, is_python) if settled else workers.kind_of(start, is_python=is_python)
     return Relative(
         pid=pid,
         relation="",
@@ -83,6 +90,11 @@ def _read(pid: int) -> Relative | None:
         start_time=stat.start_time,
         alive=not stat.ending,
     )
+
+
+@lru_cache(4096)
+def _kind(_start_time: int, start: workers.Start, is_python: bool) -> str:
+    return workers.kind_of(start, is_python=is_python)
 
 
 def _looks_like_python(command: str, argv: tuple[str, ...]) -> bool:

@@ -37,16 +37,22 @@ def run() -> list[Row]:
         while affected < WORKERS and (event := watcher.read(max(0.0, deadline - time.monotonic()))):
             affected, alerts = max(affected, event["count"]), alerts + (event["type"] == "opened")
         figures = delays(watcher.pid)
+        while figures[-1][1] < affected:
+            # The figures are a second old at most.
+            time.sleep(0.1)
+            figures = delays(watcher.pid)
         spent_s = cpu_s(watcher.pid) - before_s
         for client in clients:
             client.close()
     silent.close()
-    within = [bound for bound, count in figures if count >= 0.99 * WORKERS]
+    within = [bound for bound, count in figures if count >= 0.99 * affected]
+    half = min(bound for bound, count in figures if count >= 0.5 * affected)
     what = f"{WORKERS} workers wait for one silent server"
     return [
         Row(f"{what}: in the alert before gunicorn's kill", affected, f"of {WORKERS}", "", ""),
         Row(f"{what}: alerts", alerts, "", "", ""),
-        Row(f"{what}: threshold to alert, p99 below", 1000 * min(within), "ms", "", ""),
+        Row(f"{what}: threshold to alert, p99 below", 1000 * min(within), "ms", "", "target: 500"),
+        Row(f"{what}: threshold to alert, half below", 1000 * half, "ms", "", ""),
         Row(f"{what}: the agent's CPU time", spent_s, "s", "", ""),
     ]
 
