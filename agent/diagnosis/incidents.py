@@ -116,11 +116,12 @@ def worker_timeout(snapshot: Snapshot, incident: WorkerAborted) -> Diagnosis:
     stuck = cause.verdict_class == STUCK
     frame = cause.frame if stuck and cause.frame is not None else _own_frame(snapshot, tid)
     seen_s = max(0.0, incident.time - snapshot.time)
+    before = f"{age(seen_s)} before" if seen_s >= 1 else "just before"
     said = cause.summary if stuck or frame is None else _stood(snapshot, tid, frame)
-    lines.append(Evidence("stucktrace", "look", seen_s, f"{age(seen_s)} before: {said}", "s", time=snapshot.time))
+    lines.append(Evidence("stucktrace", "look", seen_s, f"{before}: {said}", "s", time=snapshot.time))
     finding = replace(
         finding,
-        summary=f"{done}; {age(seen_s)} before, {said}",
+        summary=f"{done}; {before}, {said}",
         evidence=(*lines, *(evidence.frame_line(snapshot.frames(tid), frame)), *cause.evidence),
         later=cause.later,
         known_issues=cause.known_issues,

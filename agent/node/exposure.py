@@ -39,7 +39,9 @@ class Exposure:
     def read(self) -> Figures | None:
         return self.figures
 
-    def close(self) -> None:
-        for part in (self._server, self._metrics):
-            if part is not None:
-                part.close()
+    def close(self, deadline_s: float) -> None:
+        """Sends the last figures, as far as there is time."""
+        if self._server is not None:
+            self._server.close()
+        if self._metrics is not None:
+            self._metrics.close(deadline_s)

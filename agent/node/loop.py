@@ -48,7 +48,7 @@ LOCK = "\0stucktrace.agent"
 SHORTEST_TURN_S, LONGEST_TURN_S = 0.02, 0.25
 RECORDED_MINUTES = 5.0
 GAUGE_EVERY_S = 1.0
-DRAIN_S, LAST_S = 3.0, 4.5
+DRAIN_S, LAST_S = 2.5, 4.5
 """After SIGTERM: how long the sinks may take, and when the process ends whatever it does."""
 
 
@@ -111,7 +111,7 @@ class Agent:
             if poll.poll(max(0.0, min(self._interval_s, LONGEST_TURN_S) - spent_s) * 1000):
                 with suppress(BlockingIOError):
                     os.read(self._woken, 4096)
-        self._exposure.close()
+        self._exposure.close(DRAIN_S / 5)
         self._delivery.drain(DRAIN_S)
         self._recorder.close(DRAIN_S / 3)
         if self._delivery.failed:
