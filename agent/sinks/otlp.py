@@ -11,12 +11,12 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 from stucktrace import __version__
 from stucktrace.node.figures import Figures
 from stucktrace.settings import Settings
+from stucktrace.sinks import retry_after
 from stucktrace.sinks.sink import Item, SinkDown, SinkRefused
 from stucktrace.sinks.text import clean
 
@@ -68,7 +68,7 @@ class _Collector:
         reason = f"{self._url} answers {answer.status}"
         if answer.status in REFUSED:
             raise SinkRefused(reason)
-        after_s = _retry_after_s(answer.headers.get("Retry-After"))
+        after_s = retry_after.seconds(answer.headers.get("Retry-After"))
         if answer.status in (401, 403, 404):
             raise SinkDown(reason, after_s or WRONG_S, "see that otlp.endpoint and otlp.headers are right")
         raise SinkDown(reason, after_s)
@@ -161,14 +161,3 @@ def _why(error: Exception) -> str:
     cause = getattr(error, "reason", None) or inner or error.__cause__ or error
     text = getattr(cause, "strerror", None) or str(cause).rpartition(">: ")[2] or type(cause).__name__
     return clean(str(text), 200)
-
-
-def _retry_after_s(value: str | None) -> float | None:
-    """Seconds, or a date."""
-    if value is None:
-        return None
-    if value.strip().isdigit():
-        return float(value)
-    with suppress(TypeError, ValueError):
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    return None

@@ -6,7 +6,6 @@ the next event goes out. An event's id follows from the alert, so that Sentry dr
 
 from __future__ import annotations
 
-import email.utils
 import gzip
 import json
 import os
@@ -20,7 +19,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from stucktrace import __version__
 from stucktrace.errors import UsageError
-from stucktrace.sinks import sentry_event
+from stucktrace.sinks import retry_after, sentry_event
 from stucktrace.sinks.sink import Item, SinkDown, SinkRefused
 from stucktrace.sinks.text import clean
 
@@ -137,7 +136,7 @@ class Sentry:
         detail = _detail(answer.headers.get("X-Sentry-Error"), said)
         limited_s = _limit_s(answer.headers.get("X-Sentry-Rate-Limits", ""))
         self._not_before = time.monotonic() + limited_s
-        after_s = _retry_after_s(answer.headers.get("Retry-After"))
+        after_s = retry_after.seconds(answer.headers.get("Retry-After"))
         if answer.status == 429:
             raise SinkDown(f"{self._where} limits our rate (429)", after_s or limited_s or RATE_LIMITED_S)
         if answer.status in (401, 403, 404):
@@ -255,20 +254,6 @@ def _detail(header: str | None, said: bytes) -> str:
         except (ValueError, LookupError, TypeError):
             return ""
     return f": {clean(text, 200)}"
-
-
-def _retry_after_s(value: str | None) -> float | None:
-    """Seconds, or an HTTP date."""
-    if not value:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
 
 
 def _limit_s(header: str) -> float:
