@@ -97,8 +97,3 @@ class Signs:
         for missing in self.flows.unsaid():
             self._complain(f"{missing.what}: {missing.because}", missing.remedy)
         return found
-
-    def close(self) -> None:
-        for source in (self._life, self._trouble, self.flows):
-            if source is not None:
-                source.close()

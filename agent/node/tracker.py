@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from stucktrace.alerts import EXITED, KILLED
 from stucktrace.collectors import candidates, cgroups, containers, heartbeat, procfs, workers
@@ -40,15 +40,15 @@ _REAPED_WITHIN_S = 2.0
 
 @dataclass(frozen=True)
 class Tracked:
-    """A watched process."""
+    """A watched process. The same one as long as pid and start time are: other settings change the rest."""
 
     pid: int
-    ppid: int
+    ppid: int = field(compare=False)
     start_time: int
-    worker: WorkerFact
-    thresholds: Thresholds
-    pod: str | None
-    pidfd: int
+    worker: WorkerFact = field(compare=False)
+    thresholds: Thresholds = field(compare=False)
+    pod: str | None = field(compare=False)
+    pidfd: int = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -174,11 +174,6 @@ class Tracker:
             self._vacant[process.ppid] += process.worker.kind in ("gunicorn-worker", "celery-child")
             os.close(process.pidfd)
             yield Ended(process, KILLED if status is not None and status & 0x7F else EXITED, status)
-
-    def close(self) -> None:
-        for process in self.processes.values():
-            os.close(process.pidfd)
-        self._ends.close()
 
 
 def _status(process: Tracked) -> int | None:
