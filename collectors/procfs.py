@@ -53,7 +53,12 @@ class Stat:
 
     @property
     def age_s(self) -> float:
-        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - self.start_time / TICKS_PER_SECOND)
+        return age_s(self.start_time)
+
+
+def age_s(start_time: int) -> float:
+    """Of a process that started so many clock ticks after boot."""
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - start_time / TICKS_PER_SECOND)
 
 
 def read(pid: int, name: str, limit: int = 1 << 20) -> bytes:

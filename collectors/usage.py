@@ -13,9 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from stucktrace.collectors.procfs import PAGE_BYTES, TICKS_PER_SECOND
-
-_PF_EXITING = 0x4
+from stucktrace.collectors.procfs import PAGE_BYTES, PF_EXITING, TICKS_PER_SECOND
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ def read(pid: int) -> Sample | None:
             int(fields[19]),
             (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND,
             int(fields[21]) * PAGE_BYTES,
-            fields[0] in b"ZX" or bool(int(fields[6]) & _PF_EXITING),
+            fields[0] in b"ZX" or bool(int(fields[6]) & PF_EXITING),
         )
     except (OSError, IndexError, ValueError):
         return None

@@ -6,7 +6,6 @@ or have grown too large. The options tell which it is, else the pool's own setti
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 
 from stucktrace.collectors import command_line, pool_limits, procfs
@@ -42,8 +41,7 @@ class MasterStorms:
     def child_ended(self, master: Tracked | None, child: Tracked, now: float, status: int | None) -> None:
         """Without the kernel's events: a watched worker has ended."""
         if master is not None and child.worker.kind in WORKERS:
-            age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - child.start_time / procfs.TICKS_PER_SECOND
-            self.forked(master, child.pid, now - age_s)
+            self.forked(master, child.pid, now - procfs.age_s(child.start_time))
             self.ended(child.pid, now, status)
 
     def master_ended(self, master: Tracked) -> None:

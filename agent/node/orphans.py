@@ -7,7 +7,6 @@ they next look, so they get the time for that; what ends meanwhile is no orphan.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -45,7 +44,7 @@ class Orphans:
     def ended(self, process: Tracked, processes: Mapping[int, Tracked], now: float) -> None:
         """A watched process has ended, `processes` are those that have not."""
         self._left.pop(process, None)
-        age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - process.start_time / procfs.TICKS_PER_SECOND
+        age_s = procfs.age_s(process.start_time)
         if process.worker.kind not in MASTERS or age_s < MASTER_AT_LEAST_S:
             return
         for worker in processes.values():

@@ -84,18 +84,13 @@ class Remembered:
             known.argv,
             "S",
             uid=known.uid,
-            age_s=_age_s(process),
+            age_s=procfs.age_s(process.start_time),
             rss_bytes=last.rss_bytes if last is not None else None,
             is_python=True,
             worker=replace(process.worker, last_notify_s=None, seconds_to_kill=None),
             container=known.container,
         )
         return Snapshot(time.time(), fact)
-
-
-def _age_s(process: Tracked) -> float:
-    uptime_s = time.clock_gettime(time.CLOCK_BOOTTIME)
-    return max(0.0, uptime_s - process.start_time / procfs.TICKS_PER_SECOND)
 
 
 def _read(pid: int) -> _Known:

@@ -5,12 +5,12 @@ CPU: getrusage of the process and of its ended children (py-spy runs as one). Me
 
 from __future__ import annotations
 
-import os
 import resource
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
+from stucktrace.collectors.procfs import PAGE_BYTES
 from stucktrace.settings import Settings
 
 NORMAL, RARER, RARE_REPEATS = 0, 1, 2
@@ -27,7 +27,6 @@ WINDOW_S = 30.0
 CALM_CPU = 0.2
 """A level ends below this share of the CPU budget: looking four times as often again then stays inside it."""
 CALM_MEMORY = 0.9
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
@@ -77,4 +76,4 @@ def cpu_s() -> float:
 
 
 def rss_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES

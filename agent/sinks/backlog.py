@@ -109,7 +109,8 @@ class Backlog:
                     data = self._spool.read(entry.number)
             if data is not None:
                 return entry, data
-            self.dropped += 1
+            with self.changed:
+                self.dropped += 1
             self.done(entry)
 
     def put_back(self) -> None:
