@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stucktrace.collectors.command_line import HIDDEN, without_userinfo
+
 PREFIX = "STUCKTRACE_"
 LARGEST_FILE_BYTES = 1 << 20
 SHOWN = 60
@@ -65,10 +67,11 @@ def refusal(key: Key, given: Given, because: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A wrong value, as TOML would write it where that is simple; a URL without the credentials in it."""
+    """A wrong value, as TOML would write it where that is simple; a URL without the credentials and the query in it."""
     if isinstance(value, dict):
         return "a table"
-    text = re.sub(r"//[^/@]*@", "//***@", json.dumps(value, ensure_ascii=False, default=str))
+    text = without_userinfo(json.dumps(value, ensure_ascii=False, default=str))
+    text = re.sub(r"(://[^?\s]*\?).*\"", rf'\1{HIDDEN}"', text)
     return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
 

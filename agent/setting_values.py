@@ -123,7 +123,11 @@ def endpoint(value: Any) -> str:
         raise ValueError
     if "@" in parts.netloc:
         raise ValueError("credentials go into otlp.headers")
-    _ = parts.port  # ValueError when it is none
+    try:
+        _ = parts.port
+    except ValueError:
+        # Python's own words could repeat a part of a password.
+        raise ValueError from None
     return text(value).rstrip("/")
 
 

@@ -182,3 +182,11 @@ def test_what_waits_for_a_restart_is_named():
     assert in_force == Settings(metrics="127.0.0.1:1", sentry_dsn=DSN, interval_s=1.0, cpu_budget=0.5)
     assert waiting == ("sentry.dsn", "metrics.listen")
     assert reloaded(before, before) == (before, ())
+
+
+@pytest.mark.parametrize(
+    "url", ["http://me:abc/d@ef@host:4318/", "http://host:4318/v1?token=abcd", 'ftp://host/?a"b=abcd']
+)
+def test_a_wrong_url_is_told_without_its_credentials(url: str):
+    (problem,) = problems(otlp_endpoint=url)
+    assert "host" in problem and "(hidden)" in problem and "abc" not in problem
