@@ -21,6 +21,8 @@ Json = dict[str, Any]
 SCHEMA = "stucktrace.alert/1"
 UPDATE_AFTER_S = (30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 """How long after the last word the next update comes; the last one repeats."""
+MOMENTS = frozenset({"worker-timeout", "oom-killed"})
+"""What happened in a moment: there is nothing to say about how long it lasts."""
 GROWN_AFTER_S = 1.0
 """The shortest time before an update because more processes came in: they come by the dozen."""
 AFFECTED_SHOWN = 100
@@ -188,6 +190,8 @@ def _news(alert: _Alert, now: float) -> bool:
 
 
 def _quiet_too_long(now: float, alert: _Alert) -> bool:
+    if alert.fingerprint[0] in MOMENTS:
+        return False
     return abs(now - alert.said) >= UPDATE_AFTER_S[min(alert.updates, len(UPDATE_AFTER_S) - 1)]
 
 

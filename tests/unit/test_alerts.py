@@ -108,6 +108,15 @@ def test_dozens_that_come_at_once_are_one_update():
     assert [event["count"] for event in script.tick(1)] == [19]
 
 
+def test_what_happened_in_a_moment_is_not_said_again():
+    script = Script()
+    script.observe(1, code="worker-timeout")
+    script.tick()
+    assert script.tick(7200) == []
+    script.observe(2, code="worker-timeout")
+    assert [event["count"] for event in script.tick()] == [2]
+
+
 def test_it_is_updated_when_it_is_surer():
     script = Script()
     script.observe(1)
