@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import threading
 import time
 
@@ -23,7 +24,14 @@ class Complaints:
             if message in self._said:
                 return
             self._said[message] = now
-        complain(message, remedy)
+        self.tell(message, remedy)
+
+    def tell(self, message: str, remedy: str = "") -> None:
+        """Says it each time; leaves it out while nobody reads stderr, for nobody shall wait for that."""
+        room = select.poll()
+        room.register(2, select.POLLOUT)
+        if room.poll(0):
+            complain(message, remedy)
 
     def failed(self, what: str, error: Exception) -> None:
         """Something of ours failed that should not have."""

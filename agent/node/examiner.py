@@ -83,6 +83,12 @@ class Examiner:
         return THREADS - len(self._running)
 
     @property
+    def hangs(self) -> bool:
+        """Nothing is examined any more: every thread hangs, and so many were replaced already."""
+        late = time.monotonic() - DEADLINE_S
+        return self._given_up == MOST_GIVEN_UP and self.free == 0 and all(job.began < late for job in self._running)
+
+    @property
     def busy(self) -> set[int]:
         """Who is being examined now."""
         return set().union(*(job.left for job in self._running))

@@ -161,7 +161,7 @@ class Agent:
             settings = self._reload()
         except InvalidSettings as error:
             for problem in error.problems:
-                complain(problem, "the settings stay as they were")
+                self._complaints.tell(problem, "the settings stay as they were")
             return
         self._settings, waiting = reloaded(self._settings, settings)
         self._tracker.apply(settings.match, settings.stuck_after_s)
@@ -169,18 +169,21 @@ class Agent:
         self._interval_s = settings.interval_s
         self._glances.interval_s = settings.interval_s * INTERVAL_FACTOR[self._shedding]
         if waiting:
-            complain(f"{', '.join(waiting)}: as before", "start the agent anew to change them")
-        complain("settings read again", "")
+            self._complaints.tell(f"{', '.join(waiting)}: as before", "start the agent anew to change them")
+        self._complaints.tell("settings read again", "")
 
     def _look_at_itself(self, now: float) -> None:
         """Does less where the agent itself costs too much, and shows what it does."""
         usage = self._watch.look(now, self._settings)
         if usage.level != self._shedding:
             self._shedding = usage.level
-            complain(SAID[usage.level], "")
+            self._complaints.tell(SAID[usage.level])
             self._glances.interval_s = self._settings.interval_s * INTERVAL_FACTOR[usage.level]
             self._suspects.sparing = usage.level >= RARE_REPEATS
-        if self._exposure.wanted:
+        if self._examiner.hangs:
+            # Without new figures /healthz says so.
+            self._complaints.say("every examination hangs in the kernel", "see dmesg, and start the agent anew")
+        elif self._exposure.wanted:
             self._exposure.figures = gather(
                 self._settings,
                 usage,

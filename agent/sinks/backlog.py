@@ -6,15 +6,20 @@ the oldest fall out and are counted.
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 
+from stucktrace.sinks.sink import SinkDown
 from stucktrace.sinks.spool import Spool, Torn
 
 MEMORY_BYTES = 16 << 20
 """What may wait in memory for one sink."""
+PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE})
+"""What keeps a file from being read now and says nothing about it."""
 BLOCK_BYTES = 4096
 """A file takes whole blocks."""
 
@@ -97,7 +102,7 @@ class Backlog:
             entry.data = None
 
     def take(self) -> tuple[Entry, bytes] | None:
-        """The first one, to be given back by `put_back` or `done`; None when there is none."""
+        """The first one, to be given back by `put_back` or `done`; None when there is none. SinkDown: not now."""
         while True:
             with self.changed:
                 if not self._entries:
@@ -105,8 +110,14 @@ class Backlog:
                 entry = self._current = self._entries[0]
                 data = entry.data
             if data is None and self._spool:
-                with suppress(OSError, Torn):
+                try:
                     data = self._spool.read(entry.number)
+                except OSError as error:
+                    if error.errno in PASSING:
+                        reason = os.strerror(error.errno or 0)
+                        raise SinkDown(f"its spool cannot be read: {reason}", remedy="see the disk") from None
+                except Torn:
+                    pass
             if data is not None:
                 return entry, data
             with self.changed:
@@ -133,7 +144,8 @@ class Backlog:
         if self._spool is None:
             return
         while self._rubbish:
-            self._spool.remove(self._rubbish.popleft())
+            self._spool.remove(self._rubbish[0])
+            self._rubbish.popleft()
         while True:
             with self.changed:
                 entry = next(iter(self._held), None)

@@ -78,16 +78,16 @@ class Lane:
     def _work(self) -> None:
         changed = self.backlog.changed
         while not self._abandoned:
-            taken = self.backlog.take()
-            self._say_dropped()
-            if taken is None:
-                with changed:
-                    changed.wait_for(lambda: self.backlog.pending or self._ending)
-                if not self.backlog.pending:
-                    break
-                continue
-            entry, data = taken
             try:
+                taken = self.backlog.take()
+                self._say_dropped()
+                if taken is None:
+                    with changed:
+                        changed.wait_for(lambda: self.backlog.pending or self._ending)
+                    if not self.backlog.pending:
+                        break
+                    continue
+                entry, data = taken
                 self._deliver(data)
             except SinkDown as error:
                 self.backlog.put_back()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from stucktrace.output import OutputFailed
 from stucktrace.sinks import backlog, lane
 from stucktrace.sinks.delivery import Delivery, Item, SinkDown, SinkRefused
+from stucktrace.sinks.spool import Spool
 
 from tests.harness.kernel import wait_until
 
@@ -167,3 +169,19 @@ def test_text_that_is_no_utf_8_arrives():
     all_of_them.put(Item({"id": "1", "type": "opened", "time": 1.0, "summary": "caf\udce9"}))
     wait_until(lambda: heard == ["caf\udce9"])
     assert not words
+
+
+def test_a_spool_that_cannot_be_read_for_a_while_loses_nothing(tmp_path: Path):
+    waiting = backlog.Backlog(Spool(tmp_path), 1 << 20)
+    waiting.add(b"first")
+    waiting.save()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(SinkDown, match="Too many open files"):
+            waiting.take()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    waiting.put_back()
+    taken = waiting.take()
+    assert taken is not None and taken[1] == b"first" and not waiting.dropped
