@@ -48,6 +48,29 @@ def test_the_alert_comes_before_gunicorn_kills_the_evidence(redis: brokers.Broke
                 assert resolved["duration_s"] > opened["duration_s"]
 
 
+@pytest.mark.xdist_group("rabbitmq")
+def test_a_publisher_without_its_broker_is_told_with_its_request_and_then_its_end(rabbitmq: brokers.Broker):
+    with rabbitmq.client() as broker, agent.gunicorn("--timeout", 8, netns=broker.pair.here) as server:
+        (worker,) = server.workers
+        with server.request(f"/publish?url={broker.url}") as client:
+            assert client.wait(120) == 0
+        with agent.watching(server.master) as watcher:
+            broker.cut()
+            with server.request(f"/publish?url={broker.url}"):
+                opened = watcher.wait_for("opened")
+                assert opened["code"] == "half-open", opened["summary"]
+                assert opened["affected"][0]["pid"] == agent.own_pid(worker)
+                found = command.Report(opened["report"])
+                assert found["process"]["worker"]["seconds_to_kill"] > 0 and found.socket()["unacked"]
+                thread = next(thread for thread in found["threads"] if thread["tid"] == found.verdict["tid"])
+                assert (thread["work"]["method"], thread["work"]["path"]) == ("GET", "/publish")
+                assert "publish" in {frame["function"] for frame in thread["python"]}
+                killed = watcher.wait_for("opened")
+                assert (killed["code"], killed["affected"][0]["pid"]) == ("worker-timeout", agent.own_pid(worker))
+                last = next(other for other in killed["report"]["threads"] if other["tid"] == thread["tid"])
+                assert last["python"] == thread["python"] and last["work"]["path"] == "/publish"
+
+
 @pytest.mark.xdist_group("redis")
 def test_what_heals_is_resolved_and_so_is_what_is_killed(redis: brokers.Broker):
     with (

@@ -1,5 +1,6 @@
 """A web application whose requests do what their path says."""
 
+import socket
 import urllib.parse
 import urllib.request
 
@@ -28,6 +29,20 @@ def ask_redis(url):
     return repr(client.ping()).encode()
 
 
+def publish(url):
+    """A Celery task, with publisher confirms, on a socket that waits for them as long as the kernel does."""
+    from celery import Celery
+
+    app = CLIENTS.get(url)
+    if app is None:
+        app = CLIENTS[url] = Celery(broker=url, set_as_current=False)
+        settings = {socket.TCP_USER_TIMEOUT: 0}
+        app.conf.broker_transport_options = {"confirm_publish": True, "socket_settings": settings}
+    with app.producer_pool.acquire(block=True) as producer:
+        app.send_task("reports.build", retry=False, producer=producer)
+    return b"published\n"
+
+
 def application(environ, start_response):
     path, query = environ["PATH_INFO"], urllib.parse.parse_qs(environ.get("QUERY_STRING", ""))
     start_response("200 OK", [("Content-Type", "text/plain")])
@@ -39,6 +54,8 @@ def application(environ, start_response):
         return [run_sql(query["url"][0])]
     if path == "/redis":
         return [ask_redis(query["url"][0])]
+    if path == "/publish":
+        return [publish(query["url"][0])]
     if path.startswith("/self"):
         return [fetch(f"http://{environ['HTTP_HOST']}/{path.removeprefix('/self').lstrip('/')}")]
     return [GREETING]
