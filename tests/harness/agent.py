@@ -92,10 +92,13 @@ def summaries(events: list[Event]) -> list[str]:
 
 
 @contextlib.contextmanager
-def watching(beside: int, *options: str | int, netns: str = "", allowed: Sequence[str] = ()) -> Iterator[Agent]:
+def watching(
+    beside: int, *options: str | int, netns: str = "", allowed: Sequence[str] = (), program: Path = command.COMMAND
+) -> Iterator[Agent]:
     """An agent in the PID and mount namespace of the process `beside`, once it has looked around.
 
     Its network namespace is one of its own, or `netns`. `allowed`: what goes in front of it (setpriv ...).
+    `program`: the command, where another user has to be able to run it.
     In the end its journals are replayed: they have to give the verdicts that it alerted.
     """
     descriptor, name = tempfile.mkstemp(prefix="agent-", suffix=".log")
@@ -104,7 +107,7 @@ def watching(beside: int, *options: str | int, netns: str = "", allowed: Sequenc
     kept = Path(tempfile.mkdtemp(prefix="journals-"))
     kept.chmod(0o777)
     process = subprocess.Popen(
-        [*inside, *allowed, str(command.COMMAND), "agent", "--json", "--journal", str(kept), *map(str, options)],
+        [*inside, *allowed, str(program), "agent", "--json", "--journal", str(kept), *map(str, options)],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=descriptor,
     )  # fmt: skip
     os.close(descriptor)

@@ -128,17 +128,25 @@ def readable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@pytest.fixture(scope="module")
+def program() -> Iterator[Path]:
+    """The command where every user may run it."""
+    with installed.installed() as place:
+        yield place.command
+
+
+@pytest.mark.xdist_group("packaging")
 @pytest.mark.parametrize("allowed", [as_the_container, as_the_service])
-def test_what_is_granted_is_enough(allowed: Any, readable: Path):
+def test_what_is_granted_is_enough(allowed: Any, readable: Path, program: Path):
     """A stuck worker of another user in another network namespace, with all of its proof."""
-    user = ["env", f"PYTHONPATH={readable}", *ANOTHER_USER, "/usr/bin/python3"]
-    doctor = command.run("doctor", prefix=allowed())
+    user = ["env", "--chdir=/", "PWD=/", f"PYTHONPATH={readable}", *ANOTHER_USER, "/usr/bin/python3"]
+    doctor = command.run("doctor", prefix=allowed(), command=program, cwd=Path("/"))
     assert "NO    python-stacks" not in doctor.stdout and "NO    bpf" not in doctor.stdout, doctor.stdout
     with (
         namespaces.pair() as pair,
         targets.start("http_holder.py", "deaf", pair.there_address, netns=pair.there) as holder,
         agent.gunicorn("--timeout", 30, "--chdir", str(readable), workers=2, netns=pair.here, python=user) as server,
-        agent.watching(server.master, "--stuck-after", 6, allowed=allowed()) as watcher,
+        agent.watching(server.master, "--stuck-after", 6, allowed=allowed(), program=program) as watcher,
     ):
         with server.request(f"/fetch?url=http://{pair.there_address}:{holder.said}/"):
             opened = watcher.wait_for("opened")
@@ -150,7 +158,7 @@ def test_what_is_granted_is_enough(allowed: Any, readable: Path):
             thread = next(one for one in report["threads"] if one["tid"] == report.verdict["tid"])
             assert "fetch" in {frame["function"] for frame in thread["python"]}
             beside = ["nsenter", "-t", str(server.master), "-p", "-m", *allowed()]
-            table = command.run("ps", "--stuck-after", 6, prefix=beside)
+            table = command.run("ps", "--stuck-after", 6, prefix=beside, command=program)
             assert table.status == 0 and "peer-silent" in table.stdout, table
         resolved = watcher.wait_for("resolved")
         assert (resolved["id"], resolved["how"]) == (opened["id"], "killed"), resolved

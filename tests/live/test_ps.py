@@ -22,7 +22,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.harness import agent, brokers, celery, command, kernel, targets
+from tests.harness import agent, brokers, celery, command, elsewhere, kernel, targets
 
 NASTY = "\x1b]0;owned\x07\x1b[31m"
 ENTER, LEAVE = "\x1b[?1049h", "\x1b[?1049l"
@@ -159,8 +159,9 @@ def test_nothing_to_show_and_nothing_to_be_seen():
     assert nothing.stderr.count("\n") == 1
     with agent.gunicorn() as server:
         blind = [*beside(server.master), "setpriv", "--reuid=65534", "--bounding-set=-all", "--inh-caps=-all"]
-        done = command.run("ps", prefix=blind)
-        assert done.status == 3 and done.stderr.count("\n") == 1, done
+        with elsewhere.installed() as environment:
+            done = elsewhere.run(environment, "ps", prefix=tuple(blind))
+        assert done.returncode == 3 and done.stderr.count("\n") == 1, done
         assert len(done.stdout.splitlines()) == 3, done
 
 
