@@ -131,7 +131,9 @@ def test_neither_garbage_nor_slow_clients_hold_it():
             b"POST / HTTP/1.1\r\n\r\n",
         ):
             with contextlib.suppress(ConnectionError), connect(nonsense) as client:
-                client.shutdown(socket.SHUT_WR)
+                # It may have hung up already.
+                with contextlib.suppress(OSError):
+                    client.shutdown(socket.SHUT_WR)
                 while client.recv(65536):
                     pass
         # As many as there are threads: one more is turned away until their time is over, then all is well.
