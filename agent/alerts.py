@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from stucktrace import reported
 from stucktrace.diagnosis.model import CONFIDENCES, POSSIBLE, PROVEN, SEVERITIES
 
 Json = dict[str, Any]
@@ -83,6 +84,10 @@ class Alerts:
     def members(self) -> frozenset[Member]:
         """Every process in an open alert."""
         return frozenset(self._of)
+
+    def __contains__(self, member: Member) -> bool:
+        """The process is in an open alert."""
+        return member in self._of
 
     def observe(self, observed: Observed) -> None:
         """A process is stuck."""
@@ -201,16 +206,13 @@ def fingerprint(report: Json) -> tuple[str, str, str]:
     Where there is neither a frame nor a peer the finding's own subject stands for them.
     """
     verdict = report["verdict"]
-    thread = next((thread for thread in report["threads"] if thread["tid"] == verdict["tid"]), None)
+    thread = reported.thread(report)
     frame = ""
     if thread is not None and verdict["frame"] is not None and verdict["frame"] < len(thread["python"]):
         found = thread["python"][verdict["frame"]]
         file = found["file"].rpartition("/site-packages/")[2].rpartition("/dist-packages/")[2]
         frame = f"{found['function']} {file}"
-    peer = ""
-    if verdict["fd"] is not None:
-        socket = next((socket for socket in report["sockets"] if socket["fd"] == verdict["fd"]), None)
-        peer = (socket["remote_name"] or socket["remote"] or "") if socket is not None else ""
+    peer = reported.peer(report) or ""
     if not frame and not peer:
         peer = verdict.get("subject") or ""
     return verdict["code"], frame, peer

@@ -21,7 +21,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
     Sum,
 )
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
-from stucktrace import __version__
+from stucktrace import __version__, reported
 from stucktrace.node.figures import BOUNDS_S, Figures
 from stucktrace.sinks.measures import COUNTER, HISTOGRAM, MEASURES, Measure
 from stucktrace.sinks.sink import Item, Json
@@ -77,7 +77,7 @@ def log_attributes(item: Item) -> dict[str, Any]:
 
 
 def _from_report(report: Json) -> Iterator[tuple[str, Any]]:
-    process, verdict = report["process"], report["verdict"]
+    process = report["process"]
     container = process["container"] or {}
     yield "process.pid", process["pid"]
     yield "stucktrace.worker.kind", process["kind"]
@@ -86,10 +86,8 @@ def _from_report(report: Json) -> Iterator[tuple[str, Any]]:
     yield "container.id", container.get("id")
     if container.get("pod"):
         yield "k8s.pod.name", container["pod"]
-    socket = next((socket for socket in report["sockets"] if socket["fd"] == verdict["fd"]), None)
-    if socket is not None:
-        yield "stucktrace.peer", socket["remote_name"] or socket["remote"]
-    thread = next((thread for thread in report["threads"] if thread["tid"] == verdict["tid"]), None)
+    yield "stucktrace.peer", reported.peer(report)
+    thread = reported.thread(report)
     if thread is None:
         return
     yield "thread.id", thread["tid"]

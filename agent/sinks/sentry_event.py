@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from stucktrace import __version__
+from stucktrace import __version__, reported
 from stucktrace.diagnosis.words import age
 from stucktrace.sinks.sink import Item
 from stucktrace.sinks.text import clean
@@ -43,7 +43,7 @@ def tags(event: Json) -> dict[str, str]:
         "pod": next((affected["pod"] for affected in event["affected"] if affected["pod"]), None),
     }
     if report is not None:
-        process, thread, socket = report["process"], _thread(report), _socket(report)
+        process, thread = report["process"], reported.thread(report)
         container = process["container"] or {}
         worker = process["worker"]
         found |= {
@@ -52,7 +52,7 @@ def tags(event: Json) -> dict[str, str]:
             "container": container.get("name") or (container.get("id") or "")[:12],
             "worker": process["kind"],
             "worker_class": worker["class"] or worker["pool"],
-            "peer": (socket["remote_name"] or socket["remote"]) if socket else None,
+            "peer": reported.peer(report),
         }
         if thread and thread["work"]:
             found |= {thread["work"]["kind"]: thread["work"]["name"], "task_id": thread["work"]["id"]}
@@ -96,7 +96,7 @@ def build(item: Item, tags: dict[str, str], *, environment: str, server_name: st
         clean(name, LONGEST_NAME): clean(version, LONGEST_NAME)
         for name, version in report["process"]["packages"].items()
     }
-    thread = _thread(report)
+    thread = reported.thread(report)
     if thread is not None:
         exception["thread_id"] = thread["tid"]
         exception["stacktrace"] = {"frames": _frames(thread)}
@@ -113,16 +113,6 @@ def _level(event: Json) -> str:
     if event["severity"] == "critical":
         return "fatal" if event["confidence"] == "proven" else "error"
     return str(event["severity"])
-
-
-def _thread(report: Json) -> Json | None:
-    """The thread that the verdict is about."""
-    return next((thread for thread in report["threads"] if thread["tid"] == report["verdict"]["tid"]), None)
-
-
-def _socket(report: Json) -> Json | None:
-    fd = report["verdict"]["fd"]
-    return next((socket for socket in report["sockets"] if fd is not None and socket["fd"] == fd), None)
 
 
 def _threads(report: Json) -> list[Json]:
@@ -208,7 +198,7 @@ def _alert(event: Json) -> Json:
 
 
 def _contexts(report: Json) -> Iterator[tuple[str, Json]]:
-    verdict, process, thread = report["verdict"], report["process"], _thread(report)
+    verdict, process, thread = report["verdict"], report["process"], reported.thread(report)
     yield (
         "verdict",
         {"evidence": _lines(line["text"] for line in verdict["evidence"]), "chain": _lines(verdict["chain"])},

@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from stucktrace import reported
 from stucktrace.diagnosis.words import age
 
 Json = dict[str, Any]
@@ -108,7 +109,7 @@ def _headline(page: _Page, report: Json) -> None:
         page.paint(label, _COLOURS[verdict_class]) + f"  {clean(_who(process, code=verdict['code']), 200)}"
     )
     page.text(verdict["summary"], "", "", "1")
-    thread = next((thread for thread in report["threads"] if thread["tid"] == verdict["tid"]), None)
+    thread = reported.thread(report)
     if thread is not None and thread["work"]:
         page.text(_work_line(thread["work"]), "", "    ")
 
@@ -133,7 +134,7 @@ def _who(process: Json, *, code: str) -> str:
 
 def _stack(page: _Page, report: Json, verbose: bool) -> None:
     verdict = report["verdict"]
-    thread = next((thread for thread in report["threads"] if thread["tid"] == verdict["tid"]), None)
+    thread = reported.thread(report)
     if thread is None or not (thread["python"] or thread["native"]):
         return
     page.heading(f"Python stack of {clean(thread['name'], 60)} (tid {thread['tid']}), innermost first")
