@@ -392,6 +392,13 @@ class FileLockFact:
     holder_commands: tuple[str, ...] = ()
 
 
+MASTERS = frozenset({"gunicorn-master", "celery-main"})
+WORKERS = frozenset({"gunicorn-worker", "celery-child"})
+"""What masters start, and start anew."""
+ROLES = MASTERS | WORKERS | {"celery-beat"}
+"""Every kind that is gunicorn or Celery."""
+
+
 @dataclass(frozen=True)
 class WorkerFact:
     """What role the process has, and what limits apply to it. Source: argv, config files, parent, heartbeat file."""

@@ -16,7 +16,7 @@ from stucktrace import join, looks
 from stucktrace.diagnosis import diagnose
 from stucktrace.diagnosis.model import STUCK, Diagnosis
 from stucktrace.errors import CannotInspect, NoSuchProcess, StucktraceError
-from stucktrace.facts import Missing, ProcessFact, Seen, Snapshot
+from stucktrace.facts import MASTERS, Missing, ProcessFact, Seen, Snapshot
 from stucktrace.join import Look, Window
 from stucktrace.run import Earlier, Options, Run
 
@@ -34,9 +34,6 @@ class Inspection:
     children: tuple[Inspection, ...] = ()
     siblings: Siblings | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
-
-
-MASTERS = ("gunicorn-master", "celery-main")
 
 
 class Opening:

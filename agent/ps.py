@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from stucktrace.errors import CannotInspect, CollectorError, NoSuchProcess, StucktraceError
-from stucktrace.facts import ProcessFact, Snapshot, WorkerFact
+from stucktrace.facts import ROLES, WORKERS, ProcessFact, Snapshot, WorkerFact
 from stucktrace.rows import IDLE, Row, at_rest, doing, inside, inspected, ordered
 from stucktrace.run import Earlier, Options
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from stucktrace.collectors.innermost import Family
     from stucktrace.collectors.kernel import Opened
 
-WORKERS = frozenset({"gunicorn-master", "gunicorn-worker", "celery-main", "celery-child", "celery-beat"})
-OF_A_KIND = frozenset({"gunicorn-worker", "celery-child"})
 """All of one master have the same class and limits: they are read once."""
 VERDICT_STANDS_S = 10.0
 
@@ -184,18 +182,16 @@ def find(selection: Selection) -> Iterator[ProcessFact]:
     known: dict[tuple[int, str], WorkerFact] = {}
     for pid in procfs.all_pids():
         with suppress(CannotInspect):
-            argv = procfs.read_argv(pid)
-            if not argv or pid == os.getpid():
+            glimpse = workers.glance(pid) if pid != os.getpid() else None
+            if glimpse is None:
                 continue
-            stat = procfs.read_stat(pid)
-            maybe_python = "py" in procfs.read_link(pid, "exe").rpartition("/")[2]
-            kind = workers.kind_of(workers.Start(pid, stat.ppid, argv), is_python=maybe_python)
-            if stat.ending or not (kind in WORKERS or (_wanted(selection, argv) and candidates.is_python(pid))):
+            argv, stat, kind = glimpse
+            if not (kind in ROLES or (_wanted(selection, argv) and candidates.is_python(pid))):
                 continue
             worker = known.get((stat.ppid, kind))
             if worker is None:
                 process = read_process(pid)
-                if kind in OF_A_KIND:
+                if kind in WORKERS:
                     known[stat.ppid, kind] = process.worker
                 yield process
                 continue

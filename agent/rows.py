@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 
 from stucktrace.diagnosis.model import HEALTHY, STUCK
 from stucktrace.diagnosis.waits import POLL_CALLS, RECEIVE_CALLS, Wait, waits
-from stucktrace.facts import ProcessFact, Snapshot, ThreadFact, WorkerFact, WorkFact
+from stucktrace.facts import MASTERS, ProcessFact, Snapshot, ThreadFact, WorkerFact, WorkFact
 
 if TYPE_CHECKING:
     from stucktrace.inspection import Inspection
 
-MASTERS = ("gunicorn-master", "celery-main")
 _POOL = "/concurrent/futures/thread.py"
 
 Place = tuple[str, str]

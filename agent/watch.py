@@ -18,9 +18,10 @@ from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from stucktrace.diagnosis.model import HEALTHY
+from stucktrace.facts import MASTERS
 from stucktrace.output import OutputFailed, colour_wanted, screen, write
 from stucktrace.ps import Table
-from stucktrace.rows import MASTERS, Row
+from stucktrace.rows import Row
 from stucktrace.sinks.table import padded, render, summary
 
 ENTER, LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"

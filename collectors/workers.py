@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from stucktrace.collectors import command_line, gunicorn_config, heartbeat, openfiles, procfs
 from stucktrace.collectors.command_line import CELERY_BEAT, CELERY_WORKER, GUNICORN, CommandLine
@@ -35,6 +36,27 @@ class Start:
     argv: tuple[str, ...]
     hidden_argv: tuple[str, ...] = ()
     """The original command line, where argv is a title."""
+
+
+class Glimpse(NamedTuple):
+    """What tells workers from a node's other processes."""
+
+    argv: tuple[str, ...]
+    stat: procfs.Stat
+    kind: str
+    """Of those that are not gunicorn or Celery it is not certain."""
+
+
+def glance(pid: int) -> Glimpse | None:
+    """None for a kernel thread and one on its way out. Raises CannotInspect."""
+    argv = procfs.read_argv(pid)
+    if not argv:
+        return None
+    stat = procfs.read_stat(pid)
+    # Enough to ask whether a program that starts gunicorn by itself is one; what --match finds is asked properly.
+    maybe_python = "py" in procfs.read_link(pid, "exe").rpartition("/")[2]
+    kind = kind_of(Start(pid, stat.ppid, argv), is_python=maybe_python)
+    return None if stat.ending else Glimpse(argv, stat, kind)
 
 
 def kind_of(start: Start, *, is_python: bool) -> str:

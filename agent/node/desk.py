@@ -41,7 +41,7 @@ class Desk:
     def stuck(self, member: Member, since: float, due: float, inspection: Inspection, budgets: Budgets) -> None:
         """A process was found stuck; its examination was due at this CLOCK_MONOTONIC."""
         self._recorder.examined(inspection.snapshot, budgets, None, inspection.diagnosis, inspection.siblings)
-        if member not in self.alerts.members():
+        if member not in self.alerts:
             self._overdue[member] = due
         self.alerts.observe(Observed(member, since, build(inspection)))
 

@@ -192,7 +192,7 @@ class Incidents:
         wanted = self._consumption.busy(now) | set(self._beats.overdue(now))
         return wanted | self._orphans.unseen(now) | self._stalls.wanted(now)
 
-    def due(self, now: float) -> list[Occurrence]:
+    def due(self) -> list[Occurrence]:
         """What has begun, a few at a time: each one is diagnosed, and a hundred workers may be aborted at once."""
         found, self._due = self._due[:MOST_AT_ONCE], self._due[MOST_AT_ONCE:]
         return found

@@ -231,7 +231,7 @@ class Agent:
         for pid in self._incidents.busy(now):
             if pid in processes:
                 self._suspects.hint(pid, now)
-        for occurrence in self._incidents.due(now):
+        for occurrence in self._incidents.due():
             self._guarded("an incident", partial(self._happened, occurrence))
         for over in self._incidents.over(now):
             self._desk.left(over.member, over.how)
@@ -270,7 +270,7 @@ class Agent:
         if process is None:
             return
         member, inspection = _member(process), answer.inspection
-        alerted = member in self._desk.alerts.members()
+        alerted = member in self._desk.alerts
         if inspection is None or inspection.snapshot.process.start_time != process.start_time:
             if answer.error and not answer.gone:
                 self._complaints.say(f"process {answer.pid}: {answer.error}")

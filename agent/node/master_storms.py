@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from stucktrace.collectors import command_line, pool_limits, procfs
+from stucktrace.facts import MASTERS, WORKERS
 from stucktrace.incidents import RestartStorm
 from stucktrace.node.remembered import Remembered
 from stucktrace.node.storms import WINDOW_S, Storms
 from stucktrace.node.tracker import Tracked
 
-MASTERS = frozenset({"gunicorn-master", "celery-main"})
-WORKERS = frozenset({"gunicorn-worker", "celery-child"})
 FEW_TASKS = 10.0
 """A child that is to serve no more than so many tasks is short-lived on purpose."""
 

@@ -22,7 +22,7 @@ from stucktrace.alerts import EXITED, KILLED
 from stucktrace.collectors import candidates, cgroups, containers, heartbeat, procfs, workers
 from stucktrace.collectors.process import read_process
 from stucktrace.errors import StucktraceError
-from stucktrace.facts import WorkerFact
+from stucktrace.facts import ROLES, WORKERS, WorkerFact
 from stucktrace.node.figures import Durations
 from stucktrace.node.thresholds import Thresholds, thresholds
 
@@ -31,7 +31,6 @@ ASK_AGAIN_S = 30.0
 """Within this time every process that is not watched is classified anew."""
 YOUNG_S = 5.0
 """A process this young may not have begun its own program yet: it is asked at every scan."""
-_KINDS = frozenset({"gunicorn-master", "gunicorn-worker", "celery-main", "celery-child", "celery-beat"})
 # include/uapi/linux/pidfd.h: struct pidfd_info is 64 bytes at first, exit_code the last of them.
 _PIDFD_GET_INFO = 0xC000FF0B | 64 << 16
 _PIDFD_INFO_EXIT = 1 << 3
@@ -126,15 +125,10 @@ class Tracker:
         return 0.0 if young else ASK_AGAIN_S / 2 + pid % int(ASK_AGAIN_S / 2)
 
     def _classify(self, pid: int) -> Tracked | None:
-        argv = procfs.read_argv(pid)
-        if not argv:
+        seen = workers.glance(pid)
+        if seen is None or (seen.kind not in ROLES and not self._matches(pid, seen.argv)):
             return None
-        stat = procfs.read_stat(pid)
-        # Enough to ask whether a program that starts gunicorn by itself is one; what --match finds is asked properly.
-        maybe_python = "py" in procfs.read_link(pid, "exe").rpartition("/")[2]
-        kind = workers.kind_of(workers.Start(pid, stat.ppid, argv), is_python=maybe_python)
-        if stat.ending or (kind not in _KINDS and not self._matches(pid, argv)):
-            return None
+        stat, kind = seen.stat, seen.kind
         pidfd = os.pidfd_open(pid)
         try:
             worker = self._worker(pid, stat.ppid, kind)
@@ -157,7 +151,7 @@ class Tracker:
         known = self._limits.get((ppid, kind))
         if known is None:
             known = read_process(pid).worker
-            if known.kind in ("gunicorn-worker", "celery-child"):
+            if known.kind in WORKERS:
                 self._limits[ppid, kind] = replace(known, last_notify_s=None, seconds_to_kill=None)
         return known
 
@@ -171,7 +165,7 @@ class Tracker:
                 continue
             self._ending.pop(process.pid, None)
             del self.processes[process.pid]
-            self._vacant[process.ppid] += process.worker.kind in ("gunicorn-worker", "celery-child")
+            self._vacant[process.ppid] += process.worker.kind in WORKERS
             os.close(process.pidfd)
             yield Ended(process, KILLED if status is not None and status & 0x7F else EXITED, status)
 

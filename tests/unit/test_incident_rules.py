@@ -41,7 +41,7 @@ def incidents(hooks: bool = True) -> Incidents:
 
 
 def begun(found: Incidents, now: float = BOOT) -> list[str]:
-    return [code_of(occurrence.incident) for occurrence in found.due(now)]
+    return [code_of(occurrence.incident) for occurrence in found.due()]
 
 
 class TestTimeouts:
@@ -50,7 +50,7 @@ class TestTimeouts:
     def test_an_abort_by_the_own_master_is_one(self):
         found = incidents()
         found.event(LifeEvent("abort", BOOT, WORKER, sender=MASTER, signal=signal.SIGABRT), self.PROCESSES)
-        (occurrence,) = found.due(BOOT)
+        (occurrence,) = found.due()
         assert isinstance(occurrence.incident, WorkerAborted) and occurrence.incident.seen
         assert occurrence.member.incident == "worker-timeout" and occurrence.since == BOOT - 8.0
 
@@ -71,7 +71,7 @@ class TestTimeouts:
         processes = {GONE + 10 + number: tracked(GONE + 10 + number) for number in range(100)}
         for pid in processes:
             found.event(LifeEvent("abort", BOOT, pid, sender=MASTER), processes)
-        counts = [len(found.due(BOOT)) for _ in range(8)]
+        counts = [len(found.due()) for _ in range(8)]
         assert sum(counts) == 100 and max(counts) < 20
 
     def test_a_kill_at_shutdown_is_none(self):
@@ -83,7 +83,7 @@ class TestTimeouts:
     def test_without_the_kernels_events_the_heartbeat_tells(self):
         found = incidents(hooks=False)
         found.ended(Ended(tracked(), EXITED, 256), True, BOOT)
-        (occurrence,) = found.due(BOOT)
+        (occurrence,) = found.due()
         assert isinstance(occurrence.incident, WorkerAborted) and not occurrence.incident.seen
 
     def test_it_is_over_when_no_worker_is_aborted_for_a_while(self):
