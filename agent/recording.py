@@ -15,7 +15,8 @@ from stucktrace.collectors.command_line import without_userinfo
 from stucktrace.diagnosis.model import EXIT_STATUS, Budgets, Finding
 from stucktrace.errors import JournalError
 from stucktrace.facts import Snapshot
-from stucktrace.facts_codec import DecodeError, decode, encode
+from stucktrace.facts_codec import DecodeError, decode, encode, encode_as
+from stucktrace.incidents import Incident
 from stucktrace.inspection import Inspection
 from stucktrace.siblings import Siblings
 
@@ -88,14 +89,12 @@ def of_inspection(inspection: Inspection, budgets: Budgets) -> Examination:
     )
 
 
-def of_incident(incident: Any) -> Json | None:
+def of_incident(incident: Incident | None) -> Json | None:
     """An incident as it is recorded; None stays None."""
     if incident is None:
         return None
-    data = {
-        name: without_userinfo(value) if isinstance(value, str) else value for name, value in encode(incident).items()
-    }
-    return {type(incident).__name__: data}
+    ((name, data),) = encode_as(Incident, incident).items()
+    return {name: {key: without_userinfo(value) if isinstance(value, str) else value for key, value in data.items()}}
 
 
 def statuses(inspection: Inspection) -> set[int]:

@@ -6,6 +6,7 @@ An IPv4 peer of a dual-stack socket (::ffff:10.0.0.1) is written as the IPv4 add
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterable
 
 V4_MAPPED = bytes(10) + b"\xff\xff"
 TCP_STATES = (
@@ -51,6 +52,14 @@ def endpoint(address: bytes, port: int) -> str:
 def remote_endpoint(address: bytes, port: int) -> str:
     """As `endpoint`, but "" where nobody is at the other end (listening, or an unconnected UDP socket)."""
     return endpoint(address, port) if port or any(bare(address)) else ""
+
+
+def both_ends(
+    family: int, local: Iterable[int], local_port: int, remote: Iterable[int], remote_port: int
+) -> tuple[str, str]:
+    """(local, remote) of a TCP socket as BPF records have it: 16 bytes an address, the first four of them for IPv4."""
+    size = 4 if family == socket.AF_INET else 16
+    return endpoint(bytes(local)[:size], local_port), remote_endpoint(bytes(remote)[:size], remote_port)
 
 
 def port_of(text: str) -> int | None:

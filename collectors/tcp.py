@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from ctypes import c_uint8, c_uint32, c_uint64
 
 from stucktrace.collectors import holders, libbpf, threads
-from stucktrace.collectors.addresses import endpoint, remote_endpoint, tcp_state
+from stucktrace.collectors.addresses import both_ends, tcp_state
 from stucktrace.collectors.events import TcpCount, TcpKey
 from stucktrace.collectors.hooks import Hooks, Window
 from stucktrace.collectors.kernel import Kernel
@@ -28,7 +28,6 @@ HOOKS: Mapping[str, str] = {
 """Program -> the tracepoint it sits on."""
 _RETRANSMIT, _STATE, _ERROR, _RESET = 1, 2, 3, 4
 _KINDS = {_RETRANSMIT: "retransmit", _STATE: "state", _ERROR: "error", _RESET: "reset-received"}
-_AF_INET = 2
 
 
 class Watch(Window):
@@ -97,12 +96,12 @@ def watching(pids: Collection[int], kernel: Kernel | None) -> Iterator[Watch]:
 
 
 def _fact(key: TcpKey, count: TcpCount) -> TcpEvent:
-    size = 4 if count.family == _AF_INET else 16
+    local, remote = both_ends(count.family, count.local, count.local_port, count.remote, count.remote_port)
     return TcpEvent(
         kind=_KINDS.get(key.kind, ""),
         inode=key.inode,
-        local=endpoint(bytes(count.local)[:size], count.local_port),
-        remote=remote_endpoint(bytes(count.remote)[:size], count.remote_port),
+        local=local,
+        remote=remote,
         count=count.count,
         error=key.detail if key.kind == _ERROR else 0,
         new_state=tcp_state(key.detail) if key.kind == _STATE else "",

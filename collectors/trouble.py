@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stucktrace.collectors import libbpf
-from stucktrace.collectors.addresses import endpoint, remote_endpoint
+from stucktrace.collectors.addresses import both_ends
 from stucktrace.collectors.events import TroubleRecord
 from stucktrace.collectors.hooks import Hooks
 from stucktrace.collectors.kernel import Kernel
@@ -22,7 +22,6 @@ HOOKS = {
 }
 """Program -> the tracepoint it sits on."""
 _KINDS = {1: "retransmit", 3: "error", 4: "reset"}
-_AF_INET = 2
 
 
 @dataclass(frozen=True)
@@ -67,12 +66,12 @@ class Stream:
 
 
 def _event(record: TroubleRecord) -> Trouble:
-    size = 4 if record.family == _AF_INET else 16
+    local, remote = both_ends(record.family, record.local, record.local_port, record.remote, record.remote_port)
     return Trouble(
         kind=_KINDS.get(record.kind, ""),
         inode=record.inode,
-        local=endpoint(bytes(record.local)[:size], record.local_port),
-        remote=remote_endpoint(bytes(record.remote)[:size], record.remote_port),
+        local=local,
+        remote=remote,
         count=record.count,
         time_s=record.time_ns / 1e9,
         netns=record.netns,

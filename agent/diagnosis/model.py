@@ -152,10 +152,8 @@ class Budgets:
 
     def request_s(self, worker_timeout_s: float | None, *, main: bool = False) -> float:
         """The budget of an open-ended request in a worker with this timeout (None or 0: it has none)."""
-        if main and self.guarded_s is not None:
-            return self.guarded_s
-        if self.stuck_after_given or not worker_timeout_s:
-            return self.stuck_after_s
+        if (main and self.guarded_s is not None) or self.stuck_after_given or not worker_timeout_s:
+            return self.patience_s(main=main)
         return worker_timeout_s
 
 
