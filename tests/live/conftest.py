@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
+from stucktrace.collectors.kernel import Kernel, open_kernel
 
 from tests.harness import brokers, command, namespaces, targets
 
@@ -33,6 +34,15 @@ def machine() -> None:
 def engine(request: pytest.FixtureRequest) -> str:
     """The value of --engine."""
     return str(request.param)
+
+
+@pytest.fixture
+def core() -> Iterator[Kernel]:
+    """The BPF side; nothing stays loaded after the test."""
+    opened = open_kernel("core").kernel
+    assert opened is not None
+    with opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from stucktrace.collectors import inflight, kernel
+from stucktrace.collectors import inflight
 from stucktrace.collectors.inflight import KernelScan, Limit, ProcScan, Scan, Waiting
 
 from tests.harness.kernel import children, tids, wait_until
@@ -63,12 +63,6 @@ print(json.dumps(tids), flush=True)
 libc.pthread_mutex_lock(plain)
 """
 MUTEXES = {"plain", "shared", "inherit", "robust"}
-
-
-@pytest.fixture
-def core():
-    with kernel.open_kernel("core").kernel as opened:
-        yield opened
 
 
 @pytest.fixture(params=["core", "proc"])

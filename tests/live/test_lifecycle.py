@@ -83,12 +83,6 @@ class Events:
 
 
 @pytest.fixture
-def core() -> Iterator[kernel.Kernel]:
-    with kernel.open_kernel("core").kernel as opened:
-        yield opened
-
-
-@pytest.fixture
 def events(core: kernel.Kernel) -> Iterator[Events]:
     life = lifecycle.Lifecycle(core)
     yield Events(life)

@@ -78,12 +78,6 @@ def engine(request):
         with_kernel.close()
 
 
-@pytest.fixture
-def core():
-    with kernel.open_kernel("core").kernel as opened:
-        yield opened
-
-
 def look(pid: int, engine: kernel.Kernel | None, *details: int) -> dict[int, SocketFact]:
     """fd -> fact. Without named fds all of them are looked at in detail."""
     files = Files(pid)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 
-import pytest
 from stucktrace.collectors import kernel, tcp
 from stucktrace.facts import TcpEvent
 
@@ -13,12 +12,6 @@ from tests.harness.namespaces import pair
 from tests.harness.scripts import running
 from tests.live.test_peers import client, server
 from tests.live.test_sockets import in_netns
-
-
-@pytest.fixture
-def core():
-    with kernel.open_kernel("core").kernel as opened:
-        yield opened
 
 
 def of(watch: tcp.Watch, pid: int, kind: str) -> list[TcpEvent]:

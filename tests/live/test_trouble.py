@@ -36,12 +36,6 @@ class Events:
 
 
 @pytest.fixture
-def core() -> Iterator[kernel.Kernel]:
-    with kernel.open_kernel("core").kernel as opened:
-        yield opened
-
-
-@pytest.fixture
 def events(core: kernel.Kernel) -> Iterator[Events]:
     stream = trouble.Stream(core)
     yield Events(stream)

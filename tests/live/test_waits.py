@@ -8,8 +8,7 @@ import sys
 from ctypes import c_uint32
 from pathlib import Path
 
-import pytest
-from stucktrace.collectors import kernel, waits
+from stucktrace.collectors import waits
 from stucktrace.facts import CallActivity
 
 from tests.harness.kernel import wait_until
@@ -41,12 +40,6 @@ for line in sys.stdin:
         except ConnectionRefusedError: refused = s.fileno()
     print(refused, flush=True)
 """
-
-
-@pytest.fixture
-def core():
-    with kernel.open_kernel("core").kernel as opened:
-        yield opened
 
 
 def of(activity: tuple[CallActivity, ...], calls: set[str], fd: int | None = None) -> CallActivity:

@@ -60,7 +60,7 @@ def build(*threads: Json, tid: int) -> Json:
         ("/srv/venv/lib/python3.12/site-packages/celery/app/trace.py", "celery/app/trace.py", False),
         ("/usr/lib/python3/dist-packages/requests/api.py", "requests/api.py", False),
         ("/usr/lib/python3.11/threading.py", "threading.py", False),
-        ("/root/.pyenv/versions/3.13.1/lib/python3.13t/socket.py", "socket.py", False),
+        ("/opt/python/3.13t/lib/python3.13t/socket.py", "socket.py", False),
         ("<frozen importlib._bootstrap>", "<frozen importlib._bootstrap>", False),
         ("/srv/venv/bin/gunicorn", "/srv/venv/bin/gunicorn", False),
     ],
