@@ -48,6 +48,13 @@ class LockOwner:
 
     With state "unknown": the parent's copy is held for this owner's pthread address, and a new thread here (`tid`) has
     the same address by reuse, so it may be either; `name` is the parent's thread."""
+    how: str = ""
+    """Where it is written: "owner field" (the lock's own memory), "with block", "context manager", "acquire" (a frame
+    that called it by hand), "semaphore count", "elimination" (nobody else can be it)."""
+    assumes: str = ""
+    """What is taken for granted to name this owner: never more than `likely` then. "" when memory itself proves it."""
+    frame: int | None = None
+    """Index (innermost 0) of the owner's own Python frame that holds it, in the frames of `tid`, where one does."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,8 @@ class LockFact:
     """A name for it from the code, for example "self._lock" or "Handler.lock"."""
     stable: bool = True
     """Two reads agreed."""
+    part_of: str = ""
+    """What the lock is inside of, by its type's full name: "threading.Condition", "queue.Queue"; "" when nothing."""
     note: str = ""
 
 
