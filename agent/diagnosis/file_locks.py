@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from stucktrace.diagnosis import evidence, remedies
 from stucktrace.diagnosis.futexes import alone
-from stucktrace.diagnosis.locks import by_tid
+from stucktrace.diagnosis.lock_words import by_tid
 from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Evidence, Finding, Later, Now
 from stucktrace.diagnosis.waits import Wait
 from stucktrace.diagnosis.words import age, listing, process

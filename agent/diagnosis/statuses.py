@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from stucktrace.diagnosis import evidence, file_locks
 from stucktrace.diagnosis.futexes import acquires, in_futex, waits_for_gil
 from stucktrace.diagnosis.graph import CHILD_CALLS, EXCLUSIVE_KINDS, FILE_LOCK_CALLS, SLEEP_CALLS, waited_child
-from stucktrace.diagnosis.locks import owner_line, title
+from stucktrace.diagnosis.lock_words import owner_line, title
 from stucktrace.diagnosis.model import Budgets, Evidence, Later
 from stucktrace.diagnosis.purposes import Purpose
 from stucktrace.diagnosis.waits import Wait

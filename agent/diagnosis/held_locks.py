@@ -1,0 +1,85 @@
+"""`lock-held`: a lock whose owner lives and does not move; the owner's own wait is the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from stucktrace.diagnosis import evidence, graph, remedies
+from stucktrace.diagnosis.deadlocks import joined_waiters
+from stucktrace.diagnosis.lock_words import by_tid, for_ever, owner_line, since, title, waiters
+from stucktrace.diagnosis.model import LIKELY, Budgets, Finding, Later
+from stucktrace.diagnosis.waits import Wait, waits
+from stucktrace.diagnosis.words import age, count
+from stucktrace.facts import LockFact, LockOwner, Snapshot
+
+
+def lock_held(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
+    """A lock whose owner lives and does not move: why the owner does not is the owner's own finding, or its own wait.
+
+    It takes the budget of a request, on both sides: the waiter's age, and the age of the owner's present sleep. An
+    owner that works or was awake lately will come round to release it, so there the wait is `waiting`.
+    """
+    known = by_tid(snapshot)
+    limit_s = budgets.request_s(snapshot.process.worker.timeout_s)
+    circles = {lock.waiter_tid for circle in graph.cycles(snapshot) for lock in circle}
+    told: set[int] = {lock.address for lock, _, _ in joined_waiters(snapshot)}
+    for wait in sorted(waits(snapshot), key=lambda wait: -(wait.age_s or 0.0)):
+        lock = wait.lock
+        if lock is None or not graph.owned(lock) or lock.waiter_tid in circles or not lock.stable or not for_ever(wait):
+            continue
+        owner = lock.owner
+        if owner is None or owner.state != "alive" or owner.tid is None or owner.tid == lock.waiter_tid:
+            continue
+        if wait.age_s is None or wait.age_s < budgets.owed_s or lock.address in told:
+            continue
+        holder = known.get(owner.tid)
+        story = _other_process(snapshot, owner) if holder is None else _why_not(snapshot, holder, limit_s)
+        if story and (wait.age_s >= limit_s or owner.tid in circles):
+            told.add(lock.address)
+            yield _held(snapshot, wait, lock, holder, story)
+
+
+def _why_not(snapshot: Snapshot, holder: Wait, limit_s: float) -> str:
+    """Why the owner will not release it soon; "" when it may."""
+    asleep = holder.thread.state in "SDTt" and holder.thread.slept_through is not False and not holder.polls
+    if not asleep or holder.age_s is None or holder.age_s < limit_s:
+        return ""
+    reason = holder.reading.reason or f"sits in {evidence.call_text(holder.thread)}"
+    return f"{reason} for {age(holder.age_s)}"
+
+
+def _other_process(snapshot: Snapshot, owner: LockOwner) -> str:
+    relative = next((relative for relative in snapshot.relatives if relative.pid == owner.pid), None)
+    if relative is not None and relative.state in "Tt":
+        return f"belongs to pid {relative.pid}, which is stopped"
+    return ""
+
+
+def _held(snapshot: Snapshot, wait: Wait, lock: LockFact, holder: Wait | None, story: str) -> Finding:
+    owner = lock.owner
+    assert owner is not None
+    name, holding = evidence.who(snapshot, lock.waiter_tid), evidence.who(snapshot, owner.tid)
+    lines = [owner_line(snapshot, lock), evidence.call_line(snapshot, wait.thread, wait.age_s)]
+    if holder is not None:
+        lines.append(evidence.call_line(snapshot, holder.thread, holder.age_s))
+        lines.extend(evidence.frame_line(holder.frames, holder.reading.frame))
+    waiting = waiters(snapshot, {lock.address}, {lock.waiter_tid})
+    others = f" (and {count(len(waiting), 'other thread')})" if waiting else ""
+    return Finding(
+        "lock-held",
+        LIKELY,
+        f"{name}{others} {since(wait)} {title(lock)}; its holder {holding} {story}",
+        evidence=tuple(lines),
+        now=remedies.restart(snapshot),
+        later=(
+            Later(
+                "do not wait for others while holding the lock, or give that wait a timeout",
+                "every waiter of the lock inherits the wait",
+            ),
+        ),
+        tid=lock.waiter_tid,
+        lock=lock.address,
+        chain=(name, title(lock), f"held by {holding}", *((evidence.call_text(holder.thread),) if holder else ())),
+        frame=wait.reading.frame,
+        explains=waiting,
+    )
