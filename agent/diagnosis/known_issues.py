@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from stucktrace.diagnosis import stacks, vocabulary
@@ -29,7 +29,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 
 @cache
 def entries() -> tuple[Mapping[str, Any], ...]:
-    text = resources.files(__package__).joinpath("known_issues.json").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("known_issues.json").read_text(encoding="utf-8")
     return tuple(json.loads(text))
 
 
