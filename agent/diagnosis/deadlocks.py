@@ -7,25 +7,40 @@ notification, has no owner, and never counts here.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-from stucktrace.diagnosis import evidence, graph, remedies
-from stucktrace.diagnosis.futexes import settled
-from stucktrace.diagnosis.lock_words import by_tid, for_ever, owner_line, since, title, waiters
+from stucktrace.diagnosis import chains, evidence, graph, remedies
+from stucktrace.diagnosis.futexes import bare, settled
+from stucktrace.diagnosis.lock_words import (
+    acquires_in,
+    acquiring,
+    assuming,
+    by_tid,
+    for_ever,
+    holding,
+    named,
+    owner_line,
+    since,
+    sure,
+    waiters,
+)
 from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Finding, Later
 from stucktrace.diagnosis.purposes import Purpose
 from stucktrace.diagnosis.waits import Wait
 from stucktrace.diagnosis.words import age, listing
-from stucktrace.facts import LockFact, Snapshot
+from stucktrace.facts import Frame, LockFact, Snapshot
 
 _SELF_EXCLUSIVE = graph.EXCLUSIVE_KINDS - {"rlock"}
 """Kinds on which a thread can wait for itself; an RLock lets its owner in again."""
+_MEMBERS_TOLD = 4
 
 
 def deadlock(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
     """A lock that cannot be released: its owner waits for it, or owners wait for each other in a circle.
 
     `proven`: nobody else may release a mutex or RLock, and no wait of the circle has a timeout. `likely` where a member
-    was awake between the two looks, so that the owners may have been read at different instants.
+    was awake between the two looks, so that the owners may have been read at different instants, or where an owner is
+    known under an assumption alone.
     """
     known = by_tid(snapshot)
     for lock in snapshot.locks:
@@ -34,7 +49,9 @@ def deadlock(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
             yield _self_deadlock(snapshot, lock, wait)
     for circle in graph.cycles(snapshot):
         here = [known[lock.waiter_tid] for lock in circle if lock.waiter_tid in known]
-        if here and all(lock.stable for lock in circle) and all(for_ever(wait) for wait in here):
+        if len(here) < len(circle) or not all(lock.stable for lock in circle) or not all(map(_stays, here)):
+            continue
+        if any(lock.kind != "join" for lock in circle) and not (len(circle) == 2 and _join_in(circle)):
             yield _circle(snapshot, circle, here)
     for lock, joiner, confidence in joined_waiters(snapshot):
         yield _joined_waiter(snapshot, known[lock.waiter_tid], lock, joiner, confidence)
@@ -59,7 +76,8 @@ def joined_waiters(snapshot: Snapshot) -> Iterator[tuple[LockFact, Wait, str]]:
         ends = joiner.lock.owner.tid if joiner.lock and joiner.lock.kind == "join" and joiner.lock.owner else None
         if ends == wait.tid:
             told.add(joiner.tid)
-            yield lock, joiner, PROVEN if settled(joiner.thread) and settled(wait.thread) else LIKELY
+            certain = settled(joiner.thread) and settled(wait.thread) and sure(lock)
+            yield lock, joiner, PROVEN if certain else LIKELY
         elif ends is None and _joins_a_thread(joiner):
             others = {thread.tid for thread in snapshot.threads if thread.state not in "ZX"} - {joiner.tid}
             if all((other := held.get(tid)) and other.owner and other.owner.tid == joiner.tid for tid in others):
@@ -80,11 +98,12 @@ def _joins_a_thread(wait: Wait) -> bool:
 def _joined_waiter(snapshot: Snapshot, wait: Wait, lock: LockFact, joiner: Wait, confidence: str) -> Finding:
     name, holder = evidence.who(snapshot, wait.tid), evidence.who(snapshot, joiner.tid)
     waiting = waiters(snapshot, {lock.address}, {lock.waiter_tid})
+    told = joiner.lock is not None and joiner.lock.kind == "join"
     return Finding(
         "deadlock",
         confidence,
-        f"{name} {since(wait)} {title(lock)}; its holder {holder} waits for that thread to end, for "
-        f"{age(joiner.age_s)}: neither can go on",
+        f"{name} {since(wait)} {named(lock)}{acquires_in(wait)}; its holder {holder} waits for that thread to end"
+        f"{acquires_in(joiner)}, for {age(joiner.age_s)}: neither can go on{assuming([lock])}",
         evidence=(
             owner_line(snapshot, lock),
             evidence.call_line(snapshot, wait.thread, wait.age_s),
@@ -100,8 +119,8 @@ def _joined_waiter(snapshot: Snapshot, wait: Wait, lock: LockFact, joiner: Wait,
         ),
         tid=wait.tid,
         lock=lock.address,
-        chain=(name, f"{title(lock)}, held by", holder, "waits for the end of", name),
-        frame=wait.reading.frame,
+        chain=chains.of(snapshot, wait.tid, *(() if told else (f"which is {name}, most likely",))),
+        frame=acquiring(wait),
         explains=(joiner.tid, *waiting),
     )
 
@@ -114,61 +133,130 @@ def waits_for_itself(lock: LockFact) -> bool:
 
 
 def _self_deadlock(snapshot: Snapshot, lock: LockFact, wait: Wait) -> Finding:
-    name = evidence.who(snapshot, lock.waiter_tid)
-    confidence = LIKELY if wait.thread.slept_through is False else PROVEN
+    name, owner, frames = evidence.who(snapshot, lock.waiter_tid), lock.owner, wait.frames
+    assert owner is not None
+    confidence = LIKELY if wait.thread.slept_through is False or not sure(lock) else PROVEN
+    inner, taken = acquiring(wait), holding(snapshot, replace(owner, tid=lock.waiter_tid))
+    between = frames[inner or 0 : owner.frame or 0] if taken else ()
+    outer = f" since {evidence.where(taken)}" if taken else ""
+    story = _entered(between)
     return Finding(
         "deadlock",
         confidence,
-        f"{name} {since(wait)} {title(lock)}, which it holds itself: nobody can release it",
+        f"{name} {since(wait)} {named(lock)}{acquires_in(wait)}, which it holds itself{outer}"
+        f"{story}: nobody else can release it{assuming([lock])}",
         evidence=(
             evidence.call_line(snapshot, wait.thread, wait.age_s),
             owner_line(snapshot, lock),
-            *evidence.frame_line(wait.frames, wait.reading.frame),
+            *evidence.frame_line(frames, inner),
         ),
         now=remedies.restart(snapshot),
-        later=(
-            Later(
-                "acquire the lock once in a call chain, or make it recursive (RLock, PTHREAD_MUTEX_RECURSIVE)",
-                "a plain mutex does not let its owner in a second time",
-            ),
-        ),
+        later=_apart(snapshot, lock, between, story),
         tid=lock.waiter_tid,
         lock=lock.address,
-        chain=(name, evidence.call_text(wait.thread), title(lock), f"held by {name}"),
-        frame=wait.reading.frame,
+        chain=chains.of(snapshot, lock.waiter_tid),
+        frame=inner,
         explains=waiters(snapshot, {lock.address}, {lock.waiter_tid}),
     )
 
 
+def _entered(between: tuple[Frame, ...]) -> str:
+    """How the thread came to take it again, from the frames between the two places; "" where it simply called on.
+
+    A handler of a signal has no frame of its own: it looks like a call from whatever line it interrupted, unless native
+    frames were read too.
+    """
+    for frame in between:
+        if bare(frame) == "__del__":
+            return f"; {evidence.where(frame)} ran in the middle of that, as an object was finalised"
+        if frame.file.endswith("/weakref.py") and bare(frame) in ("__call__", "_cb"):
+            return "; a weakref's callback ran in the middle of that"
+        if frame.native and "CheckSignals" in frame.function:
+            return "; a signal handler ran in the middle of that"
+    return ""
+
+
+def _apart(snapshot: Snapshot, lock: LockFact, between: tuple[Frame, ...], story: str) -> tuple[Later, ...]:
+    advice: list[Later] = []
+    if "finalised" in story or "weakref" in story:
+        advice.append(
+            Later(
+                "take no lock in __del__ or in a weakref's callback: hand the work over by queue.SimpleQueue.put, "
+                "which may be entered again, and do it elsewhere",
+                "the collector runs them in any thread, at any line, also inside the lock",
+            )
+        )
+    elif "signal" in story or (snapshot.process.handles_signals and lock.waiter_tid == snapshot.process.pid):
+        which = f"if {bare(between[0])} runs as a signal handler: " if between and "signal" not in story else ""
+        advice.append(
+            Later(
+                f"{which}take no lock in a signal handler: set a flag there, or put to a queue.SimpleQueue, or wake "
+                "the main loop by signal.set_wakeup_fd",
+                "Python runs handlers in the main thread, between any two lines of it, also inside the lock",
+            )
+        )
+    advice.append(
+        Later(
+            "acquire the lock once in a call chain, or make it recursive (RLock, PTHREAD_MUTEX_RECURSIVE)",
+            "a plain mutex does not let its owner in a second time",
+        )
+    )
+    return tuple(advice)
+
+
+def _stays(wait: Wait) -> bool:
+    """It sleeps until the lock is released, or until the thread that it joins has ended."""
+    call = wait.thread.syscall
+    if wait.lock is None or wait.lock.kind != "join":
+        return for_ever(wait)
+    return wait.thread.state in "SD" and call is not None and call.endless is True
+
+
+def _join_in(circle: tuple[LockFact, ...]) -> bool:
+    return any(lock.kind == "join" for lock in circle)
+
+
 def _circle(snapshot: Snapshot, circle: tuple[LockFact, ...], here: list[Wait]) -> Finding:
-    first = min(here, key=lambda wait: wait.thread.tid)
+    # A thread that waits for a lock tells more than one that joins another.
+    first = min(here, key=lambda wait: (wait.lock is not None and wait.lock.kind == "join", wait.thread.tid))
     start = next(index for index, lock in enumerate(circle) if lock.waiter_tid == first.thread.tid)
     circle = circle[start:] + circle[:start]
-    confidence = PROVEN if all(settled(wait.thread) for wait in here) else LIKELY
-    steps = [f"{evidence.who(snapshot, lock.waiter_tid)} for {title(lock)}" for lock in circle]
+    known = {wait.tid: wait for wait in here}
+    confidence = PROVEN if all(settled(wait.thread) for wait in here) and all(map(sure, circle)) else LIKELY
+    steps = [_member(snapshot, lock, known[lock.waiter_tid]) for lock in circle]
     waits_s = [wait.age_s for wait in here if wait.age_s is not None]
-    since = f", for {age(min(waits_s))}" if waits_s else ""
-    names = listing([evidence.who(snapshot, lock.waiter_tid) for lock in circle])
-    chain: list[str] = []
-    for lock in circle:
-        chain += [evidence.who(snapshot, lock.waiter_tid), f"{title(lock)}, held by"]
+    since_s = f", for {age(min(waits_s))}" if waits_s else ""
+    names = listing([evidence.name_of(snapshot, lock.waiter_tid) for lock in circle])
+    told = steps if len(steps) <= _MEMBERS_TOLD else [*steps[:_MEMBERS_TOLD], f"and {len(steps) - _MEMBERS_TOLD} more"]
     return Finding(
         "deadlock",
         confidence,
-        f"{names} wait for each other's locks in a circle{since}: {', '.join(steps)}; each lock is held by the next",
+        f"{names} wait for each other's locks in a circle{since_s}: {'; '.join(told)}{assuming(circle)}",
         evidence=(
-            *(line for lock in circle for line in (owner_line(snapshot, lock),)),
+            *(owner_line(snapshot, lock) for lock in circle),
             *(evidence.call_line(snapshot, wait.thread, wait.age_s) for wait in here),
-            *evidence.frame_line(first.frames, first.reading.frame),
+            *evidence.frame_line(first.frames, acquiring(first)),
         ),
         now=remedies.restart(snapshot),
         later=(Later("take these locks in the same order everywhere", "a circle needs two orders"),),
         tid=first.thread.tid,
         lock=circle[0].address,
-        chain=(*chain, evidence.who(snapshot, circle[0].waiter_tid)),
-        frame=first.reading.frame,
+        chain=chains.of(snapshot, first.tid),
+        frame=acquiring(first),
         explains=(
             *(lock.waiter_tid for lock in circle[1:]),
             *waiters(snapshot, {lock.address for lock in circle}, {lock.waiter_tid for lock in circle}),
         ),
     )
+
+
+def _member(snapshot: Snapshot, lock: LockFact, wait: Wait) -> str:
+    """One member of a circle: what it waits for and where, and where the next one took that."""
+    owner = lock.owner
+    assert owner is not None
+    name, next_one = evidence.who(snapshot, lock.waiter_tid), evidence.name_of(snapshot, owner.tid or 0)
+    if lock.kind == "join":
+        return f"{name}{acquires_in(wait)} for the end of {next_one}"
+    taken = holding(snapshot, owner)
+    where = f" in {evidence.where(taken)}" if taken else ""
+    return f"{name}{acquires_in(wait)} for {named(lock)}, held by {next_one}{where}"

@@ -13,11 +13,20 @@ def who(snapshot: Snapshot, tid: int | None) -> str:
     """ "MainThread (tid 100)"."""
     if tid is None:
         return "a thread"
-    python, thread = snapshot.python_thread(tid), snapshot.thread(tid)
-    name = (python.name if python else "") or (thread.name if thread else "")
-    if python and not python.name and tid == snapshot.process.pid:
-        name = "the main thread"
+    name = _name(snapshot, tid)
     return f"{name} (tid {tid})" if name else f"thread {tid}"
+
+
+def name_of(snapshot: Snapshot, tid: int) -> str:
+    """ "MainThread", for a list of many."""
+    return _name(snapshot, tid) or f"thread {tid}"
+
+
+def _name(snapshot: Snapshot, tid: int) -> str:
+    python, thread = snapshot.python_thread(tid), snapshot.thread(tid)
+    if python and not python.name and tid == snapshot.process.pid:
+        return "the main thread"
+    return (python.name if python else "") or (thread.name if thread else "")
 
 
 def where(frame: Frame) -> str:

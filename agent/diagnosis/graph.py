@@ -123,9 +123,13 @@ def owned(lock: LockFact) -> bool:
     return lock.kind in EXCLUSIVE_KINDS and lock.owner is not None and lock.owner.tid is not None
 
 
+def _joins(lock: LockFact) -> bool:
+    return lock.kind == "join" and lock.owner is not None and lock.owner.tid is not None
+
+
 def cycles(snapshot: Snapshot) -> tuple[tuple[LockFact, ...], ...]:
-    """Circles of two or more threads, each of which waits for a lock that the next one holds."""
-    waiting = {lock.waiter_tid: lock for lock in snapshot.locks if owned(lock)}
+    """Circles of two or more threads, each of which waits for a lock of the next one, or for the next one's end."""
+    waiting = {lock.waiter_tid: lock for lock in snapshot.locks if owned(lock) or _joins(lock)}
     found: list[tuple[LockFact, ...]] = []
     done: set[int] = set()
     for start in waiting:

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stucktrace.diagnosis import evidence, graph, remedies
+from stucktrace.diagnosis import chains, evidence, graph, remedies
 from stucktrace.diagnosis.deadlocks import joined_waiters
-from stucktrace.diagnosis.lock_words import by_tid, for_ever, owner_line, since, title, waiters
+from stucktrace.diagnosis.lock_words import (
+    acquires_in,
+    acquiring,
+    assuming,
+    by_tid,
+    for_ever,
+    holding,
+    named,
+    owner_line,
+    since,
+    waiters,
+)
 from stucktrace.diagnosis.model import LIKELY, Budgets, Finding, Later
 from stucktrace.diagnosis.waits import Wait, waits
 from stucktrace.diagnosis.words import age, count
@@ -58,17 +69,20 @@ def _other_process(snapshot: Snapshot, owner: LockOwner) -> str:
 def _held(snapshot: Snapshot, wait: Wait, lock: LockFact, holder: Wait | None, story: str) -> Finding:
     owner = lock.owner
     assert owner is not None
-    name, holding = evidence.who(snapshot, lock.waiter_tid), evidence.who(snapshot, owner.tid)
+    name, holding_one = evidence.who(snapshot, lock.waiter_tid), evidence.who(snapshot, owner.tid)
     lines = [owner_line(snapshot, lock), evidence.call_line(snapshot, wait.thread, wait.age_s)]
     if holder is not None:
         lines.append(evidence.call_line(snapshot, holder.thread, holder.age_s))
         lines.extend(evidence.frame_line(holder.frames, holder.reading.frame))
-    waiting = waiters(snapshot, {lock.address}, {lock.waiter_tid})
-    others = f" (and {count(len(waiting), 'other thread')})" if waiting else ""
+    waiting = waiters(snapshot, {lock.address}, {lock.waiter_tid, owner.tid or 0})
+    others = f" and {count(len(waiting), 'other thread')}" if waiting else ""
+    taken = holding(snapshot, owner)
+    where = f", which took it in {evidence.where(taken)}," if taken else ""
     return Finding(
         "lock-held",
         LIKELY,
-        f"{name}{others} {since(wait)} {title(lock)}; its holder {holding} {story}",
+        f"{name}{others} {since(wait, bool(waiting))} {named(lock)}{acquires_in(wait)}; its holder "
+        f"{holding_one}{where} {story}{assuming([lock])}",
         evidence=tuple(lines),
         now=remedies.restart(snapshot),
         later=(
@@ -79,7 +93,7 @@ def _held(snapshot: Snapshot, wait: Wait, lock: LockFact, holder: Wait | None, s
         ),
         tid=lock.waiter_tid,
         lock=lock.address,
-        chain=(name, title(lock), f"held by {holding}", *((evidence.call_text(holder.thread),) if holder else ())),
-        frame=wait.reading.frame,
+        chain=chains.of(snapshot, lock.waiter_tid),
+        frame=acquiring(wait),
         explains=waiting,
     )

@@ -1,14 +1,18 @@
-"""Locks in words, and what every rule asks about the wait for one: whose, for how long, and who else waits."""
+"""Locks in words, and what every rule asks about a wait for one: whose, in which frame, how long, who else waits."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 
+from stucktrace.diagnosis import evidence
 from stucktrace.diagnosis.futexes import is_notified
 from stucktrace.diagnosis.model import Evidence
 from stucktrace.diagnosis.waits import Wait, waits
-from stucktrace.diagnosis.words import age, count
-from stucktrace.facts import LockFact, Snapshot
+from stucktrace.diagnosis.words import age, count, listing
+from stucktrace.facts import Frame, LockFact, LockOwner, Snapshot
+
+_PASSED = ("/threading.py", "<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")
+"""Files whose frames acquire a lock on behalf of their caller."""
 
 
 def by_tid(snapshot: Snapshot) -> Mapping[int, Wait]:
@@ -21,17 +25,52 @@ def for_ever(wait: Wait) -> bool:
     return wait.thread.state in "SD" and call is not None and call.endless is not False and not is_notified(wait)
 
 
+def acquiring(wait: Wait) -> int | None:
+    """Index of the frame that takes the lock: the innermost one that is not the lock's own code."""
+    start = wait.reading.frame or 0
+    for index, frame in enumerate(wait.frames):
+        if index >= start and not frame.native and not frame.file.endswith(_PASSED):
+            return index
+    return wait.reading.frame
+
+
+def acquires_in(wait: Wait | None) -> str:
+    """ " in on_signal (app.py:12)", or nothing where no stack was read."""
+    index = acquiring(wait) if wait is not None else None
+    frame = wait.frames[index] if wait is not None and index is not None and index < len(wait.frames) else None
+    return f" in {evidence.where(frame)}" if frame else ""
+
+
+def holding(snapshot: Snapshot, owner: LockOwner) -> Frame | None:
+    """The owner's own frame that holds the lock, where it is known."""
+    frames = snapshot.frames(owner.tid) if owner.tid is not None else ()
+    known = owner.frame is not None and 0 <= owner.frame < len(frames) and not frames[owner.frame].native
+    return frames[owner.frame] if known and owner.frame is not None else None
+
+
+def sure(lock: LockFact) -> bool:
+    """Its owner is known from memory alone, with nothing taken for granted."""
+    return lock.stable and lock.owner is not None and lock.owner.state != "unknown" and not lock.owner.assumes
+
+
+def named(lock: LockFact) -> str:
+    """ "the lock self._lock"; the address only where the code gives it no name."""
+    text = title(lock)
+    return text.rpartition(" at ")[0] if lock.path else text
+
+
 def title(lock: LockFact) -> str:
-    """ "the pthread mutex 0x55..", with its name in the code where one is known."""
+    """ "the pthread mutex at 0x55..", with its name in the code where one is known."""
     kind = {"lock": "lock", "rlock": "RLock", "pymutex": "lock", "unknown": "lock"}.get(
         lock.kind, lock.kind.replace("-", " ")
     )
     named = f" {lock.path}" if lock.path else ""
-    return f"the {kind}{named} at {lock.address:#x}"
+    inside = f" of a {lock.part_of}" if lock.part_of else ""
+    return f"the {kind}{named}{inside} at {lock.address:#x}"
 
 
 def owner_line(snapshot: Snapshot, lock: LockFact) -> Evidence:
-    """Whom the lock's own memory names."""
+    """Whom the lock's own memory, or a frame of its holder, names."""
     owner = lock.owner
     tid = owner.tid if owner else None
     words = {"self": "the waiter itself", "alive": "alive", "absent": "not a thread of this process"}
@@ -43,14 +82,29 @@ def owner_line(snapshot: Snapshot, lock: LockFact) -> Evidence:
         text += "; it is a thread of the parent"
     if lock.count:
         text += f"; held {count(lock.count, 'time')}"
-    return Evidence("process_vm_readv", "owner", shown, text + (f"; {lock.note}" if lock.note else ""))
+    if lock.note:
+        text += f"; {lock.note}"
+    frame = holding(snapshot, owner) if owner else None
+    if frame:
+        text += f"; held in {evidence.where(frame)}"
+    if owner and owner.assumes:
+        text += f"; assuming that {owner.assumes}"
+    return Evidence("process_vm_readv", "owner", shown, text)
 
 
-def since(wait: Wait) -> str:
-    return f"has waited {age(wait.age_s)} for" if wait.age_s is not None else "waits for"
+def assuming(locks: Iterable[LockFact]) -> str:
+    """What a verdict on these locks takes for granted: ", assuming that ..." or nothing."""
+    assumed = dict.fromkeys(lock.owner.assumes for lock in locks if lock.owner and lock.owner.assumes)
+    return f", assuming that {listing(assumed)}" if assumed else ""
 
 
-def waiters(snapshot: Snapshot, addresses: set[int], without: set[int]) -> tuple[int, ...]:
+def since(wait: Wait, several: bool = False) -> str:
+    if wait.age_s is None:
+        return "wait for" if several else "waits for"
+    return f"{'have' if several else 'has'} waited {age(wait.age_s)} for"
+
+
+def waiters(snapshot: Snapshot, addresses: Collection[int], without: Collection[int]) -> tuple[int, ...]:
     """Everybody else who waits for these locks."""
     return tuple(
         lock.waiter_tid for lock in snapshot.locks if lock.address in addresses and lock.waiter_tid not in without

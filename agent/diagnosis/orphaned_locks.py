@@ -5,10 +5,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stucktrace.diagnosis import evidence, graph, remedies
+from stucktrace.diagnosis import chains, evidence, graph, remedies
 from stucktrace.diagnosis.deadlocks import waits_for_itself
 from stucktrace.diagnosis.futexes import acquires, all_parked, alone, settled
-from stucktrace.diagnosis.lock_words import for_ever, owner_line, since, title, waiters
+from stucktrace.diagnosis.lock_words import (
+    acquires_in,
+    acquiring,
+    assuming,
+    for_ever,
+    named,
+    owner_line,
+    since,
+    sure,
+    title,
+    waiters,
+)
 from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Evidence, Finding, Later
 from stucktrace.diagnosis.purposes import Purpose
 from stucktrace.diagnosis.waits import Wait, waits
@@ -51,15 +62,16 @@ def _orphaned(snapshot: Snapshot, wait: Wait, lock: LockFact) -> Finding:
     story = inherited_from(snapshot, owner) if inherited else "which ended without releasing it"
     thread = lost(owner)
     # An owner in a shared lock can live in a PID namespace that is not ours to see.
-    confidence = LIKELY if lock.shared or not settled(wait.thread, 0.0) else PROVEN
+    confidence = LIKELY if lock.shared or not settled(wait.thread, 0.0) or not sure(lock) else PROVEN
     return Finding(
         "orphaned-lock",
         confidence,
-        f"{name} {since(wait)} {title(lock)}, held by {thread}, {story}: nobody here can release it",
+        f"{name} {since(wait)} {named(lock)}{acquires_in(wait)}, held by {thread}, {story}: nobody here can release it"
+        f"{assuming([lock])}",
         evidence=(
             owner_line(snapshot, lock),
             evidence.call_line(snapshot, wait.thread, wait.age_s),
-            *evidence.frame_line(wait.frames, wait.reading.frame),
+            *evidence.frame_line(wait.frames, acquiring(wait)),
         ),
         now=remedies.restart(snapshot),
         later=(after_fork(),)
@@ -67,8 +79,8 @@ def _orphaned(snapshot: Snapshot, wait: Wait, lock: LockFact) -> Finding:
         else (Later("release the lock in a `finally`, or use `with`", "its thread ended while it held it"),),
         tid=lock.waiter_tid,
         lock=lock.address,
-        chain=(name, evidence.call_text(wait.thread), title(lock), f"{thread}, which does not exist in this process"),
-        frame=wait.reading.frame,
+        chain=chains.of(snapshot, lock.waiter_tid, f"held by {thread}, which does not exist in this process"),
+        frame=acquiring(wait),
         explains=waiters(snapshot, {lock.address}, {lock.waiter_tid}),
     )
 
@@ -139,12 +151,12 @@ def _left_behind(snapshot: Snapshot, wait: Wait) -> Finding:
     return Finding(
         "orphaned-lock" if forked else "deadlock",
         LIKELY,
-        f"{name} {since(wait)} {title(lock)}, without a timeout, and nobody is left to release it: {nobody}; "
-        f"most likely {story}",
+        f"{name} {since(wait)} {named(lock)}{acquires_in(wait)}, without a timeout, and nobody is left to "
+        f"release it: {nobody}; most likely {story}",
         evidence=(
             evidence.call_line(snapshot, wait.thread, wait.age_s),
             Evidence(evidence.thread_source(snapshot), "threads", threads, lonely),
-            *evidence.frame_line(wait.frames, wait.reading.frame),
+            *evidence.frame_line(wait.frames, acquiring(wait)),
             Evidence("futex", "kind", lock.kind, f"{title(lock)} keeps no owner that could name its holder"),
         ),
         now=remedies.restart(snapshot),
@@ -158,7 +170,7 @@ def _left_behind(snapshot: Snapshot, wait: Wait) -> Finding:
         ),
         tid=wait.thread.tid,
         lock=lock.address,
-        chain=(name, evidence.call_text(wait.thread), title(lock), "no thread here that could release it"),
-        frame=wait.reading.frame,
+        chain=chains.of(snapshot, lock.waiter_tid, "held by nobody: no thread here could release it"),
+        frame=acquiring(wait),
         explains=tuple(thread.tid for thread in snapshot.threads if thread.tid != wait.thread.tid),
     )

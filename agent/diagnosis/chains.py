@@ -1,0 +1,110 @@
+"""The chain of a verdict on locks, one step a line: thread -> lock -> holder -> what the holder waits for -> the root.
+
+Read from the snapshot alone, along the owners of locks, until it comes to a thread that waits for no lock, to a holder
+that is not here, or back to a thread that it has passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from stucktrace.diagnosis import evidence, graph
+from stucktrace.diagnosis.futexes import is_notified
+from stucktrace.diagnosis.lock_words import acquires_in, acquiring, by_tid, holding, title, waiters
+from stucktrace.diagnosis.waits import Wait
+from stucktrace.diagnosis.words import age, count, listing
+from stucktrace.facts import LockFact, LockOwner, Snapshot
+
+LONGEST = 16
+"""Steps; of a longer chain the middle is left out."""
+
+
+def of(snapshot: Snapshot, tid: int, *ends: str) -> tuple[str, ...]:
+    """The chain from this thread on. `ends`: what is to stand at its end, for a holder that is not a thread here."""
+    steps = [*_steps(snapshot, tid, ends)]
+    if len(steps) <= LONGEST:
+        return tuple(steps)
+    left_out = len(steps) - LONGEST
+    return (*steps[: LONGEST - 5], f"... {count(left_out + 1, 'step')} more ...", *steps[-4:])
+
+
+def _steps(snapshot: Snapshot, tid: int, ends: tuple[str, ...]) -> Iterator[str]:
+    known, passed = by_tid(snapshot), dict[int, None]()
+    members = _members(snapshot, tid)
+    yield evidence.who(snapshot, tid) + acquires_in(known.get(tid))
+    shown: int | None = acquiring(known[tid]) if tid in known else None
+    while True:
+        passed[tid] = None
+        wait, lock = known.get(tid), snapshot.lock(tid)
+        if lock is None or lock.kind not in graph.EXCLUSIVE_KINDS or (wait is not None and is_notified(wait)):
+            yield from _beyond(snapshot, wait, lock)
+            yield from ends
+            return
+        yield _lock(snapshot, lock, wait, members, place=wait is not None and acquiring(wait) != shown)
+        owner = lock.owner
+        if owner is None or owner.tid is None or (owner.tid not in passed and snapshot.thread(owner.tid) is None):
+            yield from ends or (_elsewhere(owner),)
+            return
+        if owner.tid in passed:
+            again = "itself" if owner.tid == tid else f"{evidence.who(snapshot, owner.tid)} again"
+            yield f"held by {again}{_taken(snapshot, owner, ', which took it')}: the circle is closed"
+            return
+        yield f"held by {evidence.who(snapshot, owner.tid)}{_taken(snapshot, owner)}"
+        shown = owner.frame
+        tid = owner.tid
+
+
+def _members(snapshot: Snapshot, tid: int) -> frozenset[int]:
+    """The threads of the chain, who are not told again among a lock's other waiters."""
+    found: set[int] = set()
+    while tid not in found:
+        found.add(tid)
+        lock = snapshot.lock(tid)
+        if lock is None or lock.owner is None or lock.owner.tid is None:
+            break
+        tid = lock.owner.tid
+    return frozenset(found)
+
+
+def _lock(snapshot: Snapshot, lock: LockFact, wait: Wait | None, members: Collection[int], *, place: bool) -> str:
+    text = f"waits{acquires_in(wait)} for {title(lock)}" if place else title(lock)
+    if wait is not None and wait.age_s is not None:
+        text += f", for {age(wait.age_s)}"
+    return text + crowd(snapshot, lock, members)
+
+
+def crowd(snapshot: Snapshot, lock: LockFact, members: Collection[int]) -> str:
+    """ " (and 6 more threads: reader-1, ...)": who waits for this lock and is not told otherwise."""
+    others = waiters(snapshot, {lock.address}, members)
+    if not others:
+        return ""
+    names = listing([evidence.name_of(snapshot, tid) for tid in others])
+    return f" (so {'do' if len(others) > 1 else 'does'} {count(len(others), 'more thread')}: {names})"
+
+
+def _taken(snapshot: Snapshot, owner: LockOwner, words: str = "") -> str:
+    frame = holding(snapshot, owner)
+    return f"{words} in {evidence.where(frame)}" if frame else ""
+
+
+def _elsewhere(owner: LockOwner | None) -> str:
+    if owner is None or (owner.tid is None and owner.ns_tid is None):
+        return "nothing names its holder"
+    return f"held by thread {owner.tid or owner.ns_tid}" + (f" of pid {owner.pid}" if owner.pid else "")
+
+
+def _beyond(snapshot: Snapshot, wait: Wait | None, lock: LockFact | None) -> Iterator[str]:
+    """What a thread waits for that waits for no lock."""
+    if wait is None:
+        yield "computes"
+        return
+    if lock is not None and lock.kind == "join" and lock.owner is not None and lock.owner.tid is not None:
+        yield f"waits{acquires_in(wait)} for the end of {evidence.who(snapshot, lock.owner.tid)}"
+        return
+    since = f", for {age(wait.age_s)}" if wait.age_s is not None else ""
+    yield f"{wait.reading.reason or evidence.call_text(wait.thread)}{acquires_in(wait)}{since}"
+    if wait.socket is not None:
+        holder = wait.socket.peer.pids if wait.socket.peer else ()
+        yield f"{wait.socket.protocol} {wait.socket.local or '?'} -> {wait.socket.remote or '?'}" + (
+            f" (pid {holder[0]})" if holder else ""
+        )
