@@ -21,6 +21,7 @@ from stucktrace.facts import (
     Frame,
     LockFact,
     PipeFact,
+    PoolFact,
     ProcessFact,
     PythonFact,
     Relative,
@@ -49,6 +50,7 @@ class Look:
     pipes: tuple[PipeFact, ...] = ()
     locks: tuple[LockFact, ...] = ()
     file_locks: tuple[FileLockFact, ...] = ()
+    pools: tuple[PoolFact, ...] = ()
     relatives: tuple[Relative, ...] = ()
     conntrack: tuple[ConntrackFact, ...] = ()
     work: tuple[WorkFact, ...] = ()
@@ -101,6 +103,7 @@ def snapshot(
         pipes=look.pipes,
         locks=look.locks,
         file_locks=look.file_locks,
+        pools=look.pools,
         relatives=look.relatives,
         work=look.work,
         activity=window.activity if window else (),

@@ -31,7 +31,7 @@ def look(
 ) -> dict[int, Look]:
     """One pass of all collectors. `before`: the look of the time `since` to compare with; what hardly changes is taken
     from it."""
-    from stucktrace.collectors import epoll, file_locks, locks, openfiles, pipes, relatives, threads, work
+    from stucktrace.collectors import epoll, file_locks, locks, openfiles, pipes, pools, relatives, threads, work
 
     began = time.time()
     pids = tuple(processes)
@@ -87,6 +87,7 @@ def look(
             locks=run.collect(
                 "locks", (), partial(locks.collect, process, seen_threads, python, relatives_of[pid]), pid
             ),
+            pools=run.collect("pools", (), partial(pools.collect, process, seen_threads, python), pid),
             file_locks=run.collect("file locks", (), partial(file_locks.collect, process, seen_threads), pid),
             relatives=relatives_of[pid],
             conntrack=asked.full if (asked := entries.get(pid)) else (),

@@ -14,7 +14,7 @@ from stucktrace import __version__
 from stucktrace.collectors.command_line import without_userinfo
 from stucktrace.diagnosis.model import Diagnosis, Finding
 from stucktrace.diagnosis.tcp_timers import detection_window_s, gives_up_s
-from stucktrace.facts import Frame, LockFact, ProcessFact, Snapshot, SocketFact, ThreadFact, WorkFact
+from stucktrace.facts import Frame, LockFact, PoolFact, ProcessFact, Snapshot, SocketFact, ThreadFact, WorkFact
 
 if TYPE_CHECKING:
     from stucktrace.inspection import Inspection
@@ -38,6 +38,7 @@ def build(inspection: Inspection) -> Json:
         "threads": [_thread(snapshot, diagnosis, thread) for thread in snapshot.threads],
         "sockets": [_socket(socket) for socket in snapshot.sockets],
         "locks": _locks(snapshot),
+        "pools": [_pool(pool) for pool in snapshot.pools],
         "graph": _graph(diagnosis),
         "children": [_child(child) for child in inspection.children],
         "siblings": {"same_wait": inspection.siblings.same_wait, "total": inspection.siblings.total}
@@ -279,6 +280,33 @@ def _lock(pid: int, waits: list[LockFact]) -> Json:
         if owner
         else [],
         "waiters": [{"pid": pid, "tid": wait.waiter_tid} for wait in waits],
+    }
+
+
+def _pool(pool: PoolFact) -> Json:
+    return {
+        "address": hex(pool.address),
+        "kind": pool.kind,
+        "name": pool.name,
+        "size": pool.size,
+        "members": [
+            {
+                "pid": member.pid,
+                "tid": member.tid,
+                "work": _hex(member.work),
+                "does": member.does or None,
+                "idle": member.idle,
+                "age_s": _seconds(member.age_s),
+            }
+            for member in pool.members
+        ],
+        "queued": pool.queued,
+        "awaited": [
+            {"tid": each.tid, "result": hex(each.result), "state": each.state, "runs_on": each.runs_on}
+            for each in pool.awaited
+        ],
+        "complete": pool.complete,
+        "inherited": pool.inherited,
     }
 
 

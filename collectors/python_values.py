@@ -8,7 +8,7 @@ the headers of CPython 3.8 to 3.13 (not free-threaded).
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING
 
 from stucktrace.collectors import memory
@@ -121,11 +121,11 @@ class Values:
         except ValueError:
             return None
 
-    def entries(self, address: int, wanted: Collection[str]) -> dict[str, int] | None:
+    def entries(self, address: int, wanted: Container[str]) -> dict[str, int] | None:
         """Of a dict, the addresses of the values under the `wanted` keys that it has."""
         return self.entries_of([address], wanted)[0]
 
-    def entries_of(self, addresses: Sequence[int], wanted: Collection[str]) -> list[dict[str, int] | None]:
+    def entries_of(self, addresses: Sequence[int], wanted: Container[str]) -> list[dict[str, int] | None]:
         """As `entries`, of several dicts at once."""
         held: list[tuple[int, int]] = []
         for address, head in zip(addresses, memory.read_each(self._reader.pid, addresses, 48), strict=True):
@@ -138,16 +138,20 @@ class Values:
 
     def attribute(self, address: int, name: str) -> int | None:
         """The address of an instance's attribute, as its own dict or its inline values hold it."""
-        head = self._read(address, 16)
-        if head is None or address % 8:
-            return None
+        return self.attributes(address, (name,)).get(name)
+
+    def attributes(self, address: int, wanted: Container[str]) -> dict[str, int]:
+        """Of an instance, the addresses of those `wanted` attributes that it has itself."""
+        head = self._read(address, 16) if address % 8 == 0 else None
+        if head is None:
+            return {}
         (kind,) = struct.unpack_from("<Q", head, 8)
         if not self._reader.type_name(kind):
-            return None
+            return {}
         values, dictionary = self._held(address, kind)
         if values:
-            return (self._lookup([(self._cached_keys(kind), values)], (name,))[0] or {}).get(name)
-        return (self.entries(dictionary, (name,)) or {}).get(name) if dictionary else None
+            return self._lookup([(self._cached_keys(kind), values)], wanted)[0] or {}
+        return (self.entries(dictionary, wanted) or {}) if dictionary else {}
 
     def _held(self, address: int, kind: int) -> tuple[int, int]:
         """(its values, its dict): where an instance keeps its attributes; 0 for what it does not have."""
@@ -169,7 +173,7 @@ class Values:
     def _cached_keys(self, kind: int) -> int:
         return (self._words(kind + (880 if self._minor >= (3, 12) else 872), 1) or (0,))[0]
 
-    def _lookup(self, held: Sequence[tuple[int, int]], wanted: Collection[str]) -> list[dict[str, int] | None]:
+    def _lookup(self, held: Sequence[tuple[int, int]], wanted: Container[str]) -> list[dict[str, int] | None]:
         """`held`: (a table of keys, where a split table has its values, 0 for one that has them beside the keys)."""
         pid, before = self._reader.pid, 8 if self._minor >= (3, 13) else 0
         heads = memory.read_each(pid, [keys for keys, _ in held], 40)

@@ -24,6 +24,7 @@ from stucktrace.diagnosis import (
     network_silence,
     orphaned_locks,
     pipes,
+    pools,
     states,
 )
 from stucktrace.diagnosis.model import INFO, POSSIBLE, Budgets, Diagnosis, Finding
@@ -48,6 +49,7 @@ RULES: tuple[Rule, ...] = (
     loops.blocked_loop,
     loops.stale_epoll,
     pipes.pipe_stuck,
+    pools.pool_starved,
     states.stopped,
     states.uninterruptible,
     states.gil_held,

@@ -12,6 +12,7 @@ from __future__ import annotations
 from stucktrace.facts.calls import CallActivity, Syscall, ThreadFact
 from stucktrace.facts.locks import FileLockFact, LockFact, LockOwner, PipeFact
 from stucktrace.facts.network import ConntrackFact, EpollFact, EpollWatch, Keepalive, Peer, SocketFact, TcpEvent
+from stucktrace.facts.pools import Awaited, PoolFact, PoolMember
 from stucktrace.facts.process import MASTERS, ROLES, WORKERS, Container, ProcessFact, Relative, WorkerFact
 from stucktrace.facts.python import Frame, PythonFact, PythonThread, WorkFact
 from stucktrace.facts.snapshot import Missing, Seen, Snapshot
@@ -20,6 +21,7 @@ __all__ = [
     "MASTERS",
     "ROLES",
     "WORKERS",
+    "Awaited",
     "CallActivity",
     "ConntrackFact",
     "Container",
@@ -33,6 +35,8 @@ __all__ = [
     "Missing",
     "Peer",
     "PipeFact",
+    "PoolFact",
+    "PoolMember",
     "ProcessFact",
     "PythonFact",
     "PythonThread",

@@ -9,6 +9,7 @@ from functools import cached_property
 from stucktrace.facts.calls import CallActivity, ThreadFact
 from stucktrace.facts.locks import FileLockFact, LockFact, PipeFact
 from stucktrace.facts.network import ConntrackFact, EpollFact, SocketFact, TcpEvent
+from stucktrace.facts.pools import PoolFact
 from stucktrace.facts.process import ProcessFact, Relative
 from stucktrace.facts.python import Frame, PythonFact, PythonThread, WorkFact
 
@@ -47,6 +48,8 @@ class Snapshot:
     pipes: tuple[PipeFact, ...] = ()
     locks: tuple[LockFact, ...] = ()
     file_locks: tuple[FileLockFact, ...] = ()
+    pools: tuple[PoolFact, ...] = ()
+    """Those that a thread waits for."""
     relatives: tuple[Relative, ...] = ()
     work: tuple[WorkFact, ...] = ()
     activity: tuple[CallActivity, ...] = ()

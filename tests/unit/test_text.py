@@ -91,6 +91,7 @@ def report(**changed: Any) -> dict[str, Any]:
         "threads": [thread],
         "sockets": [],
         "locks": [],
+        "pools": [],
         "graph": {"nodes": [], "edges": []},
         "children": [],
         "siblings": None,

@@ -1,0 +1,83 @@
+"""The pools for whose results or connections a thread of the target waits.
+
+Which threads are looked at, their frames decide; what pools are, the files `pools_*.py` know, one family each. All is
+read twice and has to agree, and a waiting thread that has run meanwhile is dropped: a pool that works never looks
+starved. Source: process_vm_readv; nothing is stopped.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from stucktrace.collectors import interpreter, pools_futures, python_frames, regions, usage
+from stucktrace.collectors.cpython_objects import Layout, Reader
+from stucktrace.collectors.pool_stacks import Stacks
+from stucktrace.collectors.python_containers import Containers
+from stucktrace.collectors.python_values import Values
+from stucktrace.errors import CollectorError
+from stucktrace.facts import PoolFact, ProcessFact, PythonFact, ThreadFact
+
+WHAT = "pools"
+DEADLINE_S = 0.25
+_PERMISSION = "run as root, or with CAP_SYS_PTRACE in the target's user namespace"
+
+
+def collect(process: ProcessFact, threads: Sequence[ThreadFact], python: PythonFact | None) -> tuple[PoolFact, ...]:
+    """() where no thread waits for a pool. Raises CollectorError when the memory may not be read."""
+    if python is None or not any(_may_wait(thread, python) for thread in threads):
+        return ()
+    try:
+        stacks = _stacks(process, threads, python)
+        if stacks is None:
+            return ()
+        first = _read(stacks)
+        if not first:
+            return ()
+        stacks.forget()
+        second = _read(stacks)
+    except (ProcessLookupError, FileNotFoundError):
+        raise CollectorError(WHAT, "the process ended", "") from None
+    except PermissionError:
+        raise CollectorError(WHAT, "its memory may not be read", _PERMISSION) from None
+    except (OSError, struct.error):
+        # Something changed while it was read.
+        return ()
+    woke = {thread.tid for thread in threads if _woke(process.pid, thread)}
+    settled = (_settled(pool, woke) for pool in second if pool in first)
+    return tuple(pool for pool in settled if pool.awaited)
+
+
+def _may_wait(thread: ThreadFact, python: PythonFact) -> bool:
+    frames = next((each.frames for each in python.threads if each.tid == thread.tid), ())
+    return thread.state in "SD" and pools_futures.waits(frames) is not None
+
+
+def _read(stacks: Stacks) -> list[PoolFact]:
+    return list(pools_futures.read(stacks))
+
+
+def _stacks(process: ProcessFact, threads: Sequence[ThreadFact], python: PythonFact) -> Stacks | None:
+    mapped = regions.read(process.pid)
+    found = interpreter.find(process.pid, mapped)
+    reader = Reader(process.pid, mapped, Layout())
+    walk = python_frames.walk(reader, found, DEADLINE_S)
+    if walk is None or found is None or found.minor is None:
+        return None
+    values = Values(reader, found.minor)
+    return Stacks(walk, values, Containers(process.pid, values, found.minor), threads, python)
+
+
+def _settled(pool: PoolFact, woke: Collection[int]) -> PoolFact:
+    """Without the waits of threads that ran meanwhile; such a member may have ended its task."""
+    running = any(member.tid in woke for member in pool.members)
+    return replace(
+        pool,
+        awaited=tuple(each for each in pool.awaited if each.tid not in woke),
+        complete=pool.complete and not running,
+    )
+
+
+def _woke(pid: int, thread: ThreadFact) -> bool:
+    return thread.switches is not None and usage.switches(pid, thread.tid) != thread.switches

@@ -1,0 +1,154 @@
+"""Thread pools of concurrent.futures: who works in them on what, what is in their queue, who waits for which future.
+
+A member is a thread with the frame `_worker` of concurrent/futures/thread.py: its variables lead to the executor, the
+queue and the task in hand. A waiter sits in `result`, `exception`, `wait` or `as_completed` of concurrent/futures/
+_base.py, with nothing but the waiting of threading.py inside. A future that is PENDING and in the queue runs nowhere.
+Sources: these two modules of CPython 3.8 to 3.14.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from stucktrace.collectors import memory
+from stucktrace.collectors.pool_stacks import Place, Stacks
+from stucktrace.facts import Awaited, Frame, PoolFact, PoolMember
+
+WORKERS = "concurrent/futures/thread.py"
+FUTURES = "concurrent/futures/_base.py"
+WAITS = frozenset({"result", "exception", "wait", "as_completed"})
+_MOST_QUEUED = 1_000
+_FUTURES_AT_MOST = 1_000
+_EXECUTOR = ("_work_queue", "_max_workers", "_threads", "_thread_name_prefix")
+_REFERENT = 16
+_UNFINISHED = ("PENDING", "RUNNING")
+
+
+@dataclass(frozen=True)
+class _Executor:
+    address: int
+    name: str
+    size: int | None
+    queue: tuple[int, ...] | None
+    """The futures of the tasks in its queue."""
+    members: tuple[PoolMember, ...]
+
+
+def waits(frames: tuple[Frame, ...]) -> int | None:
+    """The index of the frame that waits for futures, if the thread does nothing else (py-spy's frames)."""
+    for index, frame in enumerate(frames):
+        if frame.native or frame.file.endswith("/threading.py"):
+            continue
+        bare = frame.function.rpartition(".")[2]
+        return index if frame.file.endswith(FUTURES) and bare in WAITS else None
+    return None
+
+
+def read(stacks: Stacks) -> Iterator[PoolFact]:
+    """The pools of the futures that somebody waits for."""
+    waiting = {tid: found for tid in stacks.sleeping() if (found := _futures(stacks, tid))}
+    if not waiting:
+        return
+    for executor in _executors(stacks):
+        runs = {member.work: member.tid for member in executor.members if member.work is not None}
+        queued = executor.queue or ()
+        awaited = tuple(
+            Awaited(
+                tid,
+                future,
+                "running" if future in runs else "queued",
+                runs.get(future),
+                len(futures),
+                waits(stacks.frames.get(tid, ())),
+            )
+            for tid, futures in waiting.items()
+            for future in futures
+            if future in runs or future in queued
+        )
+        if awaited:
+            yield PoolFact(
+                executor.address,
+                "threads",
+                executor.name,
+                executor.size,
+                executor.members,
+                None if executor.queue is None else len(executor.queue),
+                awaited,
+                complete=len(executor.members) == executor.size,
+            )
+
+
+def _futures(stacks: Stacks, tid: int) -> tuple[int, ...]:
+    """The unfinished futures that a thread waits for."""
+    if waits(stacks.frames.get(tid, ())) is None:
+        return ()
+    place = next((place for place in stacks.of(tid) if place.file.endswith(FUTURES)), None)
+    if place is None or place.function not in WAITS:
+        return ()
+    variables = stacks.variables(place)
+    if place.function in ("result", "exception"):
+        futures: tuple[int, ...] | None = (variables["self"],) if "self" in variables else ()
+    else:
+        held = variables.get("pending") or variables.get("not_done") or variables.get("fs")
+        futures = stacks.containers.items(held) if held else ()
+    return tuple(
+        future for future in (futures or ())[:_FUTURES_AT_MOST] if _state(stacks, future) in _UNFINISHED
+    )  # fmt: skip
+
+
+def _state(stacks: Stacks, future: int) -> str | None:
+    state = stacks.values.attribute(future, "_state")
+    return stacks.values.text(state, 32) if state else None
+
+
+def _executors(stacks: Stacks) -> Iterator[_Executor]:
+    by_queue: dict[int, list[tuple[PoolMember, int]]] = {}
+    for tid, frames in stacks.frames.items():
+        if not any(frame.file.endswith(WORKERS) and frame.function == "_worker" for frame in frames):
+            continue
+        if (found := _member(stacks, tid)) is not None:
+            queue, reference, member = found
+            by_queue.setdefault(queue, []).append((member, reference))
+    for queue, found_members in by_queue.items():
+        (address,) = memory.read_words(stacks.walk.pid, [found_members[0][1] + _REFERENT])
+        attributes: Mapping[str, int] = stacks.values.attributes(address, _EXECUTOR) if address else {}
+        if not address or attributes.get("_work_queue") != queue:
+            continue
+        prefix = attributes.get("_thread_name_prefix")
+        name = (stacks.values.text(prefix, 80) if prefix else "") or "ThreadPoolExecutor"
+        size = stacks.values.integer(attributes["_max_workers"]) if "_max_workers" in attributes else None
+        members = tuple(sorted((member for member, _ in found_members), key=lambda member: member.tid or 0))
+        yield _Executor(address, name, size, _queued(stacks, queue), members)
+
+
+def _member(stacks: Stacks, tid: int) -> tuple[int, int, PoolMember] | None:
+    """(its queue, the weak reference to its executor, the member)."""
+    places = stacks.of(tid)
+    at = next((at for at, place in enumerate(places) if _is_worker(place)), None)
+    if at is None:
+        return None
+    variables = stacks.variables(places[at])
+    queue, reference, item = (variables.get(name) for name in ("work_queue", "executor_reference", "work_item"))
+    if not queue or not reference:
+        return None
+    future = stacks.values.attribute(item, "future") if item else None
+    # Inside it runs `_WorkItem.run`, and inside that the task.
+    task = places[at - 2].function if future and at >= 2 else ""
+    member = PoolMember(stacks.walk.pid, tid, future, task, idle=at == 0 and future is None)
+    return queue, reference, member
+
+
+def _is_worker(place: Place) -> bool:
+    return place.function == "_worker" and place.file.endswith(WORKERS)
+
+
+def _queued(stacks: Stacks, queue: int) -> tuple[int, ...] | None:
+    try:
+        items = stacks.containers.items(queue)
+    except struct.error:
+        return None
+    if items is None:
+        return None
+    return tuple(stacks.values.attribute(item, "future") or 0 for item in items[:_MOST_QUEUED])
