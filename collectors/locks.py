@@ -29,7 +29,7 @@ from stucktrace.collectors.interpreter import Interpreter
 from stucktrace.collectors.lock_owners import Owners
 from stucktrace.collectors.regions import Regions
 from stucktrace.errors import CollectorError
-from stucktrace.facts import Frame, LockFact, ProcessFact, PythonFact, Relative, ThreadFact
+from stucktrace.facts import Frame, LockFact, LockOwner, ProcessFact, PythonFact, Relative, ThreadFact
 
 WHAT = "locks"
 _PERMISSION = "run as root, or with CAP_SYS_PTRACE in the target's user namespace"
@@ -244,7 +244,7 @@ def _fact(target: _Target, waiter: _Waiter, held: LockObject | None) -> LockFact
     if held is not None:
         return _python_lock(target, fact, waiter, held)
     if word.owner is not None:
-        return replace(fact, owner=owners.by_ns_tid(word.owner, thread, shared=not waiter.wait.private))
+        return replace(fact, owner=_from_field(owners.by_ns_tid(word.owner, thread, shared=not waiter.wait.private)))
     return fact
 
 
@@ -255,7 +255,11 @@ def _parked_lock(target: _Target, fact: LockFact, waiter: _Waiter) -> LockFact:
     joined = target.owners.joined(waiter.lock)
     if joined is None:
         return replace(fact, kind="condition")
-    return replace(fact, kind="join", owner=target.owners.by_ns_tid(joined, waiter.thread, shared=False))
+    return replace(fact, kind="join", owner=_from_field(target.owners.by_ns_tid(joined, waiter.thread, shared=False)))
+
+
+def _from_field(owner: LockOwner) -> LockOwner:
+    return replace(owner, how="owner field")
 
 
 def _import_lock(target: _Target, fact: LockFact, waiter: _Waiter, held: LockObject) -> LockFact:
@@ -263,7 +267,7 @@ def _import_lock(target: _Target, fact: LockFact, waiter: _Waiter, held: LockObj
     if target.minor is None:
         return replace(fact, note=note)
     ident, module = import_locks.read(target.reader, held, target.minor)
-    owner = target.owners.by_ident(ident, waiter.thread, lambda *_: True) if ident else None
+    owner = _from_field(target.owners.by_ident(ident, waiter.thread, lambda *_: True)) if ident else None
     return replace(fact, owner=owner, note=note, path=f"_ModuleLock({module!r})" if module else "")
 
 
@@ -275,7 +279,7 @@ def _python_lock(target: _Target, fact: LockFact, waiter: _Waiter, held: LockObj
         if import_locks.waits_for_a_module(target.frames.get(fact.waiter_tid, ())):
             return _import_lock(target, fact, waiter, held)
         owner = target.blocks.owner(held, waiter.thread)
-        return replace(fact, owner=owner, note="its owner is inside a with block of it" if owner else "")
+        return replace(fact, owner=owner, note=_found_by(owner) if owner else "")
     if held.type_name != RLOCK_TYPE:
         return replace(fact, note=f"of a {held.type_name.removeprefix('_')}")
     fact = replace(fact, kind="rlock", count=held.count)
@@ -291,7 +295,11 @@ def _python_lock(target: _Target, fact: LockFact, waiter: _Waiter, held: LockObj
             return False
         return copy is not None and copy.owner == ident and bool(copy.count)
 
-    owner = target.owners.by_ident(held.owner, waiter.thread, held_by_parent)
+    owner = _from_field(target.owners.by_ident(held.owner, waiter.thread, held_by_parent))
     if owner.state == "unknown" and owner.parent_thread:
         owner = target.blocks.settle(owner, held, waiter.thread)
-    return replace(fact, owner=owner)
+    return replace(fact, owner=target.blocks.placed(owner, held))
+
+
+def _found_by(owner: LockOwner) -> str:
+    return "its owner is inside a with block of it" if owner.how == "with block" else ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from stucktrace.collectors import interpreter, memory, python_frames, regions
+from stucktrace.collectors import interpreter, python_frames, regions
 from stucktrace.collectors.cpython_objects import Layout, Reader
 from stucktrace.collectors.python_frames import Frame, Walk
 from stucktrace.collectors.python_values import Values
@@ -56,7 +56,7 @@ def _limits(walk: Walk, values: Values, frame: Frame) -> PoolLimits | None:
     slots = walk.slots(frame)
     if len(names) != len(slots):
         return None
-    found = dict(zip(names, memory.read_words(walk.pid, list(slots)), strict=True))
+    found = dict(zip(names, walk.objects(slots.start, len(slots)), strict=True))
     tasks, size = found.get("maxtasks"), found.get("max_memory_per_child")
     if not tasks or not size:
         return None

@@ -2,7 +2,7 @@
 
 py-spy names the frames; this gives what it does not: where each frame lies, the words on its value stack, and the
 addresses of its variables. Nothing is stopped, so a frame can go while it is read: callers read twice, and every read
-is bounded. CPython 3.8 to 3.13 with the GIL; a free-threaded build and other versions have no walk.
+is bounded. CPython 3.8 to 3.14 with the GIL; a free-threaded build and other versions have no walk.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MAX_THREADS = 10_000
 _MAX_VARIABLES = 1 << 16
 _MAX_TABLE_BYTES = 1 << 20
 _STATE_BYTES = 256
-_HEAD_BYTES = 72
+_HEAD_BYTES = 80
 _CODE_BYTES = 136
 _EXCEPTION_TABLE = 40
 _PAGE_BYTES = 4096
@@ -29,8 +29,8 @@ _PAGE_BYTES = 4096
 
 @dataclass(frozen=True)
 class Offsets:
-    """Where CPython keeps what is walked here, in bytes. From the headers of 3.8.18, 3.9.18, 3.10.13, 3.11.7, 3.12.1
-    and 3.13.0; the same within a minor version."""
+    """Where CPython keeps what is walked here, in bytes. From the headers of 3.8.18, 3.9.18, 3.10.13, 3.11.7, 3.12.1,
+    3.13.0 and 3.14.10; the same within a minor version."""
 
     interpreters: int
     threads: int
@@ -48,16 +48,69 @@ class Offsets:
     next_interpreter: int = 0
     blocks: int = 0
     """Up to 3.10: the number of open blocks, and behind it the blocks."""
+    globals: int = 24
+    owner: int = 0
+    """From 3.11 on a byte of the frame: below `_SHIM` for one that runs Python code."""
+    code_names: int = 32
+    """In the code object: the names that it uses, a tuple."""
+    first_line: int = 68
+    generator: int = 72
+    """In a generator object: its frame, up to 3.10 a pointer to it."""
 
 
 _KNOWN = {
-    (3, 8): Offsets(32, 8, (24,), 32, 24, variables=360, function_name=64, blocks=112),
-    (3, 9): Offsets(32, 8, (24,), 32, 24, variables=360, function_name=64, blocks=112),
-    (3, 10): Offsets(32, 8, (24,), 32, 24, variables=352, blocks=104),
-    (3, 11): Offsets(40, 16, (56, 8), 32, 48, 56, local_count=76, first_instruction=184),
-    (3, 12): Offsets(40, 72, (56, 0), 0, 8, 56, first_instruction=192),
-    (3, 13): Offsets(632, 7344, (72,), 0, 8, 56, first_instruction=200, next_interpreter=7264),
+    (3, 8): Offsets(
+        32,
+        8,
+        (24,),
+        32,
+        24,
+        variables=360,
+        function_name=64,
+        blocks=112,
+        globals=48,
+        code_names=64,
+        first_line=40,
+        generator=16,
+    ),
+    (3, 9): Offsets(
+        32,
+        8,
+        (24,),
+        32,
+        24,
+        variables=360,
+        function_name=64,
+        blocks=112,
+        globals=48,
+        code_names=64,
+        first_line=40,
+        generator=16,
+    ),
+    (3, 10): Offsets(
+        32, 8, (24,), 32, 24, variables=352, blocks=104, globals=48, code_names=64, first_line=40, generator=16
+    ),
+    (3, 11): Offsets(
+        40,
+        16,
+        (56, 8),
+        32,
+        48,
+        56,
+        local_count=76,
+        first_instruction=184,
+        globals=8,
+        owner=69,
+        first_line=72,
+        generator=80,
+    ),
+    (3, 12): Offsets(40, 72, (56, 0), 0, 8, 56, first_instruction=192, owner=70),
+    (3, 13): Offsets(632, 7344, (72,), 0, 8, 56, first_instruction=200, next_interpreter=7264, owner=70),
+    (3, 14): Offsets(808, 7344, (72,), 0, 8, 56, variables=80, first_instruction=208, next_interpreter=7272, owner=74),
 }
+_SHIM = 3
+_TABLES = {(3, 13): (184, 232, 344), (3, 14): (208, 256, 384)}
+"""Where `_Py_DebugOffsets` says: the thread's current frame; the frame's fields; where a code object's code begins."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +120,10 @@ class Frame:
     address: int
     head: bytes
     code: int
+
+    def word(self, offset: int) -> int:
+        word: int = struct.unpack_from("<Q", self.head, offset)[0]
+        return word
 
 
 @dataclass(frozen=True)
@@ -82,6 +139,11 @@ class Code:
     file: int
     names: tuple[int, ...]
     """Addresses of the tuples that hold the variables' names, in the order of the slots."""
+    used: int = 0
+    """Address of the tuple of the names that it uses: attributes, globals."""
+    qualified: int = 0
+    """Address of its qualified name, a str (3.11 and later)."""
+    first_line: int = 0
 
 
 class _Page:
@@ -141,10 +203,22 @@ class Walk:
         for _ in range(MAX_FRAMES):
             if not frame or time.monotonic() > self.ends:
                 return
-            head = page.read(frame, _HEAD_BYTES)
-            (code,) = struct.unpack_from("<Q", head, self.offsets.code)
-            yield Frame(frame, head, code)
-            (frame,) = struct.unpack_from("<Q", head, self.offsets.previous)
+            found = self._frame(frame, page.read(frame, _HEAD_BYTES))
+            yield found
+            frame = found.word(self.offsets.previous)
+
+    def frame(self, address: int) -> Frame:
+        """The frame at an address: one that is on no stack, of a suspended generator, or once more the same."""
+        return self._frame(address, memory.read(self.pid, address, _HEAD_BYTES))
+
+    def _frame(self, address: int, head: bytes) -> Frame:
+        return Frame(address, head, object_of(struct.unpack_from("<Q", head, self.offsets.code)[0]))
+
+    def runs_python(self, frame: Frame) -> bool:
+        """False for the interpreter's own shims between Python and C."""
+        if self.offsets.owner and frame.head[self.offsets.owner] >= _SHIM:
+            return False
+        return self.code(frame.code) is not None
 
     def code(self, address: int) -> Code | None:
         """None for the interpreter's own shims."""
@@ -158,17 +232,22 @@ class Walk:
         head = memory.read(self.pid, address, _CODE_BYTES)
         if self.reader.type_name(struct.unpack_from("<Q", head, 8)[0]) != "code":
             return None
+        (used,) = struct.unpack_from("<Q", head, self.offsets.code_names)
+        (line,) = struct.unpack_from("<I", head, self.offsets.first_line)
+        qualified = 0
         if self.offsets.blocks:
             file, function = struct.unpack_from("<2Q", head, 104)
             plain, free, cells = struct.unpack_from("<3Q", head, 72)
             names = (plain, cells, free)
             variables, table = sum(self.word(each + 16) for each in names), 0
         else:
-            file, function = struct.unpack_from("<2Q", head, 112)
+            file, function, qualified = struct.unpack_from("<3Q", head, 112)
             names = struct.unpack_from("<Q", head, 96)
             (variables,) = struct.unpack_from("<I", head, self.offsets.local_count)
             (table,) = struct.unpack_from("<Q", head, _EXCEPTION_TABLE)
-        return Code(variables, table, function, file, names) if 0 <= variables <= _MAX_VARIABLES else None
+        if not 0 <= variables <= _MAX_VARIABLES:
+            return None
+        return Code(variables, table, function, file, names, used, qualified, line)
 
     def table(self, code: Code) -> bytes:
         """The exception table, b"" where there is none."""
@@ -184,12 +263,21 @@ class Walk:
         start = frame.address + self.offsets.variables
         return range(start, start + 8 * (code.variables if code is not None else 0), 8)
 
+    def objects(self, address: int, count: int) -> tuple[int, ...]:
+        """What variables or values of the stack refer to; 0 for nothing."""
+        return tuple(map(object_of, self.words(address, count)))
+
     def words(self, address: int, count: int) -> tuple[int, ...]:
         return struct.unpack(f"<{count}Q", memory.read(self.pid, address, 8 * count)) if count else ()
 
     def word(self, address: int) -> int:
         word: int = struct.unpack("<Q", memory.read(self.pid, address, 8))[0]
         return word
+
+
+def object_of(word: int) -> int:
+    """The object that a word of a frame refers to: 3.14 keeps a tag in the lowest two bits, 3 for a plain number."""
+    return 0 if word & 3 == 3 else word & ~3
 
 
 def walk(reader: Reader, found: Interpreter | None, deadline_s: float) -> Walk | None:
@@ -203,12 +291,27 @@ def walk(reader: Reader, found: Interpreter | None, deadline_s: float) -> Walk |
 def _offsets(pid: int, minor: tuple[int, int], runtime: int) -> Offsets:
     """From 3.13 on the runtime begins with a table of offsets, the truth about its own build."""
     known = _KNOWN[minor]
-    if minor < (3, 13):
+    if minor not in _TABLES:
         return known
-    table = memory.read(pid, runtime, 192)
+    table = memory.read(pid, runtime, 400)
     if table[:8] != b"xdebugpy":
         return known
-    interpreters, following, threads, frame = (
-        struct.unpack_from("<Q", table, position)[0] for position in (40, 64, 72, 184)
+
+    def told(position: int) -> int:
+        offset: int = struct.unpack_from("<Q", table, position)[0]
+        return offset
+
+    current, frame, first = _TABLES[minor]
+    return replace(
+        known,
+        interpreters=told(40),
+        next_interpreter=told(64),
+        threads=told(72),
+        frame=(told(current),),
+        previous=told(frame),
+        code=told(frame + 8),
+        instruction=told(frame + 16),
+        variables=told(frame + 24),
+        owner=told(frame + 32),
+        first_instruction=told(first),
     )
-    return replace(known, interpreters=interpreters, next_interpreter=following, threads=threads, frame=(frame,))

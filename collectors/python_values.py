@@ -2,7 +2,7 @@
 
 Nothing is stopped, so any object can go or change while it is read. What a word is, its type's name says; lengths and
 counts have to be plausible; a read that fails, or finds something else, gives None, never a guess. Layouts are those of
-the headers of CPython 3.8 to 3.13 (not free-threaded).
+the headers of CPython 3.8 to 3.14 (not free-threaded).
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class Values:
         self._minor = minor
         # From 3.12 on a str no longer has a wchar_t copy.
         self._ascii, self._compact = (40, 56) if minor >= (3, 12) else (48, 72)
+        # From 3.14 on a tuple keeps its hash before its items.
+        self._items = 32 if minor >= (3, 14) else 24
 
     def types(self, addresses: Sequence[int]) -> list[str]:
         """The name of each object's type; "" where there is no object."""
@@ -101,7 +103,7 @@ class Values:
         if head is None:
             return None
         (count,) = struct.unpack_from("<q", head, 16)
-        return self._words(address + 24, count) if 0 <= count <= _MAX_ITEMS else None
+        return self._words(address + self._items, count) if 0 <= count <= _MAX_ITEMS else None
 
     def content(self, cell: int) -> int | None:
         """The address of what a closure's cell holds; None when it is empty."""
@@ -125,8 +127,8 @@ class Values:
         """Of a dict, the addresses of the values under the `wanted` keys that it has."""
         return self.entries_of([address], wanted)[0]
 
-    def entries_of(self, addresses: Sequence[int], wanted: Container[str]) -> list[dict[str, int] | None]:
-        """As `entries`, of several dicts at once."""
+    def entries_of(self, addresses: Sequence[int], wanted: Container[str] | None) -> list[dict[str, int] | None]:
+        """As `entries`, of several dicts at once; `wanted` None: of all keys that are short strings."""
         held: list[tuple[int, int]] = []
         for address, head in zip(addresses, memory.read_each(self._reader.pid, addresses, 48), strict=True):
             if address % 8 == 0 and len(head) == 48 and self._reader.type_name(_word(head, 8)) == "dict":
@@ -136,12 +138,16 @@ class Values:
                 held.append((0, 0))
         return self._lookup(held, wanted)
 
+    def mapping(self, address: int) -> dict[str, int]:
+        """Of a dict, every value whose key is a short string."""
+        return self.entries_of([address], None)[0] or {}
+
     def attribute(self, address: int, name: str) -> int | None:
         """The address of an instance's attribute, as its own dict or its inline values hold it."""
         return self.attributes(address, (name,)).get(name)
 
-    def attributes(self, address: int, wanted: Container[str]) -> dict[str, int]:
-        """Of an instance, the addresses of those `wanted` attributes that it has itself."""
+    def attributes(self, address: int, wanted: Container[str] | None = None) -> dict[str, int]:
+        """As `attribute`, of all names or the `wanted` ones."""
         head = self._read(address, 16) if address % 8 == 0 else None
         if head is None:
             return {}
@@ -151,7 +157,7 @@ class Values:
         values, dictionary = self._held(address, kind)
         if values:
             return self._lookup([(self._cached_keys(kind), values)], wanted)[0] or {}
-        return (self.entries(dictionary, wanted) or {}) if dictionary else {}
+        return (self.entries_of([dictionary], wanted)[0] or {}) if dictionary else {}
 
     def _held(self, address: int, kind: int) -> tuple[int, int]:
         """(its values, its dict): where an instance keeps its attributes; 0 for what it does not have."""
@@ -173,7 +179,7 @@ class Values:
     def _cached_keys(self, kind: int) -> int:
         return (self._words(kind + (880 if self._minor >= (3, 12) else 872), 1) or (0,))[0]
 
-    def _lookup(self, held: Sequence[tuple[int, int]], wanted: Container[str]) -> list[dict[str, int] | None]:
+    def _lookup(self, held: Sequence[tuple[int, int]], wanted: Container[str] | None) -> list[dict[str, int] | None]:
         """`held`: (a table of keys, where a split table has its values, 0 for one that has them beside the keys)."""
         pid, before = self._reader.pid, 8 if self._minor >= (3, 13) else 0
         heads = memory.read_each(pid, [keys for keys, _ in held], 40)
@@ -196,7 +202,11 @@ class Values:
             if pair == _EMPTY
             else None
             if each is None
-            else {name: value for (_, value), name in zip(each, names, strict=False) if name in wanted}
+            else {
+                name: value
+                for (_, value), name in zip(each, names, strict=False)
+                if name and (wanted is None or name in wanted)
+            }
             for pair, each in zip(held, pairs, strict=True)
         ]
 

@@ -1,148 +1,145 @@
-"""Which thread holds a `threading.Lock`, which itself remembers nobody: read from the open `with` blocks of each
-thread.
+"""Which locks each thread holds by open `with` blocks, and in which frame: a `threading.Lock` itself remembers nobody.
 
-A `with lock:` keeps the bound `__exit__` of its lock, or of the Condition around it, on the frame's value stack until
-it ends (CPython 3.8 to 3.13). How much of the value stack is alive, the code's exception table tells: inside the block
-its entry covers the frame's instruction, and its depth counts the `__exit__`; while the lock is still being acquired,
-it does not. Up to 3.10 the frame's own stack of blocks tells the same: the block is pushed when the lock was had. So a
-lock found there is held, with two exceptions that the caller has to know: inside `Condition.wait` it was given back for
-the time of the wait, and code can release it by hand inside the block. `lock.acquire()` without `with` leaves no trace.
+A `with` keeps what ends it on the frame's value stack: up to CPython 3.13 the bound `__exit__`, from 3.14 on the
+function and the object. How much of the value stack is alive, the code's exception table tells: inside the block its
+entry covers the frame's instruction, and its depth counts the `__exit__`; while the lock is still being acquired, it
+does not. Up to 3.10 the frame's own stack of blocks tells the same: the block is pushed when the lock was had. So a
+lock found there is held, with two exceptions: inside `Condition.wait` it was given back for the time of the wait
+(`Held.returned`), and code can release it by hand inside the block. `lock.acquire()` without `with` leaves no trace.
 """
 
 from __future__ import annotations
 
 import struct
-import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 
-from stucktrace.collectors import memory, python_frames
-from stucktrace.collectors.cpython_objects import LOCK_TYPES, RLOCK_TYPE, Reader
-from stucktrace.collectors.interpreter import Interpreter
-from stucktrace.collectors.python_frames import Frame, Walk
+from stucktrace.collectors import memory
+from stucktrace.collectors.context_managers import Exit, Managers
+from stucktrace.collectors.python_frames import Frame
+from stucktrace.collectors.python_stacks import Stacks
 
-DEADLINE_S = 0.25
 _MAX_DEPTH = 1 << 10
 _MAX_BLOCKS = 20
 _BLOCK_BYTES = 12
 _VALUE_STACK = 64
+_READINGS = 3
+
+
+@dataclass(frozen=True)
+class Block:
+    """One lock (the object's address) that an open `with` block holds."""
+
+    lock: int
+    place: int
+    """Index of its frame in the thread's stack, innermost 0."""
+    assumes: str = ""
+    """For a lock that is held by way of another context manager."""
 
 
 @dataclass(frozen=True)
 class Held:
-    """Lock objects (addresses) that each thread holds by open `with` blocks: tid in the target's own view -> locks."""
+    """What each thread holds by open `with` blocks, by its tid in the target's own view."""
 
-    locks: Mapping[int, tuple[int, ...]]
+    blocks: Mapping[int, tuple[Block, ...]]
+    returned: Mapping[int, frozenset[int]]
+    """Locks that a thread gave back for the time of a `Condition.wait`."""
     complete: bool
-    """Every thread with a Python state was read to the end."""
 
-    @cached_property
-    def _holders(self) -> Mapping[int, tuple[int, ...]]:
-        holders: dict[int, tuple[int, ...]] = {}
-        for ns_tid, locks in self.locks.items():
-            for lock in set(locks):
-                holders[lock] = (*holders.get(lock, ()), ns_tid)
-        return holders
-
-    def holders(self, lock: int) -> tuple[int, ...]:
-        return self._holders.get(lock, ())
+    def holders(self, lock: int) -> tuple[tuple[int, Block], ...]:
+        """Who holds it, each with the block that was entered first and takes the least for granted."""
+        found: list[tuple[int, Block]] = []
+        for ns_tid, blocks in self.blocks.items():
+            mine = [block for block in blocks if block.lock == lock]
+            if mine and lock not in self.returned.get(ns_tid, ()):
+                found.append((ns_tid, min(mine, key=lambda block: (bool(block.assumes), -block.place))))
+        return tuple(found)
 
 
-NOTHING = Held({}, False)
+NOTHING = Held({}, {}, False)
 
 
-def read(reader: Reader, found: Interpreter | None, idents: Mapping[int, int]) -> Held:
-    """`idents`: pthread address -> the target's own tid. Answers NOTHING for a version whose frames are not known."""
-    locks: dict[int, tuple[int, ...]] = {}
+def read(stacks: Stacks | None) -> Held:
+    """Answers NOTHING for a version whose frames are not known."""
+    if stacks is None:
+        return NOTHING
+    reading = _Reading(stacks)
+    blocks: dict[int, tuple[Block, ...]] = {}
+    returned: dict[int, frozenset[int]] = {}
     try:
-        walk = python_frames.walk(reader, found, DEADLINE_S)
-        if walk is None:
-            return NOTHING
-        blocks = _Blocks(walk)
-        for state in walk.states():
-            ns_tid = walk.owner(state, idents)
-            if ns_tid is None or time.monotonic() > walk.ends:
-                return Held(locks, False)
-            locks[ns_tid] = locks.get(ns_tid, ()) + tuple(blocks.held(state))
+        for ns_tid, frames in stacks.frames.items():
+            blocks[ns_tid] = tuple(
+                replace(block, place=place) for place, frame in enumerate(frames) for block in reading.blocks(frame)
+            )
+            if blocks[ns_tid]:
+                returned[ns_tid] = frozenset(lock for frame in frames for lock in reading.returned(frame))
     except ProcessLookupError:
         raise
     except (OSError, struct.error):
-        # A frame that went while it was read: that thread runs, and what it holds changes.
-        return Held(locks, False)
-    return Held(locks, set(idents.values()) <= locks.keys())
+        return Held(blocks, returned, False)
+    return Held(blocks, returned, stacks.complete)
 
 
-class _Blocks:
-    def __init__(self, walk: Walk) -> None:
-        self.walk = walk
-        self.reader = walk.reader
-        self.pid = walk.pid
-        self.offsets = walk.offsets
-        self._words, self._word = walk.words, walk.word
+class _Reading:
+    def __init__(self, stacks: Stacks) -> None:
+        self._stacks = stacks
+        self._walk = stacks.walk
+        self._offsets = stacks.walk.offsets
+        self._managers = Managers(stacks, self.blocks)
 
-    def held(self, state: int) -> Iterator[int]:
-        for frame in self.walk.frames(state):
-            values = self._in_blocks(frame) if self.offsets.blocks else self._in_ranges(frame)
-            yield from filter(None, map(self._lock_of, values))
+    def blocks(self, frame: Frame) -> Iterator[Block]:
+        for ends in self._exits(self._values(frame)):
+            for lock, assumes in self._managers.locks(ends):
+                yield Block(lock, 0, assumes)
 
-    def _in_ranges(self, frame: Frame) -> tuple[int, ...]:
-        """The values that are alive as the exception table says."""
-        code = self.walk.code(frame.code)
-        table = self.walk.table(code) if code is not None else b""
+    def returned(self, frame: Frame) -> Iterator[int]:
+        """The lock of the condition that this frame waits for."""
+        named = self._stacks.named(frame.code)
+        if named.function == "wait" and named.file.endswith("threading.py"):
+            lock = self._managers.lock_in(self._stacks.variables(frame).get("self", 0))
+            if lock:
+                yield lock
+
+    def _values(self, frame: Frame) -> tuple[int, ...]:
+        """The values of the stack that are alive in open blocks; raises OSError where the frame moves on meanwhile."""
+        alive = self._in_blocks if self._offsets.blocks else self._in_ranges
+        for _ in range(_READINGS):
+            start, depth = alive(frame)
+            if not depth:
+                return ()
+            values = self._walk.objects(start, depth)
+            again = self._walk.frame(frame.address)
+            if again.code == frame.code and alive(again) == (start, depth):
+                return values
+            frame = again
+        raise OSError("the frame does not stand still")
+
+    def _in_ranges(self, frame: Frame) -> tuple[int, int]:
+        """(address, count) of the values that are alive as the exception table says."""
+        code = self._walk.code(frame.code)
+        table = self._walk.table(code) if code is not None else b""
         if code is None or not table:
-            return ()
-        (instruction,) = struct.unpack_from("<Q", frame.head, self.offsets.instruction)
-        depth = alive(table, (instruction - frame.code - self.offsets.first_instruction) // 2)
-        return self._words(frame.address + self.offsets.variables + 8 * code.variables, depth)
+            return 0, 0
+        instruction = frame.word(self._offsets.instruction)
+        depth = alive(table, (instruction - frame.code - self._offsets.first_instruction) // 2)
+        return frame.address + self._offsets.variables + 8 * code.variables, depth
 
-    def _in_blocks(self, frame: Frame) -> tuple[int, ...]:
+    def _in_blocks(self, frame: Frame) -> tuple[int, int]:
         """The values below the innermost open block: its type, its handler and its level are three ints."""
-        (count,) = struct.unpack("<i", memory.read(self.pid, frame.address + self.offsets.blocks, 4))
+        pid = self._walk.pid
+        (count,) = struct.unpack("<i", memory.read(pid, frame.address + self._offsets.blocks, 4))
         if not 0 < count <= _MAX_BLOCKS:
-            return ()
-        innermost = frame.address + self.offsets.blocks + 8 + _BLOCK_BYTES * (count - 1)
-        (level,) = struct.unpack("<i", memory.read(self.pid, innermost + 8, 4))
-        (stack,) = struct.unpack_from("<Q", frame.head, _VALUE_STACK)
-        return self._words(stack, level) if 0 < level < _MAX_DEPTH else ()
+            return 0, 0
+        innermost = frame.address + self._offsets.blocks + 8 + _BLOCK_BYTES * (count - 1)
+        (level,) = struct.unpack("<i", memory.read(pid, innermost + 8, 4))
+        return frame.word(_VALUE_STACK), level if 0 < level < _MAX_DEPTH else 0
 
-    def _lock_of(self, value: int) -> int | None:
-        """The lock whose bound `__exit__`, or that of the Condition around it, this value of the stack is."""
-        if not value or value % 8 or self.reader.regions.find(value) is None:
-            return None
-        type_address, method, bound = struct.unpack("<3Q", memory.read(self.pid, value + 8, 24))
-        kind = self.reader.type_name(type_address)
-        if kind == "method" and bound and self.reader.class_name(bound) == "Condition":
-            return self._lock_in(bound) if self._is_exit(method) else None
-        if kind != "builtin_function_or_method" or not bound:
-            return None
-        name = memory.read_some(self.pid, self._word(method), 9)
-        return bound if name == b"__exit__\0" and self._is_lock(bound) else None
-
-    def _is_exit(self, function: int) -> bool:
-        """A Python function named `__exit__`: its name is a string whose text begins at 48, from 3.12 on at 40."""
-        text = memory.read_some(self.pid, self._word(function + self.offsets.function_name) + 40, 17)
-        return text[:9] == b"__exit__\0" or text[8:] == b"__exit__\0"
-
-    def _lock_in(self, condition: int) -> int | None:
-        """The lock of a `threading.Condition`: the first attribute that its `__init__` sets.
-
-        The values of the attributes lie where the word four words before the object points to (3.11), three words
-        before less one (3.12), or behind the object's head and a word (3.13). Up to 3.10 they are those of its dict.
-        """
-        if self.offsets.blocks:
-            first = self._word(self._word(self._word(condition + 16) + 40))
-            return first if self._is_lock(first) else None
-        before = struct.unpack("<2Q", memory.read(self.pid, condition - 32, 16))
-        for values in (before[0], before[1] + 1, condition + 24):
-            if values > 0 and values % 8 == 0 and self.reader.regions.find(values) is not None:
-                first = self._word(values)
-                if self._is_lock(first):
-                    return first
-        return None
-
-    def _is_lock(self, address: int) -> bool:
-        return self.reader.class_name(address) in (*LOCK_TYPES, RLOCK_TYPE)
+    def _exits(self, values: tuple[int, ...]) -> Iterator[Exit]:
+        """Those that end a `with` block: bound methods, or from 3.14 on a function and its object behind it."""
+        for value, following in zip(values, (*values, 0)[1:], strict=True):
+            ends = self._managers.bound(value) or self._managers.unbound(value, following)
+            if ends is not None and ends.name in ("__exit__", "__aexit__"):
+                yield ends
 
 
 def alive(table: bytes, instruction: int) -> int:

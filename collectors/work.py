@@ -125,7 +125,7 @@ class _Target:
 
     def _held(self, slots: Sequence[int]) -> list[int]:
         """The addresses of what these variables hold, out of its cell where it is in one; 0 where it is nothing."""
-        held = [word if word and word % 8 == 0 else 0 for word in memory.read_words(self._pid, slots)]
+        held = [python_frames.object_of(word or 0) for word in memory.read_words(self._pid, slots)]
         objects = list(dict.fromkeys(filter(None, held)))
         kinds = self._values.types(objects)
         cells = [address for address, kind in zip(objects, kinds, strict=True) if kind == "cell"]
@@ -197,7 +197,7 @@ class _Target:
 
     def _still(self, frame: Frame) -> bool:
         (code,) = memory.read_words(self._pid, [frame.address + self._walk.offsets.code])
-        return code == frame.code
+        return python_frames.object_of(code or 0) == frame.code
 
     def _variable(self, frame: Frame, name: str) -> int | None:
         """The address of what a frame's variable holds."""

@@ -1,0 +1,132 @@
+"""One reading of every thread's Python frames, with what a frame's code is called, which names it uses, and what its
+variables hold.
+
+Source: `python_frames.py` walks the frames, `python_values.py` reads the objects. The frames that the interpreter puts
+between Python and C are left out, so the index of a frame counts as py-spy counts. A suspended generator or coroutine
+is on no thread's stack, and its frame is not here.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from stucktrace.collectors import python_frames
+from stucktrace.collectors.cpython_objects import Reader
+from stucktrace.collectors.interpreter import Interpreter
+from stucktrace.collectors.python_frames import Frame, Walk
+from stucktrace.collectors.python_values import Values
+from stucktrace.facts import Frame as Shown
+
+DEADLINE_S = 0.25
+_LONGEST_PATH = 4096
+_LONGEST_NAME = 512
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a code object says of itself."""
+
+    function: str
+    file: str
+    first_line: int
+    used: frozenset[str]
+    """The attributes and globals that it uses, by name."""
+    variables: tuple[str, ...]
+    qualified: str = ""
+
+    @property
+    def shown(self) -> str:
+        """As py-spy shows it."""
+        return self.qualified or self.function
+
+
+_NAMELESS = Named("", "", 0, frozenset(), ())
+
+
+@dataclass
+class Stacks:
+    """The frames of each thread, innermost first, by the thread's own tid in the target's view."""
+
+    minor: tuple[int, int]
+    walk: Walk
+    values: Values
+    frames: Mapping[int, tuple[Frame, ...]]
+    complete: bool
+    """Every thread with a Python state was read to the end."""
+    _named: dict[int, Named] = field(default_factory=dict)
+
+    def named(self, code: int) -> Named:
+        if code not in self._named:
+            self._named[code] = self._read(code)
+        return self._named[code]
+
+    def _read(self, address: int) -> Named:
+        code = self.walk.code(address)
+        if code is None:
+            return _NAMELESS
+        tuples = [self.values.items(each) or () for each in (*code.names, code.used)]
+        names = iter(self.values.short_texts([name for each in tuples for name in each]))
+        *variables, used = [tuple(next(names) for _ in each) for each in tuples]
+        return Named(
+            self.values.text(code.function, _LONGEST_NAME) or "",
+            self.values.text(code.file, _LONGEST_PATH) or "",
+            code.first_line,
+            frozenset(used),
+            tuple(name for each in variables for name in each),
+            (self.values.text(code.qualified, _LONGEST_NAME) or "") if code.qualified else "",
+        )
+
+    def variables(self, frame: Frame) -> dict[str, int]:
+        """The addresses of what a frame's variables hold, out of their cells; those that hold nothing are left out."""
+        names, slots = self.named(frame.code).variables, self.walk.slots(frame)
+        if len(names) != len(slots):
+            return {}
+        held = self.walk.objects(slots.start, len(slots)) if names else ()
+        kinds = self.values.types(held)
+        content = (
+            self.values.content(address) if kind == "cell" else address if kind else 0
+            for address, kind in zip(held, kinds, strict=True)
+        )
+        # Up to 3.10 an argument that became a cell has a slot of each kind; the cell is the later one.
+        return {name: address for name, address in zip(names, content, strict=True) if address}
+
+    def globals(self, frame: Frame) -> int:
+        """Address of the dict of a frame's module."""
+        return python_frames.object_of(frame.word(self.walk.offsets.globals))
+
+    def index(self, ns_tid: int, place: int, shown: Sequence[Shown]) -> int | None:
+        """The index in py-spy's frames of the frame at `place` in ours; None unless the two agree throughout."""
+        ours = [self.named(frame.code) for frame in self.frames.get(ns_tid, ())]
+        theirs = [(index, frame) for index, frame in enumerate(shown) if not frame.native]
+        if len(ours) != len(theirs) or not 0 <= place < len(ours):
+            return None
+        agree = all(
+            named.shown == frame.function and (not frame.file.startswith("/") or frame.file.endswith(named.file))
+            for named, (_, frame) in zip(ours, theirs, strict=True)
+        )
+        return theirs[place][0] if agree else None
+
+
+def read(reader: Reader, found: Interpreter | None, idents: Mapping[int, int]) -> Stacks | None:
+    """`idents`: pthread address -> the target's own tid. None for a version whose frames are not known."""
+    walk = python_frames.walk(reader, found, DEADLINE_S)
+    if walk is None or found is None or found.minor is None:
+        return None
+    values = Values(reader, found.minor)
+    frames: dict[int, tuple[Frame, ...]] = {}
+    try:
+        for state in walk.states():
+            ns_tid = walk.owner(state, idents)
+            seen = tuple(walk.frames(state))
+            if ns_tid is None or len(seen) >= python_frames.MAX_FRAMES or time.monotonic() > walk.ends:
+                return Stacks(found.minor, walk, values, frames, False)
+            frames[ns_tid] = frames.get(ns_tid, ()) + tuple(filter(walk.runs_python, seen))
+    except ProcessLookupError:
+        raise
+    except (OSError, struct.error):
+        # A frame that went while it was read: that thread runs, and what it holds changes.
+        return Stacks(found.minor, walk, values, frames, False)
+    return Stacks(found.minor, walk, values, frames, set(idents.values()) <= frames.keys())
