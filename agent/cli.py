@@ -111,12 +111,14 @@ def look_options(command: Command) -> Command:
 @cli.command("pid", epilog=STATUS_HELP)
 @click.argument("pids", metavar="[PID]...", nargs=-1, shell_complete=complete_pid)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line (schema stucktrace.report/1).")
+@click.option("--dot", "as_dot", is_flag=True, help="Who waits for whom as a Graphviz digraph: pipe it to dot -Tsvg.")
 @click.option("-v", "--verbose", is_flag=True, help="All threads, sockets and locks, all evidence.")
 @look_options
 def pid_command(
     *,
     pids: tuple[str, ...],
     as_json: bool,
+    as_dot: bool,
     verbose: bool,
     native: bool,
     show_locals: bool,
@@ -129,11 +131,13 @@ def pid_command(
     tini, sh and supervisord are followed down to the Python processes under them; a gunicorn or Celery master answers
     for itself and with one line per child.
     """
+    if as_json and as_dot:
+        raise UsageError("--json and --dot are two answers", "ask for one of them")
     if not pids:
         leave(list_candidates(as_json))
     options = options_of(engine, native, show_locals, sample_s, stuck_after_s)
     wanted = tuple(dict.fromkeys(parse_pid(text) for text in pids))
-    leave(worst(set(look(wanted, options, as_json, verbose))))
+    leave(worst(set(look(wanted, options, "json" if as_json else "dot" if as_dot else "text", verbose))))
 
 
 def options_of(engine: str, native: bool, show_locals: bool, sample_s: float, stuck_after_s: float | None) -> Options:
@@ -160,7 +164,7 @@ def parse_pid(text: str) -> int:
     return pid
 
 
-def look(pids: tuple[int, ...], options: Options, as_json: bool, verbose: bool) -> Iterator[int]:
+def look(pids: tuple[int, ...], options: Options, form: str, verbose: bool) -> Iterator[int]:
     """Looks at these processes, prints each answer, and yields each one's exit status."""
     from stucktrace.inspection import Opening, follow, inspect_all
 
@@ -177,7 +181,7 @@ def look(pids: tuple[int, ...], options: Options, as_json: bool, verbose: bool) 
             complain(answer.message, answer.remedy)
             yield answer.exit_status
         else:
-            show(answer, as_json, verbose, number > 0)
+            show(answer, form, verbose, number > 0)
             yield status_of(answer)
 
 
@@ -201,14 +205,19 @@ def status_of(inspection: Inspection) -> int:
     return worst({EXIT_STATUS[answer.diagnosis.verdict.verdict_class] for answer in (inspection, *inspection.children)})
 
 
-def show(inspection: Inspection, as_json: bool, verbose: bool, apart: bool) -> None:
-    """Prints one report."""
+def show(inspection: Inspection, form: str, verbose: bool, apart: bool) -> None:
+    """Prints one report: as "json", "dot" or "text"."""
     from stucktrace import report
 
     inspection.timings_ms["total"] = (time.perf_counter() - STARTED) * 1000
     built = report.build(inspection)
-    if as_json:
+    if form == "json":
         write_json(built)
+        return
+    if form == "dot":
+        from stucktrace.sinks import dot
+
+        write(dot.render(built))
         return
     from stucktrace.sinks import text
 

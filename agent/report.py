@@ -315,6 +315,7 @@ def _graph(diagnosis: Diagnosis) -> Json:
     return {
         "nodes": list(nodes),
         "edges": [{"from": edge.source, "to": edge.target, "label": edge.label or None} for edge in diagnosis.edges],
+        "labels": dict(diagnosis.labels),
     }
 
 

@@ -12,6 +12,7 @@ from stucktrace.diagnosis import (
     deadlocks,
     file_locks,
     graph,
+    graph_labels,
     held_locks,
     judge,
     known_issues,
@@ -68,7 +69,8 @@ def diagnose(snapshot: Snapshot, budgets: Budgets) -> Diagnosis:
         ordered = judge.order(snapshot, budgets, known_issues.attach(snapshot, findings))
     except Exception as error:
         ordered = (failed("judge", error), *findings)
-    return Diagnosis(ordered[0], ordered, graph.edges(snapshot), graph.waits_for(snapshot))
+    edges = graph.edges(snapshot)
+    return Diagnosis(ordered[0], ordered, edges, graph.waits_for(snapshot), graph_labels.labels(snapshot, edges))
 
 
 def _apply(rule: Rule, snapshot: Snapshot, budgets: Budgets) -> list[Finding]:

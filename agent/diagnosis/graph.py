@@ -2,7 +2,8 @@
 
 Sources: system call arguments, LockFact.owner, SocketFact.peer, PipeFact holders, FileLockFact holders. A thread waits
 for one thing at a time here; poll sets with several fds and epoll sets have no single one, so they have no edge.
-Nodes are "thread:TID", "lock:0xADDRESS", "file:PATH", "socket:INODE", "pipe:INODE", "peer:ADDRESS", "process:PID".
+Nodes are "thread:TID", "lock:0xADDRESS", "file:PATH", "socket:INODE", "pipe:INODE", "peer:ADDRESS", "process:PID", and
+"absent:TID" for a holder that is no thread of this process, lost over fork or ended ("absent:" where it has no number).
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ def _edges(snapshot: Snapshot, thread: ThreadFact) -> Iterator[Edge]:
     if isinstance(target, LockFact):
         lock = f"lock:{target.address:#x}"
         yield Edge(node, lock, call)
-        if target.owner and target.owner.tid is not None:
-            yield Edge(lock, f"thread:{target.owner.tid}", _relation(target))
+        if (holder := holder_node(snapshot, target)) is not None:
+            yield Edge(lock, holder, _relation(snapshot, target))
     elif isinstance(target, FileLockFact):
         file = f"file:{target.path}"
         yield Edge(node, file, call)
@@ -109,13 +110,35 @@ def _edges(snapshot: Snapshot, thread: ThreadFact) -> Iterator[Edge]:
             yield Edge(pipe, f"process:{pid}", "reader" if writing else "writer")
     elif (child := waited_child(thread)) is not None:
         yield Edge(node, f"process:{child}", call)
+    elif call in FUTEX_CALLS and thread.syscall and thread.syscall.args:
+        yield Edge(node, f"lock:{thread.syscall.args[0]:#x}", call)
 
 
-def _relation(lock: LockFact) -> str:
+def holder_node(snapshot: Snapshot, lock: LockFact) -> str | None:
+    """Who is behind this lock; None: nobody is named."""
+    owner = lock.owner
+    if owner is None:
+        return None
+    if owner.state == "self":
+        return f"thread:{lock.waiter_tid}"
+    if owner.state == "absent":
+        return f"absent:{owner.ns_tid or owner.tid or ''}"
+    elsewhere = owner.pid not in (None, snapshot.process.pid) and snapshot.thread(owner.tid or 0) is None
+    if elsewhere:
+        return f"process:{owner.pid}"
+    return None if owner.tid is None else f"thread:{owner.tid}"
+
+
+def _relation(snapshot: Snapshot, lock: LockFact) -> str:
     """What the thread behind a futex is to it."""
     if lock.kind == "join":
         return "until it ends"
-    return f"held by, {lock.owner.state}" if lock.owner else ""
+    owner = lock.owner
+    if owner is None or lock.kind not in EXCLUSIVE_KINDS:
+        return "held by" if owner else ""
+    assumed = ", most likely" if owner.assumes else ""
+    by = f" thread {owner.tid}" if (holder_node(snapshot, lock) or "").startswith("process:") and owner.tid else ""
+    return f"held by{by}, {owner.state}{assumed}"
 
 
 def owned(lock: LockFact) -> bool:

@@ -159,7 +159,7 @@ class Budgets:
 
 @dataclass(frozen=True)
 class Edge:
-    """Who waits for whom: nodes are "thread:TID", "lock:0xADDR", "socket:INODE", "process:PID", "peer:ADDR"."""
+    """Who waits for whom, by nodes such as "thread:TID" and "lock:0xADDR"; `graph.py` names all of them."""
 
     source: str
     target: str
@@ -174,3 +174,5 @@ class Diagnosis:
     edges: tuple[Edge, ...] = ()
     waits_for: Mapping[int, tuple[str, str]] = field(default_factory=dict)
     """tid -> (kind, ref): kind is socket, lock, pipe, child, timer or none."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Node of an edge -> what it is, in words."""

@@ -49,7 +49,14 @@ def test_a_negative_number_is_a_usage_error():
 
 
 @pytest.mark.parametrize(
-    "args", [["--engine", "magic", "1"], ["--sample", "-1", "1"], ["--nonsense"], ["--stuck-after", "0", "1"]]
+    "args",
+    [
+        ["--engine", "magic", "1"],
+        ["--sample", "-1", "1"],
+        ["--nonsense"],
+        ["--stuck-after", "0", "1"],
+        ["--json", "--dot", "1"],
+    ],
 )
 def test_usage_errors(args: list[str]):
     refused(*args, status=2)
