@@ -19,6 +19,7 @@ from stucktrace.facts import (
     EpollFact,
     FileLockFact,
     Frame,
+    GreenletFact,
     LockFact,
     PipeFact,
     PoolFact,
@@ -54,6 +55,7 @@ class Look:
     relatives: tuple[Relative, ...] = ()
     conntrack: tuple[ConntrackFact, ...] = ()
     work: tuple[WorkFact, ...] = ()
+    greenlets: tuple[GreenletFact, ...] = ()
     fds: Mapping[int, str] | None = None
     """None: the fd table could not be read."""
 
@@ -106,6 +108,7 @@ def snapshot(
         pools=look.pools,
         relatives=look.relatives,
         work=look.work,
+        greenlets=look.greenlets,
         activity=window.activity if window else (),
         activity_complete=window.complete if window else False,
         tcp_events=window.tcp_events if window else (),

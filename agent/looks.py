@@ -13,7 +13,17 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from stucktrace import join
-from stucktrace.facts import CallActivity, ProcessFact, PythonFact, Relative, SocketFact, TcpEvent, ThreadFact
+from stucktrace.facts import (
+    CallActivity,
+    GreenletFact,
+    LockFact,
+    ProcessFact,
+    PythonFact,
+    Relative,
+    SocketFact,
+    TcpEvent,
+    ThreadFact,
+)
 from stucktrace.join import Look, Window
 from stucktrace.run import Earlier, Run
 
@@ -77,6 +87,10 @@ def look(
             # A poller that is met awake is shown in its poll, and so has the lock that it polls.
             compared = threads.compare(before[pid].threads, seen_threads)
             seen_threads = join.polling(before[pid].threads, compared, began - since)
+        lock_facts = run.collect(
+            "locks", (), partial(locks.collect, process, seen_threads, python, relatives_of[pid]), pid
+        )
+        known = before.get(pid) if before else None
         looks[pid] = Look(
             time=began,
             threads=seen_threads,
@@ -84,9 +98,7 @@ def look(
             python=python,
             epolls=epolls.get(pid, ()),
             pipes=pipes_of.get(pid, ()),
-            locks=run.collect(
-                "locks", (), partial(locks.collect, process, seen_threads, python, relatives_of[pid]), pid
-            ),
+            locks=lock_facts,
             pools=run.collect("pools", (), partial(pools.collect, process, seen_threads, python), pid),
             file_locks=run.collect("file locks", (), partial(file_locks.collect, process, seen_threads), pid),
             relatives=relatives_of[pid],
@@ -94,6 +106,9 @@ def look(
             work=join.served(run.earlier[pid].work, began - run.earlier[pid].time)
             if pid in unchanged
             else run.collect("work", (), partial(work.collect, process, seen_threads, join.serving(python)), pid),
+            greenlets=known.greenlets
+            if known is not None and join.still_asleep(known.threads, threads_of[pid])
+            else _greenlets(run, process, seen_threads, python, lock_facts),
             fds=files[pid].links if pid in files and files[pid].complete else None,
         )
     return looks
@@ -120,6 +135,25 @@ def _sockets(
     for missing in seen.missing:
         run.miss(missing, None)
     return seen
+
+
+def _greenlets(
+    run: Run,
+    process: ProcessFact,
+    threads: tuple[ThreadFact, ...],
+    python: PythonFact | None,
+    locks: tuple[LockFact, ...],
+) -> tuple[GreenletFact, ...]:
+    from stucktrace.collectors import greenlets
+
+    if not greenlets.has_hub(process, python):
+        return ()
+    if not run.options.greenlets and not any(lock.waiter_tid == process.pid for lock in locks):
+        return ()
+    seen = run.collect("greenlets", None, partial(greenlets.collect, process, threads), process.pid)
+    for missing in seen.missing if seen else ():
+        run.miss(missing, process.pid)
+    return seen.facts if seen else ()
 
 
 def _entries(run: Run, pid: int, sockets: tuple[SocketFact, ...], waited_fds: Collection[int]) -> Answers | None:

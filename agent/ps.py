@@ -66,7 +66,7 @@ class Table:
         verdicts: bool = True,
     ) -> None:
         self._selection = selection
-        self._options = replace(options, children=False, siblings=False)
+        self._options = replace(options, children=False, siblings=False, greenlets=False)
         self._opened = opened
         self._verdicts = verdicts
         self.at_a_time: int | None = None

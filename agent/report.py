@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stucktrace import __version__
+from stucktrace import __version__, report_greenlets
 from stucktrace.collectors.command_line import without_userinfo
 from stucktrace.diagnosis.model import Diagnosis, Finding
 from stucktrace.diagnosis.tcp_timers import detection_window_s, gives_up_s
@@ -39,6 +39,7 @@ def build(inspection: Inspection) -> Json:
         "sockets": [_socket(socket) for socket in snapshot.sockets],
         "locks": _locks(snapshot),
         "pools": [_pool(pool) for pool in snapshot.pools],
+        "greenlets": report_greenlets.build(snapshot),
         "graph": _graph(diagnosis),
         "children": [_child(child) for child in inspection.children],
         "siblings": {"same_wait": inspection.siblings.same_wait, "total": inspection.siblings.total}

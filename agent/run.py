@@ -38,6 +38,8 @@ class Options:
     """A master's children are looked at with it."""
     siblings: bool = True
     """Of a stuck process it is counted how many of its siblings wait for the same: that reads their stacks too."""
+    greenlets: bool = True
+    """The suspended greenlets of a hub are listed; else they are looked for only where its thread waits for a lock."""
     sightings: Sightings | None = None
     """Where the agent saw the conntrack entries of connections."""
 

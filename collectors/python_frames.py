@@ -197,9 +197,14 @@ class Walk:
 
     def frames(self, state: int) -> Iterator[Frame]:
         """Innermost first."""
-        page, frame = _Page(self.pid), state
+        frame = state
         for offset in self.offsets.frame:
             frame = self.word(frame + offset)
+        yield from self.chain(frame)
+
+    def chain(self, frame: int) -> Iterator[Frame]:
+        """The frame at an address and those that called it: any thread's, or of one that is switched out."""
+        page = _Page(self.pid)
         for _ in range(MAX_FRAMES):
             if not frame or time.monotonic() > self.ends:
                 return

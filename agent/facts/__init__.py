@@ -10,6 +10,7 @@ Conventions for every field in this file:
 from __future__ import annotations
 
 from stucktrace.facts.calls import CallActivity, Syscall, ThreadFact
+from stucktrace.facts.greenlets import GreenletFact
 from stucktrace.facts.locks import FileLockFact, LockFact, LockOwner, PipeFact
 from stucktrace.facts.network import ConntrackFact, EpollFact, EpollWatch, Keepalive, Peer, SocketFact, TcpEvent
 from stucktrace.facts.pools import Awaited, PoolFact, PoolMember
@@ -29,6 +30,7 @@ __all__ = [
     "EpollWatch",
     "FileLockFact",
     "Frame",
+    "GreenletFact",
     "Keepalive",
     "LockFact",
     "LockOwner",

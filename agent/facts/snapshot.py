@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from stucktrace.facts.calls import CallActivity, ThreadFact
+from stucktrace.facts.greenlets import GreenletFact
 from stucktrace.facts.locks import FileLockFact, LockFact, PipeFact
 from stucktrace.facts.network import ConntrackFact, EpollFact, SocketFact, TcpEvent
 from stucktrace.facts.pools import PoolFact
@@ -52,6 +53,7 @@ class Snapshot:
     """Those that a thread waits for."""
     relatives: tuple[Relative, ...] = ()
     work: tuple[WorkFact, ...] = ()
+    greenlets: tuple[GreenletFact, ...] = ()
     activity: tuple[CallActivity, ...] = ()
     activity_complete: bool = False
     """True: the waits probes counted in the whole window, so no entry means no call returned."""

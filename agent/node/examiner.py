@@ -147,7 +147,12 @@ class Examiner:
                 if opened is None:
                     opened = open_kernel(self._engine)
                 options = Options(
-                    self._engine, budgets=job.budgets, children=False, siblings=False, sightings=self._sightings
+                    self._engine,
+                    budgets=job.budgets,
+                    children=False,
+                    siblings=False,
+                    greenlets=False,
+                    sightings=self._sightings,
                 )
                 kernel = opened
                 for pid, answer in inspect_each(tuple(left), options, lambda kernel=kernel: kernel, job.earlier):  # type: ignore[misc]

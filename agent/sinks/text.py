@@ -12,6 +12,7 @@ from typing import Any
 
 from stucktrace import reported
 from stucktrace.diagnosis.words import age
+from stucktrace.sinks import text_greenlets
 
 Json = dict[str, Any]
 
@@ -79,6 +80,7 @@ def render(report: Json, *, verbose: bool = False, colour: bool = False, width: 
     _children(page, report["children"], verbose)
     if verbose or verdict["class"] != "healthy" or not report["children"]:
         _proof(page, report, verbose)
+    _greenlets(page, report["greenlets"], verbose)
     _siblings(page, report["siblings"])
     _other_findings(page, report["findings"][1:], verbose)
     _remedy(page, verdict)
@@ -181,6 +183,13 @@ def _evidence(page: _Page, lines: list[Json], verbose: bool) -> None:
     page.items(f"{line['text']}  [{line['source']}]" for line in shown)
     if len(shown) < len(lines):
         page.lines.append(f"  ... {len(lines) - len(shown)} more (-v shows them)")
+
+
+def _greenlets(page: _Page, greenlets: list[Json], verbose: bool) -> None:
+    if greenlets:
+        page.heading(text_greenlets.heading(greenlets))
+        for line in text_greenlets.lines(greenlets, verbose):
+            page.text(line, "  ", " " * 9)
 
 
 def _siblings(page: _Page, siblings: Json | None) -> None:

@@ -92,6 +92,7 @@ def report(**changed: Any) -> dict[str, Any]:
         "sockets": [],
         "locks": [],
         "pools": [],
+        "greenlets": [],
         "graph": {"nodes": [], "edges": []},
         "children": [],
         "siblings": None,

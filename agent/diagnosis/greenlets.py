@@ -1,0 +1,67 @@
+"""What the suspended greenlets of a hub, and the suspended tasks of an event loop, wait for: by their frames, as for
+threads. They say what a resting loop rests for; none of them is a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import takewhile
+
+from stucktrace.diagnosis import stacks
+from stucktrace.facts import Frame, GreenletFact, Snapshot
+
+_RECEIVES, _SENDS = "waits to receive from a socket", "waits to send on a socket"
+_PRIMITIVES = {
+    **dict.fromkeys(("recv", "recv_into", "recvfrom", "recvfrom_into", "recvmsg", "read", "readinto"), _RECEIVES),
+    **dict.fromkeys(("send", "sendall", "sendto", "sendmsg", "write"), _SENDS),
+    "connect": "waits for a connection to be made",
+    "accept": "waits for a connection to accept",
+    "sleep": "sleeps",
+    "acquire": "waits for a lock of its hub",
+    "wait": "waits for a notification",
+    "get": "waits for its queue",
+    "put": "waits for room in its queue",
+    **dict.fromkeys(("join", "joinall", "waitall"), "waits for other greenlets"),
+    **dict.fromkeys(("select", "poll"), "waits for files to be ready"),
+}
+"""Functions that switch to the hub, by their bare name: the modules of gevent and eventlet share them."""
+
+
+def own_frame(frames: tuple[Frame, ...]) -> int:
+    """The innermost frame that is not of an installed or standard library, else the innermost."""
+    for index, frame in enumerate(frames):
+        if not frame.native and "/lib/python" not in frame.file and "-packages/" not in frame.file:
+            return index
+    return 0
+
+
+def wait_of(greenlet: GreenletFact) -> str:
+    """In words; "" when its frames do not tell: much of gevent is compiled and has none."""
+    return stacks.read(greenlet.frames).reason or _primitive(greenlet.frames)
+
+
+def _primitive(frames: tuple[Frame, ...]) -> str:
+    """What the library's own function that was called waits for, the outermost one that tells."""
+    inner = list(takewhile(_is_library, frames))
+    functions = (frame.function.rpartition(".")[2] for frame in reversed(inner))
+    return next((_PRIMITIVES[function] for function in functions if function in _PRIMITIVES), "")
+
+
+def _is_library(frame: Frame) -> bool:
+    return any(f"/{library}/" in frame.file for library in ("gevent", "eventlet"))
+
+
+def of_thread(snapshot: Snapshot, tid: int) -> tuple[GreenletFact, ...]:
+    """Those that can only go on when this thread runs its loop again; its own greenlet is not one of them."""
+    return tuple(each for each in snapshot.greenlets if each.tid == tid and not each.main)
+
+
+def holders(snapshot: Snapshot, lock: int) -> tuple[GreenletFact, ...]:
+    """Those inside a `with` block of the lock object at this address."""
+    return tuple(each for each in snapshot.greenlets if lock in each.locks)
+
+
+def by_kind(greenlets: Iterable[GreenletFact]) -> Mapping[str, int]:
+    found: dict[str, int] = {}
+    for each in greenlets:
+        found[each.kind] = found.get(each.kind, 0) + 1
+    return found

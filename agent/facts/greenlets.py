@@ -1,0 +1,26 @@
+"""What waits inside one thread: the suspended greenlets of a hub, the suspended tasks of an event loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stucktrace.facts.python import Frame
+
+
+@dataclass(frozen=True)
+class GreenletFact:
+    """One that has begun and is switched out. Source: process_vm_readv, two readings that agree."""
+
+    address: int
+    kind: str
+    """"gevent", "eventlet", "greenlet" (neither of them) or "asyncio-task"."""
+    name: str
+    """The function that it runs, by its outermost Python frame, or the name of the task."""
+    frames: tuple[Frame, ...]
+    """Innermost first."""
+    tid: int | None = None
+    """The thread it belongs to: the one its C stack is copied back to, or that runs its loop."""
+    main: bool = False
+    """The thread's own greenlet, in which no greenlet was spawned."""
+    locks: tuple[int, ...] = ()
+    """Addresses of lock objects that its open `with` blocks hold."""
