@@ -28,6 +28,7 @@ from stucktrace.collectors.futexes import Wait, Word
 from stucktrace.collectors.interpreter import Interpreter
 from stucktrace.collectors.lock_owners import Owners
 from stucktrace.collectors.regions import Regions
+from stucktrace.collectors.semlocks import SemLocks
 from stucktrace.errors import CollectorError
 from stucktrace.facts import Frame, LockFact, LockOwner, ProcessFact, PythonFact, Relative, ThreadFact
 
@@ -48,6 +49,7 @@ class _Target:
     blocks: BlockOwners
     frames: Mapping[int, tuple[Frame, ...]]
     minor: tuple[int, int] | None
+    semlocks: SemLocks
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ def collect(
         blocks = BlockOwners(reader, found, owners, python)
         frames = {thread.tid: thread.frames for thread in python.threads} if python is not None else {}
         minor = found.minor if found is not None else None
-        target = _Target(process.pid, mapped, owners, reader, _runtime(found, mapped), blocks, frames, minor)
+        semlocks = SemLocks(process.pid, reader.layout, found, [relative.pid for relative in relatives])
+        target = _Target(process.pid, mapped, owners, reader, _runtime(found, mapped), blocks, frames, minor, semlocks)
         return _collect(target, calls)
     except (ProcessLookupError, FileNotFoundError):
         raise CollectorError(WHAT, "the process ended", "") from None
@@ -243,6 +246,8 @@ def _fact(target: _Target, waiter: _Waiter, held: LockObject | None) -> LockFact
         return _parked_lock(target, fact, waiter)
     if held is not None:
         return _python_lock(target, fact, waiter, held)
+    if word.kind == "shared-semaphore" and (lock := target.semlocks.find(thread.tid, word.address)) is not None:
+        return replace(fact, kind=lock.kind, owner=lock.owner, note=lock.note, beyond=lock.beyond)
     if word.owner is not None:
         return replace(fact, owner=_from_field(owners.by_ns_tid(word.owner, thread, shared=not waiter.wait.private)))
     return fact

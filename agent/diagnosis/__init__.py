@@ -26,6 +26,7 @@ from stucktrace.diagnosis import (
     orphaned_locks,
     pipes,
     pools,
+    process_locks,
     states,
 )
 from stucktrace.diagnosis.model import INFO, POSSIBLE, Budgets, Diagnosis, Finding
@@ -46,6 +47,7 @@ RULES: tuple[Rule, ...] = (
     deadlocks.deadlock,
     orphaned_locks.orphaned_lock,
     held_locks.lock_held,
+    process_locks.process_lock,
     file_locks.file_lock,
     loops.blocked_loop,
     loops.stale_epoll,

@@ -5,7 +5,7 @@ What separates them is the kind of the word (from the locks collector), the Pyth
 
 from __future__ import annotations
 
-from stucktrace.diagnosis.graph import EXCLUSIVE_KINDS, FUTEX_CALLS
+from stucktrace.diagnosis.graph import EXCLUSIVE_KINDS, FUTEX_CALLS, SHARED_SEMAPHORES
 from stucktrace.diagnosis.purposes import Purpose
 from stucktrace.diagnosis.waits import Wait
 from stucktrace.facts import Frame, Snapshot, ThreadFact
@@ -87,5 +87,5 @@ def all_parked(snapshot: Snapshot) -> bool:
 
 def _parked(snapshot: Snapshot, thread: ThreadFact) -> bool:
     lock = snapshot.lock(thread.tid)
-    private = lock is None or not (lock.shared or lock.kind == "shared-semaphore")
+    private = lock is None or not (lock.shared or lock.kind in SHARED_SEMAPHORES)
     return in_futex(thread) and endless(thread) and thread.slept_through is not False and private

@@ -22,6 +22,10 @@ EXCLUSIVE_KINDS = frozenset({"pthread-mutex", "robust-mutex", "pi-mutex", "rwloc
 """Kinds whose owner is the one thread that has to release it. Whoever waits for a condition, a semaphore or a join
 waits for no owner: a word beside such a futex can read like one (an idle multiprocessing child shows "owner 128")."""
 
+PROCESS_LOCKS = frozenset({"process-lock", "process-rlock"})
+"""Of multiprocessing and billiard: held by a thread of any process; `process_locks` has their rules."""
+SHARED_SEMAPHORES = PROCESS_LOCKS | {"process-semaphore", "shared-semaphore"}
+
 
 def waits_for(snapshot: Snapshot) -> Mapping[int, tuple[str, str]]:
     """tid -> (kind, ref) for the report: socket and pipe by inode, lock by address or path, child by pid."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from stucktrace.diagnosis import evidence, remedies
 from stucktrace.diagnosis.futexes import alone, bare
-from stucktrace.diagnosis.graph import CHILD_CALLS, waited_child
+from stucktrace.diagnosis.graph import CHILD_CALLS, SHARED_SEMAPHORES, waited_child
 from stucktrace.diagnosis.model import LIKELY, POSSIBLE, PROVEN, WARNING, Budgets, Evidence, Finding, Later, Now
 from stucktrace.diagnosis.purposes import Purpose
 from stucktrace.diagnosis.waits import Wait, waits
@@ -48,7 +48,7 @@ def pipe_stuck(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
             reason = (_nobody_reads if writes else _nobody_writes)(snapshot, budgets, wait, wait.pipe)
             if reason is not None:
                 yield _finding(snapshot, wait, wait.pipe, reason)
-        elif wait.lock is not None and wait.lock.kind == "shared-semaphore":
+        elif wait.lock is not None and wait.lock.kind in SHARED_SEMAPHORES:
             yield from _orphan_behind_siblings(snapshot, wait)
 
 

@@ -10,9 +10,17 @@ from dataclasses import dataclass
 
 from stucktrace.diagnosis import evidence, file_locks
 from stucktrace.diagnosis.futexes import acquires, in_futex, waits_for_gil
-from stucktrace.diagnosis.graph import CHILD_CALLS, EXCLUSIVE_KINDS, FILE_LOCK_CALLS, SLEEP_CALLS, waited_child
+from stucktrace.diagnosis.graph import (
+    CHILD_CALLS,
+    EXCLUSIVE_KINDS,
+    FILE_LOCK_CALLS,
+    SHARED_SEMAPHORES,
+    SLEEP_CALLS,
+    waited_child,
+)
 from stucktrace.diagnosis.lock_words import owner_line, title
 from stucktrace.diagnosis.model import Budgets, Evidence, Later
+from stucktrace.diagnosis.process_locks import holder
 from stucktrace.diagnosis.purposes import Purpose
 from stucktrace.diagnosis.waits import Wait
 from stucktrace.diagnosis.words import age, listing, process
@@ -173,16 +181,27 @@ def _futex(snapshot: Snapshot, budgets: Budgets, wait: Wait) -> Status:
 def _semaphore(snapshot: Snapshot, budgets: Budgets, wait: Wait) -> Status:
     """A semaphore has no owner, and waiting for one is a role as often as an acquire. A `with` block on a lock of
     multiprocessing is an acquire; its queues and pools take turns at one while they are idle."""
-    shared = wait.lock is not None and wait.lock.kind == "shared-semaphore"
+    lock = wait.lock
     outside = wait.frames[(wait.reading.frame or 0) + 1 :][:1]
-    if not shared or not outside:
+    if lock is None or lock.kind not in SHARED_SEMAPHORES or not outside:
         return Status(wait.thread, IDLE, "waits for a semaphore", wait)
     if any(name in outside[0].file for name in ("multiprocessing/", "billiard/")):
         return Status(wait.thread, IDLE, "waits for its turn at its queue", wait)
+    if lock.kind == "process-semaphore":
+        return Status(wait.thread, IDLE, "waits for a semaphore shared between processes", wait)
     reason, limit_s = "acquires a lock shared between processes", budgets.request_s(snapshot.process.worker.timeout_s)
+    owner = lock.owner if lock.owner is not None and lock.owner.state == "alive" else None
+    if owner is not None:
+        reason, behind = f"acquires a lock shared between processes: {holder(snapshot, lock)}", (title(lock),)
+        if wait.age_s is None or wait.age_s < limit_s or owner.pid == snapshot.process.pid:
+            return Status(wait.thread, WAITING, reason, wait, behind)
+        later = (Later(f"stucktrace pid {owner.pid}", "it holds the lock: what does it do?"),)
+        return Status(
+            wait.thread, INCONCLUSIVE, f"{reason}, past the budget of {age(limit_s)}", wait, behind, later=later
+        )
     if wait.age_s is None or wait.age_s < limit_s:
         return Status(wait.thread, WAITING, reason, wait)
-    why = f"{reason} past the budget of {age(limit_s)}, and such a lock keeps no owner: its holder may have died"
+    why = f"{reason} past the budget of {age(limit_s)}, and who holds it could not be read: its holder may have died"
     return Status(wait.thread, INCONCLUSIVE, why, wait)
 
 

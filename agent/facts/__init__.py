@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from stucktrace.facts.calls import CallActivity, Syscall, ThreadFact
 from stucktrace.facts.greenlets import GreenletFact
-from stucktrace.facts.locks import FileLockFact, LockFact, LockOwner, PipeFact
+from stucktrace.facts.locks import FileLockFact, LockFact, LockOwner, OwnerElsewhere, PipeFact
 from stucktrace.facts.network import ConntrackFact, EpollFact, EpollWatch, Keepalive, Peer, SocketFact, TcpEvent
 from stucktrace.facts.pools import Awaited, PoolFact, PoolMember
 from stucktrace.facts.process import MASTERS, ROLES, WORKERS, Container, ProcessFact, Relative, WorkerFact
@@ -35,6 +35,7 @@ __all__ = [
     "LockFact",
     "LockOwner",
     "Missing",
+    "OwnerElsewhere",
     "Peer",
     "PipeFact",
     "PoolFact",

@@ -58,13 +58,30 @@ class LockOwner:
 
 
 @dataclass(frozen=True)
+class OwnerElsewhere:
+    """A lock's owner, and the lock shared between processes that it waits for itself, if it waits for one."""
+
+    pid: int
+    tid: int
+    command: str
+    state: str
+    """The kernel's letter for the thread."""
+    lock: int | None = None
+    """Address in its own process."""
+    kind: str = ""
+    """Of that lock, as `LockFact.kind`."""
+    switches: int | None = None
+
+
+@dataclass(frozen=True)
 class LockFact:
     """The lock behind a futex wait. Source: the futex arguments, process_vm_readv and /proc/PID/maps."""
 
     address: int
     kind: str
     """"pthread-mutex", "robust-mutex", "pi-mutex", "rwlock", "condition", "semaphore",
-    "shared-semaphore", "join", "gil", and of CPython "lock", "rlock", "pymutex"; else "unknown"."""
+    "shared-semaphore", "join", "gil", and of CPython "lock", "rlock", "pymutex"; of multiprocessing and billiard
+    "process-lock", "process-rlock" and "process-semaphore"; else "unknown"."""
     waiter_tid: int
     mapping: str
     """What the address lies in: "[heap]", "[stack]", "anonymous", "shared anonymous", or a file's path."""
@@ -82,6 +99,9 @@ class LockFact:
     part_of: str = ""
     """What the lock is inside of, by its type's full name: "threading.Condition", "queue.Queue"; "" when nothing."""
     note: str = ""
+    beyond: tuple[OwnerElsewhere, ...] = ()
+    """Of a lock shared between processes: its owner, the owner of what that one waits for, and so on. It ends with one
+    that was there before, or with the waiter itself, where they wait in a circle."""
 
 
 @dataclass(frozen=True)
