@@ -9,6 +9,7 @@ itself.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -16,6 +17,7 @@ from functools import cached_property
 from stucktrace.collectors import pthread, pyspy, python_stacks, regions, with_blocks
 from stucktrace.collectors.cpython_objects import LockObject, Reader
 from stucktrace.collectors.interpreter import Interpreter
+from stucktrace.collectors.lock_names import LockNames
 from stucktrace.collectors.lock_owners import Owners
 from stucktrace.collectors.python_stacks import Stacks
 from stucktrace.collectors.with_blocks import Block, Held
@@ -64,6 +66,19 @@ class BlockOwners:
             return replace(self._owners.by_ns_tid(owner.ns_tid, waiter, shared=False), how=owner.how)
         inherited = self._inherited(held) if not here else None
         return replace(inherited, how=owner.how) if inherited is not None else owner
+
+    def named(self, ns_tid: int, held: LockObject, source: str) -> tuple[str, str]:
+        """As `LockNames.named`, for a thread that waits."""
+        try:
+            return self._names.named(ns_tid, held, source) if self._names is not None else (source, "")
+        except ProcessLookupError:
+            raise
+        except (OSError, struct.error):
+            return source, ""
+
+    @cached_property
+    def _names(self) -> LockNames | None:
+        return LockNames(self._readings[0]) if self._readings[0] is not None else None
 
     def _frame(self, owner: LockOwner, block: Block) -> int | None:
         stacks, shown = self._readings[0], self._shown.get(owner.tid or 0, ())

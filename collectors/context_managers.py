@@ -108,10 +108,13 @@ class Managers:
         kind = self._reader.class_name(ends.holder)
         attributes = self._values.attributes(ends.holder)
         if kind in _GENERATORS and "gen" in attributes:
-            name = self._text_of(attributes.get("func", 0))
             frame = self._frame_of(attributes["gen"])
             for block in self._blocks(frame) if frame is not None else ():
-                yield block.lock, block.assumes or f"that the with block of contextlib's generator{name} still holds it"
+                name = self._stacks.named(frame.code).function if frame is not None else ""
+                yield (
+                    block.lock,
+                    block.assumes or f"that the with block of contextlib's generator {name} still holds it",
+                )
         elif "_exit_callbacks" in attributes:
             for callback in self._callbacks(attributes["_exit_callbacks"]):
                 for lock in self._released_by(callback):
@@ -121,12 +124,6 @@ class Managers:
                 inner = self.lock_in(value)
                 if inner and self._wraps(ends, name):
                     yield inner, f"that the with block of {kind}, which holds it as {name}, still does"
-
-    def _text_of(self, function: int) -> str:
-        if not function or self._values.type(function) != "function":
-            return ""
-        name = self._values.text(self._walk.word(function + self._walk.offsets.function_name), 80)
-        return f" {name}" if name else ""
 
     def _frame_of(self, generator: int) -> Frame | None:
         """The frame of a generator."""

@@ -23,7 +23,7 @@ from stucktrace.collectors import (
     usage,
 )
 from stucktrace.collectors.block_owners import BlockOwners
-from stucktrace.collectors.cpython_objects import LOCK_TYPES, RLOCK_TYPE, Layout, LockObject, Reader
+from stucktrace.collectors.cpython_objects import LOCK_TYPES, QUEUE_TYPE, RLOCK_TYPE, Layout, LockObject, Reader
 from stucktrace.collectors.futexes import Wait, Word
 from stucktrace.collectors.interpreter import Interpreter
 from stucktrace.collectors.lock_owners import Owners
@@ -119,13 +119,24 @@ def _collect(target: _Target, calls: Sequence[tuple[ThreadFact, Wait]]) -> tuple
         fact = _fact(target, waiter, held)
         if fact.owner is not None and _woke(target.pid, waiter.thread):
             continue
-        frames = target.frames.get(fact.waiter_tid, ())
-        # `with condition:` enters its lock in a frame of its own.
-        naming = next((frame for frame in frames if not frame.function.endswith("__enter__")), None)
-        if held is not None and naming is not None:
-            fact = replace(fact, path=source_lines.lock_name(target.pid, naming, sources) or fact.path)
-        facts.append(fact)
+        facts.append(_named(target, fact, waiter, held, sources) if held is not None else fact)
     return tuple(facts)
+
+
+def _named(
+    target: _Target, fact: LockFact, waiter: _Waiter, held: LockObject, sources: dict[str, Mapping[int, str]]
+) -> LockFact:
+    """With the name that the code gives it, and with what it is inside of."""
+    if fact.path:
+        return replace(fact, part_of="_ModuleLock")
+    frames = target.frames.get(fact.waiter_tid, ())
+    # `with condition:` enters its lock in a frame of its own.
+    naming = next((frame for frame in frames if not frame.function.endswith("__enter__")), None)
+    source = source_lines.lock_name(target.pid, naming, sources) if naming is not None else ""
+    if held.type_name == QUEUE_TYPE:
+        return replace(fact, path=source, part_of=held.type_name)
+    path, part_of = target.blocks.named(waiter.thread.ns_tid, held, source)
+    return replace(fact, path=path, part_of=part_of)
 
 
 def _is_gil(target: _Target, thread: ThreadFact, wait: Wait) -> bool:
