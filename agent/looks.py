@@ -212,7 +212,7 @@ class _Stacks:
                     python.collect,
                     process,
                     self._threads[process.pid],
-                    native=options.native,
+                    native=False,
                     show_locals=options.show_locals,
                 ),
                 process.pid,

@@ -12,9 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from stucktrace import __version__, report_greenlets
 from stucktrace.collectors.command_line import without_userinfo
+from stucktrace.diagnosis import libraries
 from stucktrace.diagnosis.model import Diagnosis, Finding
 from stucktrace.diagnosis.tcp_timers import detection_window_s, gives_up_s
-from stucktrace.facts import Frame, LockFact, PoolFact, ProcessFact, Snapshot, SocketFact, ThreadFact, WorkFact
+from stucktrace.facts import (
+    Frame,
+    LockFact,
+    NativeStack,
+    PoolFact,
+    ProcessFact,
+    Snapshot,
+    SocketFact,
+    ThreadFact,
+    WorkFact,
+)
 
 if TYPE_CHECKING:
     from stucktrace.inspection import Inspection
@@ -49,7 +60,7 @@ def build(inspection: Inspection) -> Json:
             "engine": snapshot.seen.engine,
             "hooks": dict(snapshot.seen.hooks),
             "lost_records": snapshot.seen.lost_records,
-            "paused_at_most_s": _seconds(snapshot.python.paused_at_most_s) if snapshot.python else None,
+            "paused_at_most_s": _seconds(_pause_s(snapshot)),
             "missing": [
                 {"what": missing.what, "because": missing.because, "remedy": missing.remedy}
                 for missing in snapshot.seen.missing
@@ -116,6 +127,7 @@ def _finding(snapshot: Snapshot, finding: Finding) -> Json:
         "chain": list(finding.chain),
         "frame": _python_frame(snapshot, finding),
         "subject": without_userinfo(finding.subject) or None,
+        "story": finding.story or None,
     }
 
 
@@ -194,10 +206,35 @@ def _thread(snapshot: Snapshot, diagnosis: Diagnosis, thread: ThreadFact) -> Jso
         "blocked_since_source": thread.blocked_since_source or None,
         "owns_gil": python.owns_gil if python else None,
         "python": [_frame(frame) for frame in frames if not frame.native],
-        "native": [_frame(frame) for frame in frames if frame.native],
+        "native": _native(snapshot.native_stack(thread.tid), frames),
         "work": _work(snapshot.work_of(thread.tid)),
         "waits_for": {"kind": kind, "ref": ref or None},
     }
+
+
+def _native(stack: NativeStack | None, frames: tuple[Frame, ...]) -> list[Json]:
+    """The C frames; `inside` says how many of the Python frames lie inside of each."""
+    if stack is None:
+        told = [(frame, sum(not other.native for other in frames[:index])) for index, frame in enumerate(frames)]
+        pairs = [(frame, inside) for frame, inside in told if frame.native]
+    else:
+        pairs = list(zip(stack.frames, stack.inside, strict=True))
+    return [
+        {
+            "function": frame.function,
+            "file": frame.file,
+            "line": frame.line,
+            "library": libraries.words(frame.file) or None,
+            "inside": inside,
+        }
+        for frame, inside in pairs
+    ]
+
+
+def _pause_s(snapshot: Snapshot) -> float | None:
+    if snapshot.native_pause_s is not None:
+        return snapshot.native_pause_s
+    return snapshot.python.paused_at_most_s if snapshot.python else None
 
 
 def _work(work: WorkFact | None) -> Json | None:

@@ -21,6 +21,7 @@ enum record_kind {
 	RECORD_STACK = 2,
 	RECORD_INFLIGHT = 3,
 	RECORD_LIFE = 4,
+	RECORD_REGISTERS = 5,
 	RECORD_SOCKET = 16,
 	RECORD_UNIX_SOCKET = 17,
 	RECORD_END = 18,
@@ -65,6 +66,20 @@ struct stack_record {
 	__u32 tid;
 	__u32 depth; /* how many symbols are filled */
 	char symbols[STACK_DEPTH][SYMBOL_BYTES];
+};
+
+#define REGISTER_WORDS 34
+
+/*
+ * The user-space registers of a sleeping thread as the kernel saved them when it entered its call, from threads.bpf.c, for
+ * a process that is followed with them. Words as in the kernel's pt_regs: x86-64 the first 21, arm64 x0 to x30, sp, pc,
+ * pstate. Follows its thread_record.
+ */
+struct registers_record {
+	struct record header;
+	__u32 tid;
+	__u32 pad;
+	__u64 words[REGISTER_WORDS];
 };
 
 /* A thread whose wait has lasted longer than its process's limit, from inflight.bpf.c. All times: scheduler clock. */

@@ -11,6 +11,7 @@
 #include "sleep.h"
 
 ANCHOR(thread_record);
+ANCHOR(registers_record);
 
 /* A stack record is too large for the BPF stack. The reader runs on one CPU at a time and is not preempted within a program. */
 struct {
@@ -47,13 +48,25 @@ static __always_inline void emit_stack(struct seq_file *seq, struct task_struct 
 	bpf_seq_write(seq, record, sizeof(*record));
 }
 
+/* pt_regs as a whole: user-space programs (ptrace, core files) know it by this order, so it is not relocated. */
+static __always_inline void emit_registers(struct seq_file *seq, const struct pt_regs *regs, __u32 tid)
+{
+	struct registers_record record = {};
+
+	record.header.kind = RECORD_REGISTERS;
+	record.header.length = sizeof(record);
+	record.tid = tid;
+	bpf_probe_read_kernel(record.words, SAVED_REGISTERS * sizeof(__u64), regs);
+	bpf_seq_write(seq, &record, sizeof(record));
+}
+
 SEC("iter/task")
 int threads(struct bpf_iter__task *ctx)
 {
 	struct task_struct *task = ctx->task, *reader = bpf_get_current_task_btf();
 	struct seq_file *seq = ctx->meta->seq;
 	struct thread_record record = {};
-	struct pt_regs *regs;
+	struct pt_regs *regs = NULL;
 
 	if (!task)
 		return 0;
@@ -98,5 +111,7 @@ int threads(struct bpf_iter__task *ctx)
 	bpf_seq_write(seq, &record, sizeof(record));
 	if (record.state && !record.exit_state && !record.on_cpu)
 		emit_stack(seq, task, record.tid);
+	if (regs && wants_registers(record.pid))
+		emit_registers(seq, regs, record.tid);
 	return 0;
 }

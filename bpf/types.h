@@ -117,6 +117,7 @@ struct pt_regs {
 #define SYSCALL_SELECT 23
 #define SYSCALL_NANOSLEEP 35
 #define SYSCALL_CLOCK_NANOSLEEP 230
+#define SAVED_REGISTERS 21 /* words of pt_regs */
 #define SYSCALL_NUMBER(regs) ((__s32)(regs)->orig_ax)
 #define SYSCALL_RESULT(regs) ((__s64)(regs)->ax)
 #define SYSCALL_ARG0(regs) ((regs)->di)
@@ -137,6 +138,7 @@ struct pt_regs {
 #define SYSCALL_SELECT SYSCALL_PSELECT6 /* there is no other */
 #define SYSCALL_NANOSLEEP 101
 #define SYSCALL_CLOCK_NANOSLEEP 115
+#define SAVED_REGISTERS 34
 #define SYSCALL_NUMBER(regs) ((regs)->syscallno)
 #define SYSCALL_RESULT(regs) ((__s64)(regs)->regs[0])
 /* x0 holds the result once the call has ended. */

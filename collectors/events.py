@@ -12,6 +12,7 @@ from ctypes import c_char, c_int32, c_int64, c_uint8, c_uint16, c_uint32, c_uint
 from typing import ClassVar
 
 STACK_DEPTH = 12
+REGISTER_WORDS = 34
 SYMBOL_BYTES = 40
 UNIX_NAME_BYTES = 112
 
@@ -67,6 +68,13 @@ class ThreadRecord(ctypes.Structure):
     switches_voluntary: int
     switches_involuntary: int
     name: bytes
+
+
+class RegistersRecord(ctypes.Structure):
+    KIND: ClassVar = 5
+    _fields_ = (("header", Record), ("tid", c_uint32), ("pad", c_uint32), ("words", c_uint64 * REGISTER_WORDS))
+    tid: int
+    words: ctypes.Array[c_uint64]
 
 
 class StackRecord(ctypes.Structure):

@@ -12,11 +12,10 @@ from __future__ import annotations
 import errno
 import re
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from stucktrace.collectors import memory, regions
+from stucktrace.collectors import elf, memory, regions
 from stucktrace.collectors.regions import Region, Regions
 
 # The static data of an interpreter is a few hundred kilobytes.
@@ -112,7 +111,7 @@ def _detailed(pid: int, mapped: Regions, named: Interpreter) -> Interpreter:
     """Adds the exact version and `_PyRuntime` from memory, as far as it may be read."""
     runtime, version, library = None, named.version, named.library
     try:
-        module = _module(pid, mapped, library)
+        module = elf.module_of(pid, mapped, library)
         if module is not None:
             runtime = module.symbol("_PyRuntime")
             exact = module.symbol("Py_Version")
@@ -179,88 +178,6 @@ def _from_data(pid: int, mapped: Regions, library: str, hint: str) -> str:
     return ""
 
 
-@dataclass(frozen=True)
-class _Module:
-    """A loaded ELF file as its dynamic section describes it; addresses are the target's."""
-
-    pid: int
-    bias: int
-    symbols: int
-    strings: int
-    hash_table: int
-
-    def symbol(self, name: str) -> tuple[int, int] | None:
-        """(address, size) of an exported symbol, through DT_GNU_HASH."""
-        if not self.hash_table:
-            return None
-        buckets, first, bloom_words, _ = struct.unpack("<IIII", memory.read(self.pid, self.hash_table, 16))
-        if not 0 < buckets < 1 << 24 or not 0 < bloom_words < 1 << 20:
-            return None
-        wanted = _gnu_hash(name)
-        table = self.hash_table + 16 + 8 * bloom_words
-        (index,) = struct.unpack("<I", memory.read(self.pid, table + 4 * (wanted % buckets), 4))
-        if index < first:
-            return None
-        encoded = name.encode() + b"\0"
-        for step in range(4096):
-            (found,) = struct.unpack("<I", memory.read(self.pid, table + 4 * (buckets + index + step - first), 4))
-            if found | 1 == wanted | 1:
-                entry = memory.read(self.pid, self.symbols + 24 * (index + step), 24)
-                text, _, _, section, value, size = struct.unpack("<IBBHQQ", entry)
-                if section and memory.read_some(self.pid, self.strings + text, len(encoded)) == encoded:
-                    return self.bias + value, size
-            if found & 1:
-                return None
-        return None
-
-
-def _module(pid: int, mapped: Regions, path: str) -> _Module | None:
-    """Parses the ELF header and dynamic section of a mapped 64-bit file where it lies in memory."""
-    first = next((region for region in mapped.of_file(path) if region.offset == 0), None)
-    if first is None:
-        return None
-    header = memory.read(pid, first.start, 64)
-    if header[:6] != b"\x7fELF\x02\x01":
-        return None
-    position, entry_size, count = (
-        struct.unpack_from("<Q", header, 32)[0],
-        *struct.unpack_from("<HH", header, 54),
-    )
-    if entry_size != 56 or not 0 < count <= 64:
-        return None
-    table = memory.read(pid, first.start + position, entry_size * count)
-    segments = [struct.unpack_from("<IIQQQQQQ", table, entry_size * index) for index in range(count)]
-    load = next((segment for segment in segments if segment[0] == 1 and segment[2] == 0), None)
-    dynamic = next((segment for segment in segments if segment[0] == 2), None)
-    if load is None or dynamic is None:
-        return None
-    bias = first.start - load[3]
-    entries = dict(_dynamic(memory.read_some(pid, bias + dynamic[3], min(dynamic[6], 4096))))
-
-    def located(tag: int) -> int:
-        # glibc relocates these in place; musl and the vdso leave them relative to the load address.
-        value = entries.get(tag, 0)
-        return value + bias if 0 < value < first.start else value
-
-    if not located(6) or not located(5):
-        return None
-    return _Module(pid, bias, located(6), located(5), located(0x6FFFFEF5))
-
-
-def _dynamic(data: bytes) -> Iterator[tuple[int, int]]:
-    for tag, value in struct.iter_unpack("<QQ", data[: len(data) // 16 * 16]):
-        if tag == 0:
-            return
-        yield tag, value
-
-
-def _gnu_hash(name: str) -> int:
-    value = 5381
-    for character in name.encode():
-        value = (value * 33 + character) & 0xFFFFFFFF
-    return value
-
-
 def data_of(mapped: Regions, library: str) -> tuple[Region, ...]:
     """The writable data of the interpreter's file, with the zero-filled part behind it."""
     found: list[Region] = []
@@ -275,5 +192,5 @@ def data_of(mapped: Regions, library: str) -> tuple[Region, ...]:
 
 def symbol(pid: int, mapped: Regions, path: str, name: str) -> tuple[int, int] | None:
     """(address, size) of a symbol that a mapped file exports; None when it does not. Raises OSError."""
-    module = _module(pid, mapped, path)
+    module = elf.module_of(pid, mapped, path)
     return module.symbol(name) if module is not None else None

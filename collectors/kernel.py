@@ -10,8 +10,8 @@ import ctypes
 import errno
 import os
 import time
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -25,6 +25,7 @@ LOOK = "look"
 _KERNEL_BTF = Path("/sys/kernel/btf/vmlinux")
 _CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 21, 38, 39
 _READ_BYTES = 1 << 18
+_FOLLOW_REGISTERS = 2
 
 
 class Kernel:
@@ -78,6 +79,17 @@ class Kernel:
         for pid in wanted - self._followed:
             followed.update(ctypes.c_uint32(pid), ctypes.c_uint8(1))
         self._followed = wanted
+
+    @contextmanager
+    def with_registers(self, pid: int) -> Iterator[None]:
+        """Meanwhile iterations over this process tell its sleeping threads' user-space registers too."""
+        self.follow((pid,))
+        followed = self.load(LOOK).map("followed")
+        followed.update(ctypes.c_uint32(pid), ctypes.c_uint8(_FOLLOW_REGISTERS))
+        try:
+            yield
+        finally:
+            followed.update(ctypes.c_uint32(pid), ctypes.c_uint8(1))
 
     def iterate_over_node(self, name: str, program: str) -> bytes:
         """All records of one run of an iterator of the object NAME.bpf.o, which chooses by itself what it reports."""

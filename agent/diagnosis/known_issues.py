@@ -50,8 +50,10 @@ def _attached(snapshot: Snapshot, finding: Finding) -> Finding:
 def _applies(snapshot: Snapshot, finding: Finding, entry: Mapping[str, Any]) -> bool:
     process = snapshot.process
     frames = snapshot.frames(finding.tid) if finding.tid is not None else ()
+    native = snapshot.native_stack(finding.tid) if finding.tid is not None else None
+    all_frames = (*native.frames, *frames) if native is not None else frames
     lock = snapshot.lock(finding.tid) if finding.tid is not None else None
-    in_code = any(_names(frame, name) for frame in frames for name in entry.get("frames", ()))
+    in_code = any(_names(frame, name) for frame in all_frames for name in entry.get("frames", ()))
     in_mapping = lock is not None and any(name in lock.mapping for name in entry.get("mappings", ()))
     if (entry.get("frames") or entry.get("mappings")) and not (in_code or in_mapping):
         return False

@@ -128,6 +128,9 @@ class Finding:
     """What it is about where neither a frame nor a peer tells one fault from another: the application, a network
     namespace. Part of an alert's fingerprint then."""
 
+    story: str = ""
+    """A paragraph on how it came to this, where the evidence fits a well-known fault."""
+
     @property
     def verdict_class(self) -> str:
         return CODES[self.code]

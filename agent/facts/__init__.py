@@ -12,6 +12,7 @@ from __future__ import annotations
 from stucktrace.facts.calls import CallActivity, Syscall, ThreadFact
 from stucktrace.facts.greenlets import GreenletFact
 from stucktrace.facts.locks import FileLockFact, LockFact, LockOwner, OwnerElsewhere, PipeFact
+from stucktrace.facts.native import NativeStack
 from stucktrace.facts.network import ConntrackFact, EpollFact, EpollWatch, Keepalive, Peer, SocketFact, TcpEvent
 from stucktrace.facts.pools import Awaited, PoolFact, PoolMember
 from stucktrace.facts.process import MASTERS, ROLES, WORKERS, Container, ProcessFact, Relative, WorkerFact
@@ -35,6 +36,7 @@ __all__ = [
     "LockFact",
     "LockOwner",
     "Missing",
+    "NativeStack",
     "OwnerElsewhere",
     "Peer",
     "PipeFact",

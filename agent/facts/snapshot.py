@@ -9,6 +9,7 @@ from functools import cached_property
 from stucktrace.facts.calls import CallActivity, ThreadFact
 from stucktrace.facts.greenlets import GreenletFact
 from stucktrace.facts.locks import FileLockFact, LockFact, PipeFact
+from stucktrace.facts.native import NativeStack
 from stucktrace.facts.network import ConntrackFact, EpollFact, SocketFact, TcpEvent
 from stucktrace.facts.pools import PoolFact
 from stucktrace.facts.process import ProcessFact, Relative
@@ -54,6 +55,10 @@ class Snapshot:
     relatives: tuple[Relative, ...] = ()
     work: tuple[WorkFact, ...] = ()
     greenlets: tuple[GreenletFact, ...] = ()
+    native: tuple[NativeStack, ...] = ()
+    """Of the threads whose native frames were read: all with --native, else those that a lock verdict is about."""
+    native_pause_s: float | None = None
+    """How long the target stood still for them, at most; 0: not at all; None: they were not read."""
     activity: tuple[CallActivity, ...] = ()
     activity_complete: bool = False
     """True: the waits probes counted in the whole window, so no entry means no call returned."""
@@ -103,6 +108,9 @@ class Snapshot:
         """The Python frames of a thread, innermost first; () when none were read."""
         thread = self._python.get(tid)
         return thread.frames if thread else ()
+
+    def native_stack(self, tid: int) -> NativeStack | None:
+        return next((stack for stack in self.native if stack.tid == tid), None)
 
     def socket(self, fd: int | None) -> SocketFact | None:
         return self._sockets.get(fd) if fd is not None else None

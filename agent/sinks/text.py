@@ -17,6 +17,7 @@ from stucktrace.sinks import text_greenlets
 Json = dict[str, Any]
 
 FRAMES_SHOWN = 12
+NATIVE_FRAMES_SHOWN = 10
 EVIDENCE_SHOWN = 8
 FINDINGS_SHOWN = 3
 MISSING_SHOWN = 3
@@ -83,6 +84,9 @@ def render(report: Json, *, verbose: bool = False, colour: bool = False, width: 
     _greenlets(page, report["greenlets"], verbose)
     _siblings(page, report["siblings"])
     _other_findings(page, report["findings"][1:], verbose)
+    if verdict.get("story"):
+        page.heading("What happened")
+        page.text(verdict["story"])
     _remedy(page, verdict)
     _known_issues(page, verdict["known_issues"])
     _seen(page, report["seen"], verbose)
@@ -139,16 +143,18 @@ def _stack(page: _Page, report: Json, verbose: bool) -> None:
     thread = reported.thread(report)
     if thread is None or not (thread["python"] or thread["native"]):
         return
-    page.heading(f"Python stack of {clean(thread['name'], 60)} (tid {thread['tid']}), innermost first")
+    kind = "Python" if not thread["native"] else "Python and native" if thread["python"] else "Native"
+    page.heading(f"{kind} stack of {clean(thread['name'], 60)} (tid {thread['tid']}), innermost first")
     _frames(page, thread, verdict["frame"], verbose)
 
 
 def _frames(page: _Page, thread: Json, marked: int | None, verbose: bool) -> None:
-    frames = thread["python"] or thread["native"]
+    frames = thread["python"]
     shown = range(len(frames)) if verbose else _window(len(frames), marked)
     if shown.start:
         page.lines.append(f"    ... {shown.start} inner frames (-v shows them)")
     for index in shown:
+        _native_frames(page, thread, index, verbose)
         frame = frames[index]
         where = clean(f"{frame['function']} ({_short_path(frame['file'])}:{frame['line']})", 300)
         page.lines.append(page.paint("  > " + where, "1") if index == marked else "    " + where)
@@ -157,10 +163,19 @@ def _frames(page: _Page, thread: Json, marked: int | None, verbose: bool) -> Non
                 page.lines.append(f"        {clean(name, 100)} = {clean(value, 200)}")
     if shown.stop < len(frames):
         page.lines.append(f"    ... {len(frames) - shown.stop} outer frames (-v shows them)")
-    if verbose and thread["python"] and thread["native"]:
-        page.lines.append("    native frames:")
-        for frame in thread["native"]:
-            page.lines.append(clean(f"      {frame['function']} ({_short_path(frame['file'])})", 300))
+    else:
+        _native_frames(page, thread, len(frames), verbose)
+
+
+def _native_frames(page: _Page, thread: Json, inside: int, verbose: bool) -> None:
+    """Those that lie between the Python frame of this index and the next inner one."""
+    frames = [frame for frame in thread["native"] if frame["inside"] == inside]
+    shown = frames if verbose else frames[:NATIVE_FRAMES_SHOWN]
+    for frame in shown:
+        library = frame["library"] or frame["file"].rpartition("/")[2]
+        page.lines.append("    " + clean(f"{frame['function']} [{library}]", 300))
+    if len(shown) < len(frames):
+        page.lines.append(f"    ... {len(frames) - len(shown)} native frames (-v shows them)")
 
 
 def _window(count: int, marked: int | None) -> range:
@@ -257,7 +272,10 @@ def _known_issues(page: _Page, issues: list[Json]) -> None:
 
 
 def _seen(page: _Page, seen: Json, verbose: bool) -> None:
-    if seen["paused_at_most_s"] is not None:
+    if seen["paused_at_most_s"] == 0:
+        page.lines.append("")
+        page.text("Its native frames were read while its threads slept: nothing was stopped.", "")
+    elif seen["paused_at_most_s"] is not None:
         page.lines.append("")
         page.text(f"For its native frames the target stood still, {age(seen['paused_at_most_s'])} at most.", "")
     lost = seen["lost_records"]

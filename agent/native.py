@@ -1,0 +1,83 @@
+"""Native stacks for one process: of all threads when the user asks (`--native`), else of those that a lock verdict is
+about.
+
+They are unwound while the threads sleep, which stops nothing. Only for `--native`, and only for threads where that
+cannot be done (one that runs, code without unwind tables), py-spy is asked, which stops the target for that time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from stucktrace.diagnosis.model import STUCK, Diagnosis
+from stucktrace.facts import Missing, NativeStack, Snapshot
+
+if TYPE_CHECKING:
+    from stucktrace.run import Run
+
+NATIVE_KINDS = frozenset({"pthread-mutex", "robust-mutex", "pi-mutex", "rwlock", "barrier", "semaphore", "unknown"})
+"""Locks that C code takes: which code that is, the native stack tells."""
+_MOST_THREADS = 16
+"""Read of their own accord."""
+
+
+def wanted(snapshot: Snapshot, diagnosis: Diagnosis) -> tuple[int, ...]:
+    """The threads whose native stacks a verdict on a native lock needs: those in it, and the lock's holder."""
+    verdict = diagnosis.verdict
+    if verdict.verdict_class != STUCK or verdict.lock is None:
+        return ()
+    part = (verdict.tid, *verdict.explains)
+    locks = [lock for lock in snapshot.locks if lock.waiter_tid in part or lock.address == verdict.lock]
+    if not any(lock.kind in NATIVE_KINDS for lock in locks if lock.address == verdict.lock):
+        return ()
+    owners = (lock.owner.tid for lock in locks if lock.owner)
+    tids = dict.fromkeys((verdict.tid, *owners, *(lock.waiter_tid for lock in locks)))
+    return tuple(tid for tid in tids if tid is not None and snapshot.thread(tid))[:_MOST_THREADS]
+
+
+def deepen(run: Run, snapshot: Snapshot, tids: Collection[int]) -> Snapshot:
+    """The snapshot with the native stacks of these threads, as far as they can be read."""
+    if not tids:
+        return snapshot
+    from stucktrace.collectors import native_stacks
+
+    pid = snapshot.process.pid
+    collected = run.collect("native", None, partial(native_stacks.collect, snapshot, tids, run.kernel), pid)
+    stacks: tuple[NativeStack, ...] = collected.stacks if collected else ()
+    source, pause_s = (collected.source, 0.0) if collected and stacks else ("", None)
+    left = set(tids) - {stack.tid for stack in stacks}
+    if left and run.options.native and snapshot.python is not None:
+        from stucktrace.collectors import native_pyspy
+
+        stopped = run.collect("native", None, partial(native_pyspy.collect, snapshot, left), pid)
+        if stopped is not None:
+            stacks = (*(stack for stack in stacks if stack.tid not in left), *stopped.stacks)
+            source, pause_s = " and ".join(filter(None, (source, native_pyspy.SOURCE))), stopped.pause_s
+    elif left:
+        missing = Missing(
+            "native stacks",
+            f"{len(left)} of {len(tids)} threads ran meanwhile, or their code has no unwind tables",
+            "--native, which may stop the process for a moment",
+        )
+        run.miss(missing, pid)
+    hooks = {**snapshot.seen.hooks, "native": source} if source else snapshot.seen.hooks
+    seen = replace(snapshot.seen, hooks=hooks, missing=_missing(run, pid, snapshot))
+    return replace(snapshot, native=stacks, native_pause_s=pause_s, seen=seen)
+
+
+def _missing(run: Run, pid: int, snapshot: Snapshot) -> tuple[Missing, ...]:
+    return tuple(dict.fromkeys((*snapshot.seen.missing, *run.missing.get(pid, ()))))
+
+
+def explained(run: Run, snapshot: Snapshot, diagnosis: Diagnosis) -> tuple[Snapshot, Diagnosis]:
+    """With the native stacks that were asked for or that the verdict needs, and what they tell of it."""
+    tids = tuple(thread.tid for thread in snapshot.threads) if run.options.native else wanted(snapshot, diagnosis)
+    snapshot = deepen(run, snapshot, tids)
+    if not snapshot.native:
+        return snapshot, diagnosis
+    from stucktrace.diagnosis import native
+
+    return snapshot, native.explain(snapshot, diagnosis)
