@@ -229,6 +229,107 @@ def shared_semaphore():
     slots.acquire()
 
 
+def _fills(items) -> None:
+    while True:
+        items.put(1)
+
+
+def full_queue():
+    """Room for one item, and a consumer that takes its time: the queue's counter is a semaphore whose most is 1."""
+    items = multiprocessing.Queue(1)
+    for _ in range(2):
+        start(_fills, items)
+    say_ready()
+    while True:
+        items.get()
+        time.sleep(5)
+
+
+def _raises_a_hand(slots) -> None:
+    slots.acquire()
+
+
+def baton():
+    """A semaphore of one, taken by a process that ended, and given back by another one when its time has come."""
+    slots = multiprocessing.BoundedSemaphore(1)
+    start(_raises_a_hand, slots).join()
+    start(_takes_turns, slots)
+    say_ready()
+    time.sleep(3600)
+
+
+def gate():
+    """A lock as a signal: its holder lets the others start when it likes."""
+    lock = multiprocessing.Lock()
+    lock.acquire()
+    for _ in range(2):
+        start(_raises_a_hand, lock)
+    say_ready()
+    time.sleep(3600)
+
+
+def own_gate():
+    """Waits for its own lock: the child releases it when it is done."""
+    lock = multiprocessing.Lock()
+    lock.acquire()
+    start(works, lock)
+    say_ready()
+    lock.acquire()
+
+
+def _waits_in(condition) -> None:
+    with condition:
+        condition.wait()
+
+
+def shared_condition():
+    condition = multiprocessing.Condition()
+    for _ in range(2):
+        start(_waits_in, condition)
+    say_ready()
+    _waits_in(condition)
+
+
+def _counts(number) -> None:
+    while True:
+        with number.get_lock():
+            number.value += 1
+            time.sleep(0.1)
+
+
+def shared_value():
+    number = multiprocessing.Value("i", 0)
+    for _ in range(3):
+        start(_counts, number)
+    say_ready()
+    _counts(number)
+
+
+def pool_idle_spawned():
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        pool.map(short, range(6))
+        say_ready()
+        threading.Event().wait()
+
+
+def pool_idle_of_billiard():
+    import billiard
+
+    pool = billiard.Pool(3)
+    pool.map(short, range(6))
+    say_ready()
+    threading.Event().wait()
+
+
+def several_consumers():
+    """Three that wait for an item: one reads the pipe, the others wait for their turn."""
+    items = multiprocessing.get_context("forkserver").Queue()
+    for _ in range(3):
+        start(_gets, items, context=multiprocessing.get_context("forkserver"))
+    say_ready()
+    time.sleep(3600)
+
+
 def reads_its_output():
     """The child prints a line now and then."""
     with subprocess.Popen(["sh", "-c", "while sleep 3; do echo tick; done"], stdout=subprocess.PIPE) as child:
