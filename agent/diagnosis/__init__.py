@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from stucktrace.diagnosis import (
+    behind,
     configuration,
     deadlocks,
     file_locks,
@@ -68,7 +69,7 @@ def diagnose(snapshot: Snapshot, budgets: Budgets) -> Diagnosis:
     """The verdict on one snapshot. Never raises: a rule that fails on odd data becomes a finding that says so."""
     findings = [finding for rule in RULES for finding in _apply(rule, snapshot, budgets)]
     try:
-        ordered = judge.order(snapshot, budgets, known_issues.attach(snapshot, findings))
+        ordered = judge.order(snapshot, budgets, behind.attach(snapshot, known_issues.attach(snapshot, findings)))
     except Exception as error:
         ordered = (failed("judge", error), *findings)
     edges = graph.edges(snapshot)

@@ -138,12 +138,12 @@ def _self_deadlock(snapshot: Snapshot, lock: LockFact, wait: Wait) -> Finding:
     confidence = LIKELY if wait.thread.slept_through is False or not sure(lock) else PROVEN
     inner, taken = acquiring(wait), holding(snapshot, replace(owner, tid=lock.waiter_tid))
     between = frames[inner or 0 : owner.frame or 0] if taken else ()
-    outer = f" since {evidence.where(taken)}" if taken else ""
+    held = f"took itself in {evidence.where(taken)}" if taken else "holds itself"
     story = _entered(between)
     return Finding(
         "deadlock",
         confidence,
-        f"{name} {since(wait)} {named(lock)}{acquires_in(wait)}, which it holds itself{outer}"
+        f"{name} {since(wait)} {named(lock)}{acquires_in(wait)}, which it {held}"
         f"{story}: nobody else can release it{assuming([lock])}",
         evidence=(
             evidence.call_line(snapshot, wait.thread, wait.age_s),
@@ -223,7 +223,8 @@ def _circle(snapshot: Snapshot, circle: tuple[LockFact, ...], here: list[Wait]) 
     circle = circle[start:] + circle[:start]
     known = {wait.tid: wait for wait in here}
     confidence = PROVEN if all(settled(wait.thread) for wait in here) and all(map(sure, circle)) else LIKELY
-    steps = [_member(snapshot, lock, known[lock.waiter_tid]) for lock in circle]
+    pairs = zip(circle, [*circle[1:], circle[0]], strict=True)
+    steps = [_member(snapshot, lock, known[lock.waiter_tid], known[after.waiter_tid]) for lock, after in pairs]
     waits_s = [wait.age_s for wait in here if wait.age_s is not None]
     since_s = f", for {age(min(waits_s))}" if waits_s else ""
     names = listing([evidence.name_of(snapshot, lock.waiter_tid) for lock in circle])
@@ -250,13 +251,14 @@ def _circle(snapshot: Snapshot, circle: tuple[LockFact, ...], here: list[Wait]) 
     )
 
 
-def _member(snapshot: Snapshot, lock: LockFact, wait: Wait) -> str:
+def _member(snapshot: Snapshot, lock: LockFact, wait: Wait, following: Wait) -> str:
     """One member of a circle: what it waits for and where, and where the next one took that."""
     owner = lock.owner
     assert owner is not None
     name, next_one = evidence.who(snapshot, lock.waiter_tid), evidence.name_of(snapshot, owner.tid or 0)
     if lock.kind == "join":
         return f"{name}{acquires_in(wait)} for the end of {next_one}"
-    taken = holding(snapshot, owner)
-    where = f" in {evidence.where(taken)}" if taken else ""
+    taken, waits_in = holding(snapshot, owner), acquiring(following)
+    # Where it waits stands there next.
+    where = f" in {evidence.where(taken)}" if taken and owner.frame != waits_in else ""
     return f"{name}{acquires_in(wait)} for {named(lock)}, held by {next_one}{where}"

@@ -30,9 +30,9 @@ def _name(snapshot: Snapshot, tid: int) -> str:
 
 
 def where(frame: Frame) -> str:
-    """A frame in short: "Channel.wait (amqp/channel.py:97)"."""
-    file = "/".join(frame.file.split("/")[-2:])
-    return f"{frame.function} ({file}:{frame.line})" if frame.line else f"{frame.function} ({file})"
+    """A frame in short: "Channel.wait (amqp/channel.py:97)"; of a nested function its own name alone."""
+    file, name = "/".join(frame.file.split("/")[-2:]), frame.function.rpartition("<locals>.")[2]
+    return f"{name} ({file}:{frame.line})" if frame.line else f"{name} ({file})"
 
 
 def thread_source(snapshot: Snapshot) -> str:

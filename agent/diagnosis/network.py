@@ -62,7 +62,8 @@ def where(frame: Frame) -> str:
     """A frame in short: "Channel.wait (amqp/channel.py:97)"."""
     file = "/".join(frame.file.split("/")[-2:]) if "-packages/" in frame.file or "/lib/python" in frame.file else None
     place = file or frame.file.rsplit("/", 1)[-1]
-    return f"{frame.function} ({place}:{frame.line})" if frame.line else f"{frame.function} ({place})"
+    name = frame.function.rpartition("<locals>.")[2]
+    return f"{name} ({place}:{frame.line})" if frame.line else f"{name} ({place})"
 
 
 def peer_name(socket: SocketFact) -> str:

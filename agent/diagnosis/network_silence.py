@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stucktrace.diagnosis import network, network_remedies, network_sharing, tcp_timers, waits
+from stucktrace.diagnosis import behind, network, network_remedies, network_sharing, tcp_timers, waits
 from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Evidence, Finding
 from stucktrace.diagnosis.purposes import Purpose
 from stucktrace.diagnosis.waits import Wait
@@ -82,7 +82,15 @@ def _reason(snapshot: Snapshot, wait: Wait, socket: SocketFact, budgets: Budgets
     budget_s = budgets.request_s(snapshot.process.worker.timeout_s, main=main)
     if purpose is Purpose.REQUEST and age_s > budget_s:
         return Reason(LIKELY, f"the budget of a request, {age(budget_s)}, is spent")
+    if purpose is Purpose.UNKNOWN and _asked(socket) and age_s > budget_s and _blocks_others(snapshot, wait, budget_s):
+        return Reason(LIKELY, f"the budget of a request, {age(budget_s)}, is spent while others wait for its lock")
     return None
+
+
+def _blocks_others(snapshot: Snapshot, wait: Wait, budget_s: float) -> bool:
+    """Others have waited as long for a lock that this thread holds: it does not listen for as long as it takes."""
+    crowd = behind.crowd(snapshot, wait.tid)
+    return crowd is not None and crowd.longest_s is not None and crowd.longest_s >= budget_s
 
 
 def _from_the_peer(wait: Wait, socket: SocketFact, age_s: float, budgets: Budgets, *, main: bool) -> Reason | None:

@@ -3,7 +3,7 @@
 from stucktrace.diagnosis import graph
 from stucktrace.diagnosis.model import Edge
 
-from tests.unit.snapshots import call, file_lock, lock, owned_by, peer, pipe, snapshot, tcp, thread
+from tests.unit.snapshots import call, diagnosed, file_lock, lock, owned_by, peer, pipe, snapshot, tcp, thread
 
 
 def test_each_thing_that_a_thread_can_wait_for():
@@ -44,6 +44,32 @@ def test_each_thing_that_a_thread_can_wait_for():
 def test_a_local_peer_is_a_process():
     facts = snapshot(thread(100, "recvfrom", 7), sockets=[tcp(peer=peer(812))])
     assert Edge("socket:7007", "process:812", "peer") in graph.edges(facts)
+
+
+def test_who_is_behind_a_lock():
+    def behind(owner, **more):
+        facts = snapshot(thread(100), thread(101), locks=[lock(100, owner=owner, **more)])
+        return [(edge.target, edge.label) for edge in graph.edges(facts) if edge.source.startswith("lock:")]
+
+    assert behind(None) == []
+    assert behind(owned_by(101)) == [("thread:101", "held by, alive")]
+    assert behind(owned_by(None, "self")) == [("thread:100", "held by, self")]
+    assert behind(owned_by(101, assumes="so")) == [("thread:101", "held by, alive, most likely")]
+    assert behind(owned_by(None, "absent", ns_tid=77)) == [("absent:77", "held by, absent")]
+    assert behind(owned_by(None, "absent")) == [("absent:", "held by, absent")]
+    assert behind(owned_by(301, pid=300)) == [("process:300", "held by thread 301, alive")]
+    assert behind(owned_by(101), kind="join") == [("thread:101", "until it ends")]
+
+
+def test_labels_of_nodes():
+    gone = owned_by(None, "absent", ns_tid=77, name="writer", parent_thread=True)
+    facts = snapshot(thread(100), stacks={100: ["put /srv/app/q.py:9"]}, locks=[lock(owner=gone, path="q.mutex")])
+    labels = diagnosed(facts).labels
+    assert labels == {
+        "thread:100": "MainThread (tid 100) in put (app/q.py:9), for 60 s",
+        "lock:0x7f0000001000": "the pthread mutex q.mutex at 0x7f0000001000",
+        "absent:77": "thread writer (tid 77), a thread of the parent: not in this process",
+    }
 
 
 def test_which_child_is_waited_for():
