@@ -82,7 +82,8 @@ def _reason(snapshot: Snapshot, wait: Wait, socket: SocketFact, budgets: Budgets
     budget_s = budgets.request_s(snapshot.process.worker.timeout_s, main=main)
     if purpose is Purpose.REQUEST and age_s > budget_s:
         return Reason(LIKELY, f"the budget of a request, {age(budget_s)}, is spent")
-    if purpose is Purpose.UNKNOWN and _asked(socket) and age_s > budget_s and _blocks_others(snapshot, wait, budget_s):
+    asked = purpose is Purpose.UNKNOWN and bool(socket.bytes_sent) and _asked(socket)
+    if asked and age_s > budget_s and _blocks_others(snapshot, wait, budget_s):
         return Reason(LIKELY, f"the budget of a request, {age(budget_s)}, is spent while others wait for its lock")
     return None
 

@@ -34,7 +34,7 @@ def test_the_verdict_is_the_connections_and_names_the_lock():
 
 
 def test_a_wait_of_unknown_purpose_behind_which_others_wait_is_the_servers():
-    asked = tcp(last_send_s=70.0, last_receive_s=80.0)
+    asked = tcp(bytes_sent=9, last_send_s=70.0, last_receive_s=80.0)
     found = verdict(held(asked))
     assert (found.code, found.confidence, found.tid) == ("peer-silent", "likely", 100)
     assert "while others wait for its lock" in found.summary
@@ -43,10 +43,11 @@ def test_a_wait_of_unknown_purpose_behind_which_others_wait_is_the_servers():
 @pytest.mark.parametrize(
     "facts",
     [
-        held(tcp(last_send_s=90.0, last_receive_s=70.0)),
-        held(tcp(last_send_s=70.0, last_receive_s=80.0), owner=owned_by(100, "unknown")),
+        held(tcp(bytes_sent=9, bytes_received=9, last_send_s=90.0, last_receive_s=70.0)),
+        held(tcp(bytes_sent=0, last_send_s=70.0, last_receive_s=70.0)),
+        held(tcp(bytes_sent=9, last_send_s=70.0, last_receive_s=80.0), owner=owned_by(100, "unknown")),
     ],
-    ids=["nothing was asked", "owner unknown"],
+    ids=["it was answered", "nothing was ever sent", "owner unknown"],
 )
 def test_a_wait_of_unknown_purpose_is_no_servers_fault(facts):
     assert "peer-silent" not in dict(codes(facts))
