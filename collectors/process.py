@@ -97,8 +97,9 @@ def read_again(earlier: ProcessFact) -> ProcessFact:
 
 
 def handles_signals(caught: str) -> bool:
-    """Whether this mask (SigCgt) has more than SIGINT and the two that the C library keeps for itself (32 and 33)."""
-    own = {signal.SIGINT, 32, 33}
+    """Whether this mask (SigCgt) has more than SIGINT, the C library's own two (32 and 33), and those that only a fault
+    in the process itself raises (faulthandler's)."""
+    own = {signal.SIGINT, 32, 33, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
     return bool(int(caught or "0", 16) & ~sum(1 << number - 1 for number in own))
 
 

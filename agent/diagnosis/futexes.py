@@ -10,6 +10,9 @@ from stucktrace.diagnosis.purposes import Purpose
 from stucktrace.diagnosis.waits import Wait
 from stucktrace.facts import Frame, Snapshot, ThreadFact
 
+FUTEX_PRIVATE = 128
+"""In the operation of a futex call: nobody outside of this process can wake it. Source: linux/futex.h."""
+
 _OWNERLESS_KINDS = frozenset({"lock", "pymutex", "semaphore", "unknown"})
 """What a plain lock of Python looks like where its owner is written nowhere."""
 
@@ -89,3 +92,34 @@ def _parked(snapshot: Snapshot, thread: ThreadFact) -> bool:
     lock = snapshot.lock(thread.tid)
     private = lock is None or not (lock.shared or lock.kind in SHARED_SEMAPHORES)
     return in_futex(thread) and endless(thread) and thread.slept_through is not False and private
+
+
+def for_good(snapshot: Snapshot) -> bool:
+    """No code of this process can ever run again: all threads are parked, nothing from outside reaches their futexes,
+    and no signal has a handler (but SIGINT, Ctrl-C)."""
+    alive = [thread for thread in snapshot.threads if thread.state not in "ZX"]
+    return all_parked(snapshot) and not snapshot.process.handles_signals and all(map(_private, alive))
+
+
+def _private(thread: ThreadFact) -> bool:
+    call = thread.syscall
+    return call is not None and len(call.args) > 1 and bool(call.args[1] & FUTEX_PRIVATE) and settled(thread)
+
+
+def is_mutex(wait: Wait) -> bool:
+    """The lock is one that only ever excludes: it is a Condition's own, a queue's mutex, or a module's import lock.
+
+    A plain lock can be meant as a signal, to be released by whoever comes.
+    """
+    lock = wait.lock
+    if lock is None or not acquires(wait):
+        return False
+    innermost = next((frame for frame in wait.frames if not frame.native), None)
+    if innermost is None:
+        return False
+    name, file = bare(innermost), innermost.file
+    return (
+        (name == "__enter__" and file.endswith("/threading.py"))
+        or (name == "acquire" and file.startswith("<frozen importlib"))
+        or (file.endswith("/queue.py") and lock.part_of.startswith("queue."))
+    )

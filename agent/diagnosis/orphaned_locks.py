@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from stucktrace.diagnosis import chains, evidence, graph, remedies
 from stucktrace.diagnosis.deadlocks import waits_for_itself
-from stucktrace.diagnosis.futexes import acquires, all_parked, alone, settled
+from stucktrace.diagnosis.futexes import acquires, all_parked, alone, for_good, is_mutex, settled
 from stucktrace.diagnosis.lock_words import (
     acquires_in,
     acquiring,
@@ -32,7 +32,9 @@ def orphaned_lock(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
     `proven` with an owner that was read: a mutex or RLock can be released by its owner alone. `likely` without one:
     every thread of the process is parked without a timeout and one of them acquires a lock, so nobody runs who could
     release it; a signal handler that releases a lock is the one thing left (never for conditions, events, queues or
-    semaphores). In a forked child with one thread that is `orphaned-lock`, else `deadlock`.
+    semaphores). `proven` where there is no such handler, no futex that another process could wake, and the lock is of
+    a kind that is a mutex always: an idle program can park in a plain lock of its own. In a forked child with one
+    thread that is `orphaned-lock`, else `deadlock`.
     """
     seen: set[int] = set()
     parked = all_parked(snapshot)
@@ -102,8 +104,7 @@ def inherited_from(snapshot: Snapshot, owner: LockOwner) -> str:
 def after_fork() -> Later:
     return Later(
         "do not fork while other threads run: start threads after the fork (post_fork, worker_process_init), or "
-        "start "
-        "children with spawn or forkserver; re-create such locks with os.register_at_fork",
+        "start children with spawn or forkserver; re-create such locks with os.register_at_fork",
         "fork copies the locks as they are, and only the thread that calls it",
     )
 
@@ -148,9 +149,12 @@ def _left_behind(snapshot: Snapshot, wait: Wait) -> Finding:
     else:
         nobody, story = "every thread here is parked without a timeout", "they wait for each other's locks"
         lonely = f"all {threads} threads sleep in futexes of this process, none with a timeout"
+    proven = is_mutex(wait) and for_good(snapshot)
+    if proven:
+        lonely += ", its futex is private, and no signal has a handler: nothing here can ever run again"
     return Finding(
         "orphaned-lock" if forked else "deadlock",
-        LIKELY,
+        PROVEN if proven else LIKELY,
         f"{name} {since(wait)} {named(lock)}{acquires_in(wait)}, without a timeout, and nobody is left to "
         f"release it: {nobody}; most likely {story}",
         evidence=(

@@ -1,5 +1,7 @@
 """deadlock, orphaned-lock and lock-held from literal snapshots, and the waits that look like them."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.unit.snapshots import (
@@ -144,6 +146,50 @@ def test_a_plain_lock_in_a_forked_child_with_one_thread(stack):
         worker="celery-child",
     )
     assert codes(facts)[0] == ("orphaned-lock", "likely")
+
+
+PUT = [
+    "Condition.__enter__ /usr/lib/python3.11/threading.py:264",
+    "Queue.put /usr/lib/python3.11/queue.py:133",
+]
+
+
+def parked(*tids, operation=0x189):
+    return [thread(tid, call("futex", args=(0x1000 + tid, operation, 0, 0, 0, 0))) for tid in tids]
+
+
+def test_a_queues_mutex_that_nobody_can_ever_release_is_proven():
+    facts = snapshot(*parked(100), stacks={100: [*PUT, *APP]}, locks=[lock(kind="lock")], relatives=[parent()])
+    assert codes(facts)[0] == ("orphaned-lock", "proven")
+
+
+@pytest.mark.parametrize("stack", [[*IMPORT, *APP], ["Queue.qsize /usr/lib/python3.11/queue.py:95", *APP]])
+def test_other_locks_that_are_always_a_mutex(stack):
+    own = lock(kind="lock", part_of="queue.Queue")
+    facts = snapshot(*parked(100, 101), stacks={100: stack, 101: [*EVENT, *APP]}, locks=[own], relatives=[parent()])
+    assert codes(facts)[0] == ("deadlock", "proven")
+
+
+@pytest.mark.parametrize(
+    ("changed", "stack"),
+    [
+        ({"process": process(handles_signals=True)}, PUT),
+        ({"threads": tuple(parked(100, operation=0x109))}, PUT),
+        ({"threads": (*parked(100), thread(101, call("futex", args=(1, 0x109, 0, 0, 0, 0))))}, PUT),
+        ({"locks": (lock(kind="lock", path="signal_of_ours"),)}, APP),
+    ],
+    ids=["a handler may run", "a shared futex", "another thread's shared futex", "a lock that may be a signal"],
+)
+def test_what_may_yet_be_released_is_likely(changed, stack):
+    stacks = {100: [*stack, *APP], 101: APP}
+    facts = snapshot(*parked(100), stacks=stacks, locks=[lock(kind="lock")], relatives=[parent()])
+    assert {confidence for code, confidence in codes(replace(facts, **changed))} == {"likely"}
+
+
+def test_a_queues_mutex_beside_a_thread_that_will_wake():
+    threads = [*parked(100), thread(101, call("clock_nanosleep"))]
+    facts = snapshot(*threads, stacks={100: [*PUT, *APP], 101: APP}, locks=[lock(kind="lock")], relatives=[parent()])
+    assert "proven" not in dict(map(reversed, codes(facts)))
 
 
 def test_a_plain_lock_taken_twice_by_the_only_thread():

@@ -62,6 +62,7 @@ def test_signals_that_every_python_handles():
     assert not handles_signals("0000000000000002")
     assert not handles_signals("0000000180000002")
     assert not handles_signals("")
+    assert not handles_signals(f"{1 << 10 | 1 << 6 | 1 << 7 | 1 << 3 | 2:016x}"), "faulthandler's, without SIGABRT"
     assert handles_signals("0000000180004202")
 
 
