@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
-from stucktrace.collectors import pthread, pyspy, python_stacks, regions, with_blocks
+from stucktrace.collectors import pthread, pyspy, python_stacks, regions, usage, with_blocks
 from stucktrace.collectors.cpython_objects import LockObject, Reader
+from stucktrace.collectors.hand_acquires import Acquired, HandAcquires
 from stucktrace.collectors.interpreter import Interpreter
 from stucktrace.collectors.lock_names import LockNames
 from stucktrace.collectors.lock_owners import Owners
+from stucktrace.collectors.lock_ways import Ways
 from stucktrace.collectors.python_stacks import Stacks
 from stucktrace.collectors.with_blocks import Block, Held
 from stucktrace.errors import CollectorError
@@ -38,24 +40,72 @@ class BlockOwners:
             {thread.tid: thread.frames for thread in python.threads} if python is not None else {}
         )
 
-    def owner(self, held: LockObject, waiter: ThreadFact) -> LockOwner | None:
-        """None: not known."""
+    def owner(self, held: LockObject, waiter: ThreadFact, waiting: frozenset[int]) -> LockOwner | None:
+        """None: not known. `waiting`: the ns_tids of all threads that wait for this lock."""
+        if self._is_notification(waiter, held):
+            return None
         here = self._holders(held)
-        if here is None or len(here) > 1:
+        if here is None:
+            return None
+        by_hand = self._by_hand(held, waiting)
+        if len({ns_tid for ns_tid, _ in here} | {each.ns_tid for each in by_hand}) > 1:
             return None
         if here:
-            ((ns_tid, block),) = here
-            owner = self._owners.by_ns_tid(ns_tid, waiter, shared=False)
-            how = "context manager" if block.assumes else "with block"
-            return replace(owner, how=how, assumes=block.assumes, frame=self._frame(owner, block))
+            return self._in_block(*here[0], held, waiter)
+        if by_hand:
+            first = by_hand[-1]
+            owner = self._owners.by_ns_tid(first.ns_tid, waiter, shared=False)
+            frame = self._frame(owner, first.place)
+            return replace(owner, how="acquire", assumes=first.assumes, frame=frame)
         return self._inherited(held)
+
+    def _is_notification(self, waiter: ThreadFact, held: LockObject) -> bool:
+        try:
+            return self._names is not None and self._names.is_notification(waiter.ns_tid, held)
+        except ProcessLookupError:
+            raise
+        except (OSError, struct.error):
+            return False
+
+    def _in_block(self, ns_tid: int, block: Block, held: LockObject, waiter: ThreadFact) -> LockOwner | None:
+        doubt = self._hands.gives_back(ns_tid, block.place, held.address) if self._hands is not None else ""
+        if doubt is None:
+            return None
+        owner = self._owners.by_ns_tid(ns_tid, waiter, shared=False)
+        assumes = block.assumes or (f"that {doubt} has not released it by hand" if doubt else "")
+        how = "context manager" if block.assumes else "with block"
+        return replace(owner, how=how, assumes=assumes, frame=self._frame(owner, block.place))
+
+    def _by_hand(self, held: LockObject, waiting: frozenset[int]) -> tuple[Acquired, ...]:
+        try:
+            found = self._hands.holders(held.address, waiting) if self._hands is not None else None
+        except ProcessLookupError:
+            raise
+        except (OSError, struct.error):
+            found = None
+        return found or ()
+
+    @cached_property
+    def _hands(self) -> HandAcquires | None:
+        if self._ways is None or not self._ways.stacks.complete:
+            return None
+        tids = self._owners.ns_tids
+        shown = {ns_tid: self._shown.get(thread.tid, ()) for ns_tid, thread in tids.items()}
+
+        def still(ns_tid: int) -> bool:
+            thread = tids.get(ns_tid)
+            if thread is None or thread.switches is None:
+                return False
+            return usage.switches(self._owners.pid, thread.tid) == thread.switches
+
+        return HandAcquires(self._ways, shown, still)
 
     def placed(self, owner: LockOwner, held: LockObject) -> LockOwner:
         """An owner that the lock names itself, with the frame whose block of it is open."""
         mine = [
             block for ns_tid, block in self._holders(held) or () if ns_tid == owner.ns_tid and owner.tid is not None
         ]
-        return replace(owner, frame=self._frame(owner, mine[0])) if mine else owner
+        return replace(owner, frame=self._frame(owner, mine[0].place)) if mine else owner
 
     def settle(self, owner: LockOwner, held: LockObject, waiter: ThreadFact) -> LockOwner:
         """An RLock's owner that may be a thread here or one of the parent's: whichever is inside a block of it."""
@@ -78,22 +128,30 @@ class BlockOwners:
 
     @cached_property
     def _names(self) -> LockNames | None:
-        return LockNames(self._readings[0]) if self._readings[0] is not None else None
+        return LockNames(self._ways) if self._ways is not None else None
 
-    def _frame(self, owner: LockOwner, block: Block) -> int | None:
-        stacks, shown = self._readings[0], self._shown.get(owner.tid or 0, ())
+    @cached_property
+    def _ways(self) -> Ways | None:
+        return Ways(self._first) if self._first is not None else None
+
+    def _frame(self, owner: LockOwner, place: int) -> int | None:
+        stacks, shown = self._first, self._shown.get(owner.tid or 0, ())
         if stacks is None or owner.ns_tid is None:
             return None
-        return stacks.index(owner.ns_tid, block.place, shown)
+        return stacks.index(owner.ns_tid, place, shown)
 
     def _holders(self, held: LockObject) -> tuple[tuple[int, Block], ...] | None:
         """The threads inside a block of this lock, by ns_tid; None where that could not be read for certain."""
         return _agreed(self._here, held)
 
     @cached_property
+    def _first(self) -> Stacks | None:
+        return python_stacks.read(self._reader, self._interpreter, self._owners.idents)
+
+    @cached_property
     def _readings(self) -> tuple[Stacks | None, ...]:
         idents = self._owners.idents
-        return tuple(python_stacks.read(self._reader, self._interpreter, idents) for _ in range(2))
+        return self._first, python_stacks.read(self._reader, self._interpreter, idents)
 
     @cached_property
     def _here(self) -> tuple[Held, ...]:

@@ -116,7 +116,8 @@ def _collect(target: _Target, calls: Sequence[tuple[ThreadFact, Wait]]) -> tuple
             continue
         if held is not None and target.reader.again(held, inside=waiter.parked is not None) != held:
             continue
-        fact = _fact(target, waiter, held)
+        waiting = frozenset(each.thread.ns_tid for each in waiters if each.lock == waiter.lock)
+        fact = _fact(target, waiter, held, waiting)
         if fact.owner is not None and _woke(target.pid, waiter.thread):
             continue
         facts.append(_named(target, fact, waiter, held, sources) if held is not None else fact)
@@ -239,7 +240,7 @@ def _runtime(found: Interpreter | None, mapped: Regions) -> tuple[tuple[int, int
     return tuple((region.start, region.end) for region in interpreter.data_of(mapped, found.library))
 
 
-def _fact(target: _Target, waiter: _Waiter, held: LockObject | None) -> LockFact:
+def _fact(target: _Target, waiter: _Waiter, held: LockObject | None, waiting: frozenset[int]) -> LockFact:
     thread, word, owners = waiter.thread, waiter.word, target.owners
     region = target.mapped.find(waiter.lock)
     fact = LockFact(
@@ -256,7 +257,7 @@ def _fact(target: _Target, waiter: _Waiter, held: LockObject | None) -> LockFact
     if waiter.parked is not None and held is None:
         return _parked_lock(target, fact, waiter)
     if held is not None:
-        return _python_lock(target, fact, waiter, held)
+        return _python_lock(target, fact, waiter, held, waiting)
     if word.kind == "shared-semaphore" and (lock := target.semlocks.find(thread.tid, word.address)) is not None:
         return replace(fact, kind=lock.kind, owner=lock.owner, note=lock.note, beyond=lock.beyond)
     if word.owner is not None:
@@ -287,14 +288,16 @@ def _import_lock(target: _Target, fact: LockFact, waiter: _Waiter, held: LockObj
     return replace(fact, owner=owner, note=note, path=f"_ModuleLock({module!r})" if module else "")
 
 
-def _python_lock(target: _Target, fact: LockFact, waiter: _Waiter, held: LockObject) -> LockFact:
+def _python_lock(
+    target: _Target, fact: LockFact, waiter: _Waiter, held: LockObject, waiting: frozenset[int]
+) -> LockFact:
     if held.type_name in LOCK_TYPES:
         fact = replace(fact, kind="lock")
         if not waiter.locked:
             return fact
         if import_locks.waits_for_a_module(target.frames.get(fact.waiter_tid, ())):
             return _import_lock(target, fact, waiter, held)
-        owner = target.blocks.owner(held, waiter.thread)
+        owner = target.blocks.owner(held, waiter.thread, waiting)
         return replace(fact, owner=owner, note=_found_by(owner) if owner else "")
     if held.type_name != RLOCK_TYPE:
         return replace(fact, note=f"of a {held.type_name.removeprefix('_')}")

@@ -20,7 +20,7 @@ from stucktrace.collectors.python_frames import Frame, Walk
 from stucktrace.collectors.python_values import Values
 from stucktrace.facts import Frame as Shown
 
-DEADLINE_S = 0.25
+DEADLINE_S = 0.5
 _LONGEST_PATH = 4096
 _LONGEST_NAME = 512
 
@@ -92,6 +92,16 @@ class Stacks:
         )
         # Up to 3.10 an argument that became a cell has a slot of each kind; the cell is the later one.
         return {name: address for name, address in zip(names, content, strict=True) if address}
+
+    def notified_by(self, frame: Frame) -> int:
+        """The `threading.Condition` whose `wait` this frame is; 0 for any other frame.
+
+        It acquires a lock of its own twice, the second time for the notification, which no thread holds.
+        """
+        named = self.named(frame.code)
+        if named.function != "wait" or not named.file.endswith("/threading.py") or "waiter" not in named.variables:
+            return 0
+        return self.variables(frame).get("self", 0)
 
     def globals(self, frame: Frame) -> int:
         """Address of the dict of a frame's module."""

@@ -44,8 +44,11 @@ def name_in(line: str, function: str) -> str:
     return name[:_MAX_NAME]
 
 
+def text(pid: int, path: str) -> str:
+    """A file of source as the target sees it; "" where it cannot be read."""
+    found = read_inside(pid, path, _MAX_FILE_BYTES + 1)
+    return found.decode(errors="replace") if found is not None and len(found) <= _MAX_FILE_BYTES else ""
+
+
 def _lines(pid: int, path: str) -> Mapping[int, str]:
-    text = read_inside(pid, path, _MAX_FILE_BYTES + 1)
-    if text is None or len(text) > _MAX_FILE_BYTES:
-        return {}
-    return dict(enumerate(text.decode(errors="replace").splitlines(), 1))
+    return dict(enumerate(text(pid, path).splitlines(), 1))

@@ -94,11 +94,10 @@ class _Reading:
 
     def returned(self, frame: Frame) -> Iterator[int]:
         """The lock of the condition that this frame waits for."""
-        named = self._stacks.named(frame.code)
-        if named.function == "wait" and named.file.endswith("threading.py"):
-            lock = self._managers.lock_in(self._stacks.variables(frame).get("self", 0))
-            if lock:
-                yield lock
+        condition = self._stacks.notified_by(frame)
+        lock = self._managers.lock_in(condition) if condition else None
+        if lock:
+            yield lock
 
     def _values(self, frame: Frame) -> tuple[int, ...]:
         """The values of the stack that are alive in open blocks; raises OSError where the frame moves on meanwhile."""

@@ -1,0 +1,115 @@
+"""Who took a lock with `lock.acquire()` by hand: told from the objects that a frame leads to and from its source.
+
+Nothing in memory remembers it. But where a frame leads to this very lock by a name, and its source says that `acquire`
+of that name lies behind every way to the line where the frame stands, it holds it most likely: the source may have
+changed since, and another function may have released it. Never the frame that is just acquiring. The line is py-spy's,
+which read it earlier, so the thread must not have run since.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stucktrace.collectors import source_lines
+from stucktrace.collectors.lock_ways import Ways
+from stucktrace.collectors.python_frames import Frame
+from stucktrace.facts import Frame as Shown
+
+if TYPE_CHECKING:
+    from stucktrace.collectors.acquire_lines import Function
+
+BUDGET_S = 0.25
+"""Of processor time: a busy machine must not change the answer."""
+
+
+@dataclass(frozen=True)
+class Acquired:
+    """One frame that holds the lock by hand."""
+
+    ns_tid: int
+    place: int
+    function: str
+    line: int
+
+    @property
+    def assumes(self) -> str:
+        return f"that {self.function}, which called acquire() on line {self.line}, got it and did not release it since"
+
+
+class HandAcquires:
+    """Answers from one reading of the frames, for one lock after the other.
+
+    `shown`: py-spy's frames of a thread. `still`: the thread has not run since they were read.
+    """
+
+    def __init__(self, ways: Ways, shown: Mapping[int, tuple[Shown, ...]], still: Callable[[int], bool]) -> None:
+        self._stacks, self._ways, self._shown, self._still = ways.stacks, ways, shown, still
+        self._functions: dict[int, Function] = {}
+        self._places: dict[str, list[tuple[int, int, Frame]]] = {}
+        self._ends = time.thread_time() + BUDGET_S
+
+    def holders(self, lock: int, waiting: frozenset[int]) -> tuple[Acquired, ...] | None:
+        """`waiting`: the threads that wait for this lock. None where nothing can be said: no time, or the lock is one
+        that another thread's frame may release."""
+        found = [each for place in self._using("acquire") if (each := self._acquired(*place, lock, waiting))]
+        holders = {each.ns_tid for each in found}
+        for ns_tid, _, frame in self._using("release") if found else ():
+            if ns_tid not in holders | waiting and self._ways.to(frame, lock):
+                return None
+        return tuple(found) if time.thread_time() < self._ends else None
+
+    def gives_back(self, ns_tid: int, place: int, lock: int) -> str | None:
+        """Whether a frame that has the lock in a `with` block, or one called from it, may have released it by hand.
+
+        "": no. The name of a function whose source is not there to tell; None where one does release it.
+        """
+        unread = ""
+        for frame in self._stacks.frames.get(ns_tid, ())[: place + 1]:
+            named = self._stacks.named(frame.code)
+            if "release" not in named.used:
+                continue
+            names = self._names(frame, lock)
+            function = self._function(frame)
+            if names and not function.known:
+                unread = named.shown
+            elif names and function.releases(names):
+                return None
+        return unread
+
+    def _using(self, name: str) -> list[tuple[int, int, Frame]]:
+        """(ns_tid, place, frame) of all frames whose code uses an attribute of this name."""
+        if name not in self._places:
+            self._places[name] = [
+                (ns_tid, place, frame)
+                for ns_tid, frames in self._stacks.frames.items()
+                for place, frame in enumerate(frames)
+                if name in self._stacks.named(frame.code).used and not self._stacks.notified_by(frame)
+            ]
+        return self._places[name]
+
+    def _acquired(self, ns_tid: int, place: int, frame: Frame, lock: int, waiting: frozenset[int]) -> Acquired | None:
+        if (place == 0 and ns_tid in waiting) or time.thread_time() > self._ends or not self._still(ns_tid):
+            return None
+        names = self._names(frame, lock)
+        shown = self._shown.get(ns_tid, ())
+        index = self._stacks.index(ns_tid, place, shown) if names else None
+        if index is None:
+            return None
+        line = self._function(frame).acquired(names, shown[index].line)
+        return Acquired(ns_tid, place, shown[index].function, line) if line else None
+
+    def _names(self, frame: Frame, lock: int) -> frozenset[str]:
+        return frozenset(way.expression for way in self._ways.to(frame, lock))
+
+    def _function(self, frame: Frame) -> Function:
+        if frame.code not in self._functions:
+            # It brings the parser of the language along, which seldom is needed.
+            from stucktrace.collectors.acquire_lines import Function
+
+            named = self._stacks.named(frame.code)
+            text = source_lines.text(self._stacks.walk.pid, named.file) if named.file.startswith("/") else ""
+            self._functions[frame.code] = Function(text, named.first_line, named.function)
+        return self._functions[frame.code]
