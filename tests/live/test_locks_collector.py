@@ -404,7 +404,7 @@ def test_a_process_lock_is_a_shared_semaphore_without_owner():
         child = int(target.words[0])
         pythons.until(lambda: pythons.settled(child, "futex"), "the child waits")
         (fact,) = collect(child, parent_of(child))[0]
-    assert (fact.kind, fact.owner, fact.shared) == ("shared-semaphore", None, True)
+    assert (fact.kind, fact.owner, fact.shared) == ("process-semaphore", None, True)
     assert fact.mapping.startswith("/dev/shm/")
 
 
