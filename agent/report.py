@@ -344,7 +344,7 @@ def _pool(pool: PoolFact) -> Json:
             for each in pool.awaited
         ],
         "complete": pool.complete,
-        "inherited": pool.inherited,
+        "made_by": pool.made_by,
     }
 
 

@@ -6,14 +6,16 @@ Source: process_vm_readv; nothing is stopped.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from stucktrace.collectors import memory, python_frames
+from stucktrace.collectors import memory, procfs, python_frames
 from stucktrace.collectors.python_containers import Containers
 from stucktrace.collectors.python_frames import Walk
 from stucktrace.collectors.python_values import Values
+from stucktrace.errors import CannotInspect
 from stucktrace.facts import PythonFact, ThreadFact
 
 _FILE_LENGTH = 4096
@@ -119,6 +121,24 @@ class Stacks:
             tuples = [self.values.items(each) or () for each in read.names] if read is not None else []
             self._names[code] = tuple(self.values.short_texts([name for each in tuples for name in each]))
         return self._names[code]
+
+    @property
+    def ns_pid(self) -> int:
+        """The process's own pid, in its own words."""
+        return next((thread.ns_tid for tid, thread in self.threads.items() if tid == self.walk.pid), self.walk.pid)
+
+    @property
+    def whole(self) -> bool:
+        """The frames of every living thread were read."""
+        return all(self.frames.get(tid) for tid, thread in self.threads.items() if thread.state not in "ZX")
+
+    def children(self) -> dict[int, int]:
+        """Its children: the pid in their own words -> pid."""
+        found = {}
+        for pid in procfs.children(self.walk.pid):
+            with contextlib.suppress(CannotInspect):
+                found[procfs.last_number(procfs.read_status(pid).get("NSpid", ""), pid)] = pid
+        return found
 
     def sleeping(self) -> Iterable[int]:
         """The threads that sleep, by the kernel's word."""

@@ -11,7 +11,15 @@ import struct
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from stucktrace.collectors import interpreter, pools_futures, python_frames, regions, usage
+from stucktrace.collectors import (
+    interpreter,
+    pools_futures,
+    pools_multiprocessing,
+    procfs,
+    python_frames,
+    regions,
+    usage,
+)
 from stucktrace.collectors.cpython_objects import Layout, Reader
 from stucktrace.collectors.pool_stacks import Stacks
 from stucktrace.collectors.python_containers import Containers
@@ -51,11 +59,13 @@ def collect(process: ProcessFact, threads: Sequence[ThreadFact], python: PythonF
 
 def _may_wait(thread: ThreadFact, python: PythonFact) -> bool:
     frames = next((each.frames for each in python.threads if each.tid == thread.tid), ())
-    return thread.state in "SD" and pools_futures.waits(frames) is not None
+    if thread.state not in "SD" or not frames:
+        return False
+    return pools_futures.waits(frames) is not None or pools_multiprocessing.waits(frames) is not None
 
 
 def _read(stacks: Stacks) -> list[PoolFact]:
-    return list(pools_futures.read(stacks))
+    return [*pools_futures.read(stacks), *pools_multiprocessing.read(stacks)]
 
 
 def _stacks(process: ProcessFact, threads: Sequence[ThreadFact], python: PythonFact) -> Stacks | None:
@@ -70,11 +80,14 @@ def _stacks(process: ProcessFact, threads: Sequence[ThreadFact], python: PythonF
 
 
 def _settled(pool: PoolFact, woke: Collection[int]) -> PoolFact:
-    """Without the waits of threads that ran meanwhile; such a member may have ended its task."""
+    """Without the waits of threads that ran meanwhile; a member may have ended its task, a helper have passed it on."""
     running = any(member.tid in woke for member in pool.members)
+    moved = any(tid in woke for tid in pool.helpers)
+    members = (replace(m, age_s=procfs.age_s(m.start_time)) if m.start_time else m for m in pool.members)
     return replace(
         pool,
-        awaited=tuple(each for each in pool.awaited if each.tid not in woke),
+        members=tuple(members),
+        awaited=() if moved else tuple(each for each in pool.awaited if each.tid not in woke),
         complete=pool.complete and not running,
     )
 

@@ -33,7 +33,7 @@ class Containers:
         self._minor = minor
 
     def items(self, address: int) -> tuple[int, ...] | None:
-        """The addresses of what it holds; of a dict and of an OrderedDict the values."""
+        """The addresses of what it holds; of a dict, and of a kind of it, the values."""
         kind = self._values.type(address)
         try:
             if kind == "tuple":
@@ -42,9 +42,6 @@ class Containers:
                 return self._list(address)
             if kind in ("set", "frozenset"):
                 return self._set(address)
-            if kind == "dict":
-                found = self._values.entries(address, EVERYTHING)
-                return None if found is None else tuple(found.values())
             if kind == "collections.deque":
                 return self._deque(address)
             if kind == "_queue.SimpleQueue":
@@ -52,6 +49,8 @@ class Containers:
             if kind in ("Queue", "LifoQueue", "PriorityQueue"):
                 inner = self._values.attribute(address, "queue")
                 return self.items(inner) if inner else None
+            found = self._values.pairs(address)
+            return None if found is None else tuple(value for _, value in found)
         except (ProcessLookupError, PermissionError):
             raise
         except (OSError, struct.error):

@@ -27,6 +27,7 @@ _EMPTY = (0, 1)
 """Stands for a dict without entries."""
 _MANAGED_DICT = 1 << 4
 _INLINE_VALUES = 1 << 2
+_DICT_SUBCLASS = 1 << 29
 _TYPE_FLAGS, _BASIC_SIZE, _DICT_OFFSET = 168, 32, 288
 
 
@@ -141,6 +142,24 @@ class Values:
     def mapping(self, address: int) -> dict[str, int]:
         """Of a dict, every value whose key is a short string."""
         return self.entries_of([address], None)[0] or {}
+
+    def pairs(self, address: int) -> list[tuple[int, int]] | None:
+        """The addresses of a dict's keys and values, whatever the keys are; of a subclass too."""
+        head = self._read(address, 48) if address % 8 == 0 else None
+        if head is None or not self.flags(_word(head, 8)) & _DICT_SUBCLASS:
+            return None
+        used, keys, values = _word(head, 16), _word(head, 32), _word(head, 40)
+        if not 0 < used <= _MAX_ENTRIES:
+            return None if used else []
+        start, count, width = table = _table(keys, self._read(keys, 40) or b"", self._minor)
+        before = 8 if self._minor >= (3, 13) else 0
+        apart = (self._read(values + before, 8 * count) or b"") if values else None
+        found = _pairs(self._read(start, count * width) or b"", table, apart) if start else None
+        return found if found is not None and len(found) == used else None
+
+    def flags(self, kind: int) -> int:
+        """Of a type: what it is a subclass of, and more (`tp_flags`)."""
+        return (self._words(kind + _TYPE_FLAGS, 1) or (0,))[0] if self._reader.type_name(kind) else 0
 
     def attribute(self, address: int, name: str) -> int | None:
         """The address of an instance's attribute, as its own dict or its inline values hold it."""

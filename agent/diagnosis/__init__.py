@@ -27,6 +27,7 @@ from stucktrace.diagnosis import (
     orphaned_locks,
     pipes,
     pools,
+    pools_lost,
     process_locks,
     states,
 )
@@ -54,6 +55,8 @@ RULES: tuple[Rule, ...] = (
     loops.stale_epoll,
     pipes.pipe_stuck,
     pools.pool_starved,
+    pools_lost.work_lost,
+    pools_lost.queue_locked,
     states.stopped,
     states.uninterruptible,
     states.gil_held,

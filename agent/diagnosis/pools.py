@@ -1,4 +1,4 @@
-"""Pools that cannot go on: `pool-starved`, and results that nobody works on any more: `work-lost`.
+"""Pools that cannot go on: `pool-starved`.
 
 The pools collector says what each waiting thread waits for, and whether that runs, is queued, or is nowhere.
 A wait with a timeout ends by itself and never counts here.
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from stucktrace.diagnosis import evidence, remedies
 from stucktrace.diagnosis.model import PROVEN, Budgets, Evidence, Finding, Later
 from stucktrace.diagnosis.waits import Wait, waits
-from stucktrace.diagnosis.words import age, count, listing
+from stucktrace.diagnosis.words import DAY, age, count, listing
 from stucktrace.facts import Awaited, PoolFact, Snapshot
 
 _SHOWN = 4
@@ -40,7 +40,7 @@ def _never(snapshot: Snapshot) -> Mapping[int, list[tuple[PoolFact, Awaited]]]:
     stuck = {
         tid: results
         for tid, results in found.items()
-        if len(results) == results[0][1].of and (wait := known.get(tid)) is not None and _endless(wait)
+        if len(results) == results[0][1].of and (wait := known.get(tid)) is not None and endless(wait)
     }
     while True:
         left = {tid: results for tid, results in stuck.items() if all(_comes_never(*each, stuck) for each in results)}
@@ -60,9 +60,14 @@ def _closed(pool: PoolFact, stuck: Mapping[int, object]) -> bool:
     return pool.complete and bool(pool.members) and all(member.tid in stuck for member in pool.members)
 
 
-def _endless(wait: Wait) -> bool:
+def endless(wait: Wait) -> bool:
+    """Asleep without a timeout; one of more than a day is none (a way to keep a wait open to Ctrl-C in Python 2)."""
     call = wait.thread.syscall
-    return wait.thread.state == "S" and call is not None and call.endless is True
+    return (
+        wait.thread.state == "S"
+        and call is not None
+        and (call.endless is True or (call.timeout_s is not None and call.timeout_s > DAY))
+    )
 
 
 def _starved(
@@ -103,7 +108,7 @@ def _starved(
                 )
             )
     lines.append(evidence.call_line(snapshot, first.thread, first.age_s))
-    lines.extend(evidence.frame_line(first.frames, _caller(first, frame)))
+    lines.extend(evidence.frame_line(first.frames, caller(first, frame)))
     return Finding(
         "pool-starved",
         PROVEN,
@@ -126,12 +131,12 @@ def _starved(
             f"{first_pool.name}, whose queue holds it",
             "no thread is left to run it",
         ),
-        frame=_caller(first, frame),
+        frame=caller(first, frame),
         explains=tuple(tid for tid in stuck if tid != first.tid),
     )
 
 
-def _caller(wait: Wait, frame: int | None) -> int | None:
+def caller(wait: Wait, frame: int | None) -> int | None:
     """The frame of the program's own code that waits: the one that called the pool's."""
     if frame is None:
         return wait.reading.frame

@@ -18,8 +18,10 @@ class PoolMember:
     """The function of its task, or the variable that has the connection."""
     idle: bool = False
     """It waits for its next task."""
+    start_time: int | None = None
+    """Of a process: when it was started, in clock ticks since boot."""
     age_s: float | None = None
-    """Of a process: how long ago it was started."""
+    """Of a process: how long ago that was."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Awaited:
     """Address of the future; of a process pool the number of its job; 0 for a connection."""
     state: str
     """"queued", "running" (a member works on it), "unsent" (no thread is there to hand it out), "nowhere" (in no queue,
-    in no pipe and in no member's hands), "unknown"; of a connection "none free" or "unknown"."""
+    in no pipe and in no member's hands), "locked" (every member waits for the lock of their queue, and none has it),
+    "unknown"; of a connection "none free"."""
     runs_on: int | None = None
     """The tid of the member that works on it."""
     of: int = 1
@@ -57,7 +60,7 @@ class PoolFact:
     awaited: tuple[Awaited, ...] = ()
     complete: bool = False
     """Every member is in `members`; of connections: all that the pool may ever open are checked out, by these."""
-    inherited: bool = False
-    """The pool was made in another process, and its helper threads are not in this one."""
-    evidence: tuple[str, ...] = ()
-    """What was read of it, one line each."""
+    made_by: int | None = None
+    """The process that made it, in the target's own pid words, where that is not this one."""
+    helpers: tuple[int, ...] = ()
+    """The tids of the threads that hand out its tasks and take its results, as far as that rests on them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.harness import command, pythons, targets
+from tests.harness import command, kernel, pythons, targets
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,39 @@ def test_a_thread_pool_waits_for_itself(case: str, line: str, threads: int):
         assert line in source[frame["line"] - 1]
         assert sum(len(pool["members"]) for pool in report["pools"]) == threads
         assert all(pool["complete"] and pool["size"] == len(pool["members"]) for pool in report["pools"])
+
+
+def test_the_other_kind_of_thread_pool():
+    with targets.start("stuck_pools.py", "thread_pool") as target:
+        # Two workers, the main thread, and three helpers, of which one polls.
+        pythons.until(lambda: pythons.in_call(target.pid, "futex", 5), "every thread waits")
+        report = command.check(target.pid, "pool-starved", confidence="proven")
+        assert "ThreadPool(2)" in report.summary
+        assert report.evidence("queued") == 2
+
+
+@pytest.mark.parametrize("case", ["killed_apply", "killed_map", "killed_imap", "killed_join"])
+def test_a_worker_is_killed_with_the_task_in_hand(case: str):
+    with targets.start("stuck_pools.py", case) as target:
+        pythons.until(lambda: pythons.in_call(target.pid, "futex", 2), "the main thread waits")
+        kernel.wait_until(lambda: _idle_workers(target.pid) == 2, "both workers wait for a task")
+        report = command.check(target.pid, "work-lost", confidence="proven")
+        assert report.verdict["tid"] == target.pid
+        assert report.evidence("workers") == 2
+        (pool,) = report["pools"]
+        assert {member["pid"] for member in pool["members"]} == set(kernel.children(target.pid))
+        assert {each["state"] for each in pool["awaited"]} == {"nowhere"}
+
+
+def _idle_workers(pid: int) -> int:
+    """Children that sleep in a read or in a futex."""
+    return sum(kernel.in_call(child, "read", "futex") for child in kernel.children(pid))
+
+
+@pytest.mark.parametrize("case", ["inherited", "inherited_threads"])
+def test_a_pool_that_was_made_before_the_fork(case: str):
+    with targets.start("stuck_pools.py", case) as target:
+        pid = int(target.said.split()[0])
+        kernel.wait_for_call(pid, "futex")
+        report = command.check(pid, "work-lost", confidence="proven")
+        assert "by fork" in report.summary

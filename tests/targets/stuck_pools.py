@@ -1,9 +1,13 @@
 """Pools that cannot go on. The first argument names the case; each says "PID TID" of a thread that hangs."""
 
 import os
+import signal
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from multiprocessing import get_context
+from multiprocessing.pool import ThreadPool
 
 from ready import say_ready
 
@@ -62,6 +66,85 @@ def each_other():
         return inner.result()
 
     left.submit(outer).result()
+
+
+def thread_pool():
+    """The same in the other kind of thread pool."""
+    pool = ThreadPool(2)
+    meeting = threading.Barrier(2)
+
+    def outer(number):
+        meeting.wait()
+        park(threading.get_native_id())
+        return pool.apply(pow, (2, number))
+
+    pool.map(outer, range(2), 1)
+
+
+def killed(wait_for):
+    """A worker is killed with the task in hand; the pool starts another one, which gets nothing to do."""
+    reader, writer = os.pipe()
+    pool = get_context("fork").Pool(2)
+    result = wait_for(pool, writer)
+    victim = int(os.read(reader, 32))
+    before = {worker.pid for worker in pool._pool}
+    os.kill(victim, signal.SIGKILL)
+    while {worker.pid for worker in pool._pool} == before or len(pool._pool) < 2:
+        time.sleep(0.02)
+    park()
+    result()
+
+
+def hold(writer, *_):
+    os.write(writer, b"%d" % os.getpid())
+    time.sleep(3600)
+
+
+def killed_apply():
+    killed(lambda pool, writer: pool.apply_async(hold, (writer,)).get)
+
+
+def killed_map():
+    killed(lambda pool, writer: pool.map_async(work, [(0, writer), *((n, 0) for n in range(1, 9))], 1).get)
+
+
+def work(item):
+    number, writer = item
+    return hold(writer) if writer else number
+
+
+def killed_imap():
+    def begun(pool, writer):
+        results = pool.imap(work, [(1, 0), (0, writer), (2, 0)])
+        return lambda: list(results)
+
+    killed(begun)
+
+
+def killed_join():
+    def closed(pool, writer):
+        pool.apply_async(hold, (writer,))
+        pool.close()
+        return pool.join
+
+    killed(closed)
+
+
+def inherited():
+    """A pool made at import, used in a forked child: its threads are in the parent."""
+    pool = get_context("fork").Pool(2)
+    if os.fork():
+        os.wait()
+    park()
+    pool.apply(pow, (2, 3))
+
+
+def inherited_threads():
+    pool = ThreadPool(2)
+    if os.fork():
+        os.wait()
+    park()
+    pool.apply(pow, (2, 3))
 
 
 if __name__ == "__main__":
