@@ -148,9 +148,13 @@ def _greenlets(
 
     if not greenlets.has_hub(process, python):
         return ()
-    if not run.options.greenlets and not any(lock.waiter_tid == process.pid for lock in locks):
+    # The hub's thread is nearly always the first one; the native threads of a pool wait in locks for their work.
+    stands_still = any(lock.waiter_tid == process.pid for lock in locks)
+    if not run.options.greenlets and not stands_still:
         return ()
-    seen = run.collect("greenlets", None, partial(greenlets.collect, process, threads), process.pid)
+    seen = run.collect(
+        "greenlets", None, partial(greenlets.collect, process, threads, python, locks=bool(locks)), process.pid
+    )
     for missing in seen.missing if seen else ():
         run.miss(missing, process.pid)
     return seen.facts if seen else ()

@@ -1,12 +1,8 @@
 """The greenlets that are switched out, of gevent, of eventlet or bare: found and read without stopping the target.
 
-Nobody keeps a list of them. From greenlet 2.0 on each has a C++ object, which begins with the address of its class's
-table of functions: that word is searched in the memory that holds objects, within `SCAN_BYTES` and `SCAN_S`, and what
-is found is one if it leads to a Python object that leads back to it. Further in are the state of its C stack, whose
-start tells that it runs or is switched out and whose thread's it is, and its topmost Python frame, from which
-`python_frames.py` walks on. From CPython 3.12 on greenlet itself links the frames past those that lie on the C stack,
-for as long as it is switched out. Sources: TGreenlet.hpp, TPythonState.cpp and TUserGreenlet.cpp of greenlet 2.0.2,
-3.0.3, 3.1.1, 3.2.4 and 3.5.6.
+`greenlet_objects.py` finds them, `python_frames.py` walks their frames, `with_blocks.py` tells which locks they hold.
+From CPython 3.12 on greenlet itself links the frames past those that lie on the C stack, for as long as it is switched
+out. Which thread's each of them is, its own C stack tells: it is copied back to where it was.
 
 All is read twice, and what does not agree is left out: that greenlet ran.
 """
@@ -15,36 +11,25 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stucktrace.collectors import cpython_objects, interpreter, memory, python_frames, regions
+from stucktrace.collectors import cpython_objects, greenlet_objects, interpreter, python_frames, regions, with_blocks
 from stucktrace.collectors.cpython_objects import Layout, Reader
 from stucktrace.collectors.frame_names import Names
+from stucktrace.collectors.greenlet_objects import Objects, Suspended
 from stucktrace.collectors.interpreter import Interpreter
 from stucktrace.collectors.python_frames import Walk
+from stucktrace.collectors.python_stacks import Stacks
 from stucktrace.collectors.python_values import Values
-from stucktrace.collectors.regions import Region, Regions
+from stucktrace.collectors.regions import Regions
 from stucktrace.errors import CollectorError
 from stucktrace.facts import Frame, GreenletFact, Missing, ProcessFact, PythonFact, ThreadFact
 
 WHAT = "greenlets"
-SCAN_BYTES = 96 << 20
-SCAN_S = 0.15
 FRAMES_S = 0.3
-MOST = 2_000
-_CHUNK_BYTES = 4 << 20
-_MODULE = "_greenlet"
-_TABLES = ("_ZTVN8greenlet12UserGreenletE", "_ZTVN8greenlet12MainGreenletE")
-_TABLE_HEAD = 16
-"""A pointer to a table of functions points behind its first two words."""
-_OBJECT_BYTES = 256
-_PIMPL = 32
-"""In the Python object, behind its head, its weak references and its dict."""
-_SAMPLE = 4
-_FRAME_OF = 24
-"""In a Python frame object, from 3.11 on: the frame itself."""
-_MAIN_STACK = (1 << 64) - 1
+_READINGS = 4
+"""A greenlet counts as soon as two in a row agree."""
 _PERMISSION = "run as root, or with CAP_SYS_PTRACE in the target's user namespace"
 _HUBS = ("/gevent/hub.py", "/eventlet/hubs/hub.py", "/eventlet/hubs/asyncio.py")
 _POOLS = ("/gevent/threadpool.py", "/eventlet/tpool.py")
@@ -58,42 +43,41 @@ class Greenlets:
 
 
 @dataclass(frozen=True)
-class _Suspended:
-    """One reading of a greenlet that is switched out."""
+class _Read:
+    """One reading of all that a fact tells."""
 
-    address: int
-    """Of the Python object."""
-    stack_start: int
-    main: bool
-    top: int
-    """Its innermost frame."""
+    suspended: Suspended
+    frames: tuple[Frame, ...]
+    locks: tuple[tuple[int, int], ...]
 
 
 def has_hub(process: ProcessFact, python: PythonFact | None) -> bool:
     """Greenlets are loaded, and gevent or eventlet runs them: by its own libraries or a frame of its code."""
-    if not any(name.startswith(_MODULE) for name in process.libraries):
+    if not any(name.startswith(greenlet_objects.MODULE) for name in process.libraries):
         return False
     if any(_is_gevent(name) for name in process.libraries):
         return True
     frames = (frame for thread in python.threads for frame in thread.frames) if python else ()
-    return any(f"/{library}/" in frame.file for frame in frames for library in _LIBRARIES)
+    return any(_library(frame) for frame in frames)
 
 
 def _is_gevent(library: str) -> bool:
     return library.startswith("_gevent_c")
 
 
-def collect(process: ProcessFact, threads: Sequence[ThreadFact]) -> Greenlets:
-    """Raises CollectorError when the memory may not be read, or none could be looked for."""
+def collect(
+    process: ProcessFact, threads: Sequence[ThreadFact], python: PythonFact | None, *, locks: bool
+) -> Greenlets:
+    """`locks`: which locks they hold is asked too. Raises CollectorError when none could be looked for."""
     try:
         mapped = regions.read(process.pid)
         found = interpreter.find(process.pid, mapped)
         reader = Reader(process.pid, mapped, Layout())
-        walk = python_frames.walk(reader, found, SCAN_S + FRAMES_S)
-        tables = _tables(process.pid, mapped)
-        if walk is None or found is None or found.minor is None or not tables:
-            raise CollectorError(WHAT, _unknown(found, tables), "none; the frames of its threads are shown")
-        return _Target(threads, mapped, walk, found.minor).read(tables)
+        walk = python_frames.walk(reader, found, greenlet_objects.SCAN_S + FRAMES_S)
+        begin = greenlet_objects.tables(process.pid, mapped)
+        if walk is None or found is None or found.minor is None or not begin:
+            raise CollectorError(WHAT, _unknown(found, begin), "none; the frames of its threads are shown")
+        return _Target(walk, found.minor, _stacks(threads, python, mapped, process.pid)).read(begin, locks)
     except (ProcessLookupError, FileNotFoundError):
         raise CollectorError(WHAT, "the process ended", "") from None
     except PermissionError:
@@ -102,162 +86,111 @@ def collect(process: ProcessFact, threads: Sequence[ThreadFact]) -> Greenlets:
         raise CollectorError(WHAT, f"its memory could not be read: {error.strerror}", "run stucktrace again") from None
 
 
-def _unknown(found: Interpreter | None, tables: Mapping[int, bool]) -> str:
-    if not tables:
+def _unknown(found: Interpreter | None, begin: Sequence[int]) -> str:
+    if not begin:
         return "this release of greenlet keeps them in a way that is not known (2.0 and later are)"
     return f"the frames of Python {found.version if found else ''} are not known"
 
 
-def _tables(pid: int, mapped: Regions) -> Mapping[int, bool]:
-    """What the C++ objects begin with -> it is that of a thread's own greenlet."""
-    paths = {region.path for region in mapped.regions if region.path.rpartition("/")[2].startswith(_MODULE)}
-    found: dict[int, bool] = {}
-    for path in paths:
-        for name in _TABLES:
-            symbol = interpreter.symbol(pid, mapped, path, name)
-            if symbol is not None:
-                found[symbol[0] + _TABLE_HEAD] = name == _TABLES[1]
-    return found
-
-
 class _Target:
-    def __init__(self, threads: Sequence[ThreadFact], mapped: Regions, walk: Walk, minor: tuple[int, int]) -> None:
-        self._pid = walk.pid
-        self._mapped = mapped
+    def __init__(self, walk: Walk, minor: tuple[int, int], stacks: Mapping[int, int]) -> None:
+        self._mapped = walk.reader.regions
         self._reader = walk.reader
         self._walk = walk
         self._minor = minor
-        self._names = Names(walk, Values(walk.reader, minor), minor)
-        # Behind the table: from 3.1 on the Python object's address; an exception's state, of one value less from
-        # CPython 3.11 on; two words of arguments; the C stack's five; the context; the top frame.
-        self._stack_at = 8 + (24 if minor >= (3, 11) else 40) + 16
-        self._has_gevent = any(_is_gevent(region.path.rpartition("/")[2]) for region in mapped.regions)
-        self._stacks = _stacks(walk.pid, threads, mapped)
+        self._values = Values(walk.reader, minor)
+        self._names = Names(walk, self._values, minor)
+        self._has_gevent = any(_is_gevent(region.path.rpartition("/")[2]) for region in self._mapped.regions)
+        self._stacks = stacks
+        self._objects = Objects(walk.reader, minor, stacks.keys())
 
-    def read(self, tables: Mapping[int, bool]) -> Greenlets:
-        places, whole = self._scan(tables)
-        first = self._suspended(places)
-        stacks = {place: self._frames(each) for place, each in first.items()}
-        again = self._suspended({place: places[place] for place in first})
-        facts = []
-        for place, each in first.items():
-            frames = stacks[place]
-            if frames and not _is_hub(frames) and again.get(place) == each and self._frames(each) == frames:
-                facts.append(self._fact(each, frames))
+    def read(self, begin: Sequence[int], locks: bool) -> Greenlets:
+        places, whole = self._objects.find(begin)
+        agreed: dict[int, _Read] = {}
+        before = self._read(places, locks)
+        left = list(before)
+        for _ in range(_READINGS - 1):
+            now = self._read(left, locks)
+            agreed.update((place, read) for place, read in now.items() if before.get(place) == read)
+            left = [place for place in now if place not in agreed]
+            if not left or time.monotonic() > self._walk.ends:
+                break
+            before = now
+        facts = [self._fact(read) for read in agreed.values() if not _is_hub(read.frames)]
         missing = () if whole else (Missing(WHAT, "there was more memory to search than time", "none needed"),)
         return Greenlets(tuple(facts), missing)
 
-    def _scan(self, tables: Mapping[int, bool]) -> tuple[dict[int, bool], bool]:
-        """Where words lie that are one of `tables` -> of which; and whether all memory was searched."""
-        ends, left, found = time.monotonic() + SCAN_S, SCAN_BYTES, dict[int, bool]()
-        for region in self._searched():
-            for start in range(region.start, region.end, _CHUNK_BYTES):
-                length = min(_CHUNK_BYTES, region.end - start)
-                left -= length
-                if left < 0 or time.monotonic() > ends or len(found) > MOST:
-                    return found, False
-                try:
-                    data = memory.read_some(self._pid, start, length)
-                except (ProcessLookupError, PermissionError):
-                    raise
-                except OSError:
-                    continue
-                for table, main in tables.items():
-                    found.update((start + place, main) for place in _aligned(data, table))
-        return found, True
-
-    def _searched(self) -> Iterator[Region]:
-        """CPython's arenas, the smallest first, and the heap; no stack of a thread."""
-        regions = [region for region in self._mapped.anonymous_writable() if region.start not in self._stacks]
-        return iter(sorted(regions, key=lambda region: (region.path == "[heap]", region.size)))
-
-    def _suspended(self, places: Mapping[int, bool]) -> dict[int, _Suspended]:
-        """Of the C++ objects at these places, those that are greenlets, begun and switched out."""
-        objects = memory.read_each(self._pid, list(places), _OBJECT_BYTES)
-        words = {
-            place: struct.unpack(f"<{_OBJECT_BYTES // 8}Q", data)
-            for place, data in zip(places, objects, strict=True)
-            if len(data) == _OBJECT_BYTES
-        }
-        owners = self._owners(words)
-        found = {}
-        for place, (index, address) in owners.items():
-            stack = (self._stack_at + (8 if index == 1 else 0)) // 8
-            start, stop, _, _, _, _, top = words[place][stack : stack + 7]
-            if start and stop and top:
-                found[place] = (address, start, stop == _MAIN_STACK, top)
-        frames = self._inside([top for *_, top in found.values()])
-        return {
-            place: _Suspended(address, start, main, frame)
-            for (place, (address, start, main, _)), frame in zip(found.items(), frames, strict=True)
-            if frame
-        }
-
-    def _owners(self, words: Mapping[int, Sequence[int]]) -> Mapping[int, tuple[int, int]]:
-        """C++ object -> (index of the word in it, address) of the Python object that points back to it.
-
-        Which word that is depends on the release; some of the objects tell for all.
-        """
-        sample = list(words)[:_SAMPLE] + list(words)[-_SAMPLE:]
-        likely = [(place, index) for place in sample for index in range(1, _OBJECT_BYTES // 8)]
-        indexes = {index for _, index in self._pointing_back(words, likely)}
-        found: dict[int, tuple[int, int]] = {}
-        for index in sorted(indexes):
-            for place, _ in self._pointing_back(words, [(place, index) for place in words]):
-                found.setdefault(place, (index, words[place][index]))
+    def _read(self, places: Sequence[int], locks: bool) -> dict[int, _Read]:
+        """One reading of all those at these places that are switched out."""
+        found: dict[int, _Read] = {}
+        for place, suspended in self._objects.suspended(places).items():
+            read = self._stack(suspended, locks)
+            if read is not None:
+                found[place] = read
         return found
 
-    def _pointing_back(
-        self, words: Mapping[int, Sequence[int]], pairs: Sequence[tuple[int, int]]
-    ) -> Sequence[tuple[int, int]]:
-        """Of these (C++ object, index of a word in it) those whose word is the address of its Python object."""
-        mapped = [(place, index) for place, index in pairs if self._is_mapped(words[place][index])]
-        backs = memory.read_words(self._pid, [words[place][index] + _PIMPL for place, index in mapped])
-        return [pair for pair, back in zip(mapped, backs, strict=True) if back == pair[0]]
-
-    def _is_mapped(self, address: int) -> bool:
-        return address % 8 == 0 and self._mapped.find(address) is not None
-
-    def _inside(self, frame_objects: Sequence[int]) -> list[int]:
-        """The frames of these frame objects, 0 for what is none."""
-        kinds = memory.read_words(self._pid, [each + 8 for each in frame_objects])
-        self._reader.type_names({kind for kind in kinds if kind})
-        frames = (
-            frame_objects
-            if self._minor < (3, 11)
-            else memory.read_words(self._pid, [each + _FRAME_OF for each in frame_objects])
-        )
-        return [
-            frame if frame and kind and self._reader.type_name(kind) == "frame" else 0
-            for frame, kind in zip(frames, kinds, strict=True)
-        ]
-
-    def _frames(self, suspended: _Suspended) -> tuple[Frame, ...]:
-        """Innermost first; () when they could not be read to the end."""
+    def _stack(self, suspended: Suspended, locks: bool) -> _Read | None:
+        """None where its frames could not be read to the end."""
         try:
             walked = list(self._walk.chain(suspended.top))
             if len(walked) == python_frames.MAX_FRAMES or time.monotonic() > self._walk.ends:
-                return ()
-            return tuple(frame for each in walked if (frame := self._names.frame(each)) is not None)
+                return None
+            walked = [frame for frame in walked if self._walk.runs_python(frame)]
+            frames = tuple(named for frame in walked if (named := self._names.frame(frame)) is not None)
+            if not frames or len(frames) != len(walked):
+                return None
+            return _Read(suspended, frames, self._locks(suspended, walked) if locks else ())
         except (ProcessLookupError, PermissionError):
             raise
         except (OSError, struct.error):
-            return ()
+            return None
 
-    def _fact(self, suspended: _Suspended, frames: tuple[Frame, ...]) -> GreenletFact:
+    def _locks(self, suspended: Suspended, walked: Sequence[python_frames.Frame]) -> tuple[tuple[int, int], ...]:
+        """What its open `with` blocks hold: (where a thread that waits for it sleeps, index of the frame)."""
+        stacks = Stacks(self._minor, self._walk, self._values, {suspended.address: tuple(walked)}, True)
+        held = with_blocks.read(stacks)
+        returned = held.returned.get(suspended.address, frozenset())
+        blocks = [
+            block
+            for block in held.blocks.get(suspended.address, ())
+            if held.complete and not block.assumes and block.lock not in returned
+        ]
+        return tuple((self._sleeps_at(block.lock), block.place) for block in blocks)
+
+    def _sleeps_at(self, lock: int) -> int:
+        """Up to CPython 3.13 a lock object points to its lock, from 3.14 on it is inside."""
+        inside = lock + self._reader.layout.head
+        return inside if self._minor >= (3, 14) else self._walk.word(inside)
+
+    def _fact(self, read: _Read) -> GreenletFact:
+        suspended, frames = read.suspended, read.frames
         region = self._mapped.find(suspended.stack_start)
         tid = self._stacks.get(region.start) if region is not None else None
         return GreenletFact(
-            suspended.address, self._kind(frames), frames[-1].function, frames, tid=tid, main=suspended.main
+            suspended.address,
+            self._kind(frames),
+            _spawned(frames).function,
+            frames,
+            tid=tid,
+            main=suspended.main,
+            locks=read.locks,
         )
 
     def _kind(self, frames: Sequence[Frame]) -> str:
         """By the library whose code it waits in, or whose code spawned it; much of gevent is compiled."""
         for frame in (*frames[:4], frames[-1]):
-            for library in _LIBRARIES:
-                if f"/{library}/" in frame.file:
-                    return library
+            if library := _library(frame):
+                return library
         return "gevent" if self._has_gevent else "greenlet"
+
+
+def _spawned(frames: Sequence[Frame]) -> Frame:
+    """The outermost frame that is not of the library that spawned it."""
+    return next((frame for frame in reversed(frames) if not _library(frame)), frames[-1])
+
+
+def _library(frame: Frame) -> str:
+    return next((library for library in _LIBRARIES if f"/{library}/" in frame.file), "")
 
 
 def _is_hub(frames: Sequence[Frame]) -> bool:
@@ -266,22 +199,13 @@ def _is_hub(frames: Sequence[Frame]) -> bool:
     return (function == "run" and file.endswith(_HUBS)) or file.endswith(_POOLS)
 
 
-def _stacks(pid: int, threads: Sequence[ThreadFact], mapped: Regions) -> Mapping[int, int]:
+def _stacks(threads: Sequence[ThreadFact], python: PythonFact | None, mapped: Regions, pid: int) -> Mapping[int, int]:
     """Start of the mapping that a thread's C stack lies in -> the thread's tid."""
-    found = {}
-    for thread in threads:
-        pointer = cpython_objects.stack_pointer(pid, thread.tid)
-        region = mapped.find(pointer) if pointer is not None else None
+    found = {region.start: pid for region in mapped.regions if region.path == "[stack]"}
+    places = [(thread.ident, thread.tid) for thread in python.threads if thread.tid != pid] if python else []
+    places += [(cpython_objects.stack_pointer(pid, thread.tid), thread.tid) for thread in threads]
+    for place, tid in places:
+        region = mapped.find(place) if place is not None else None
         if region is not None:
-            found[region.start] = thread.tid
+            found.setdefault(region.start, tid)
     return found
-
-
-def _aligned(data: bytes, word: int) -> Iterator[int]:
-    # Without its zeros at the end the search skips memory that was never used.
-    needle = struct.pack("<Q", word).rstrip(b"\0")
-    place = data.find(needle)
-    while place >= 0:
-        if place % 8 == 0 and int.from_bytes(data[place : place + 8], "little") == word:
-            yield place
-        place = data.find(needle, place + 1)

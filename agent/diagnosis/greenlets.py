@@ -3,7 +3,6 @@ threads. They say what a resting loop rests for; none of them is a verdict."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from itertools import takewhile
 
 from stucktrace.diagnosis import stacks
@@ -56,12 +55,5 @@ def of_thread(snapshot: Snapshot, tid: int) -> tuple[GreenletFact, ...]:
 
 
 def holders(snapshot: Snapshot, lock: int) -> tuple[GreenletFact, ...]:
-    """Those inside a `with` block of the lock object at this address."""
-    return tuple(each for each in snapshot.greenlets if lock in each.locks)
-
-
-def by_kind(greenlets: Iterable[GreenletFact]) -> Mapping[str, int]:
-    found: dict[str, int] = {}
-    for each in greenlets:
-        found[each.kind] = found.get(each.kind, 0) + 1
-    return found
+    """Those inside a `with` block of the lock at this address."""
+    return tuple(each for each in snapshot.greenlets if any(address == lock for address, _ in each.locks))

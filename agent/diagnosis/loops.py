@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stucktrace.diagnosis import evidence, remedies
+from stucktrace.diagnosis import evidence, loop_locks, remedies
 from stucktrace.diagnosis.model import LIKELY, POSSIBLE, PROVEN, WARNING, Budgets, Evidence, Finding, Later, Now
 from stucktrace.diagnosis.purposes import Purpose
 from stucktrace.diagnosis.waits import Wait, waits
@@ -101,7 +101,7 @@ def blocked_loop(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
         callback = callback_of(snapshot, wait)
         if callback is None:
             continue
-        yield _blocked(snapshot, budgets, wait, callback, age_s)
+        yield loop_locks.told(snapshot, wait, callback.loop, _blocked(snapshot, budgets, wait, callback, age_s))
 
 
 @dataclass(frozen=True)

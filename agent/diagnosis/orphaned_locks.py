@@ -20,6 +20,7 @@ from stucktrace.diagnosis.lock_words import (
     title,
     waiters,
 )
+from stucktrace.diagnosis.loop_locks import suspended_holder
 from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Evidence, Finding, Later
 from stucktrace.diagnosis.purposes import Purpose
 from stucktrace.diagnosis.waits import Wait, waits
@@ -112,6 +113,8 @@ def after_fork() -> Later:
 def _nobody_can_release(snapshot: Snapshot, wait: Wait, budgets: Budgets) -> bool:
     lock = wait.lock
     if lock is None or lock.shared or (lock.owner is not None and lock.owner.state != "unknown"):
+        return False
+    if suspended_holder(snapshot, wait) is not None:
         return False
     old_enough = wait.age_s is not None and wait.age_s >= budgets.owed_s
     return old_enough and (acquires(wait) or _inside_c(snapshot, wait, lock))

@@ -15,12 +15,13 @@ class GreenletFact:
     kind: str
     """"gevent", "eventlet", "greenlet" (neither of them) or "asyncio-task"."""
     name: str
-    """The function that it runs, by its outermost Python frame, or the name of the task."""
+    """The function that it runs, by its outermost frame that is not of its library, or the name of the task."""
     frames: tuple[Frame, ...]
     """Innermost first."""
     tid: int | None = None
     """The thread it belongs to: the one its C stack is copied back to, or that runs its loop."""
     main: bool = False
     """The thread's own greenlet, in which no greenlet was spawned."""
-    locks: tuple[int, ...] = ()
-    """Addresses of lock objects that its open `with` blocks hold."""
+    locks: tuple[tuple[int, int], ...] = ()
+    """What its open `with` blocks hold: (a lock's address as in `LockFact`, index of the frame). Read only where the
+    thread waits for a lock."""
