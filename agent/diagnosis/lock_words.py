@@ -65,7 +65,8 @@ def title(lock: LockFact) -> str:
         lock.kind, lock.kind.replace("-", " ")
     )
     named = f" {lock.path}" if lock.path else ""
-    inside = f" of a {lock.part_of}" if lock.part_of else ""
+    told = lock.path.partition(".")[0] == lock.part_of.rpartition(".")[2]
+    inside = f" of a {lock.part_of.removeprefix('__main__.')}" if lock.part_of and not told else ""
     return f"the {kind}{named}{inside} at {lock.address:#x}"
 
 

@@ -6,18 +6,22 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.harness import command, crowd
+from tests.harness import command, crowd, targets
 
 pytestmark = pytest.mark.xdist_group("locks")
 
 CIRCLES = ["mutexes_crossed", "mutexes_in_a_ring", "rlocks_crossed", "locks_crossed", "rlock_and_mutex_crossed"]
 HELD = ["held_by_a_receiver", "held_by_a_sleeper"]
+ENTERED = ["entered_by_a_handler", "entered_by_a_finaliser", "entered_by_a_call"]
+SERVERS = ["behind_a_silent_server", "behind_a_silent_web_server"]
 engines = pytest.mark.parametrize("engine", ["auto", "none"])
 
 
 @pytest.fixture(scope="module")
 def hung() -> Iterator[dict[str, crowd.Hung]]:
-    with crowd.start("stuck_locks.py", ["mutex_twice", "lock_twice", "ended_owner", *CIRCLES, *HELD]) as programs:
+    with crowd.start(
+        "stuck_locks.py", ["mutex_twice", "lock_twice", "ended_owner", *CIRCLES, *HELD, *ENTERED, *SERVERS]
+    ) as programs:
         yield programs
 
 
@@ -78,3 +82,51 @@ def test_the_owner_lives_and_sleeps(hung: dict[str, crowd.Hung], case: str, engi
     assert report.verdict["tid"] == waiter
     assert str(holder) in report.summary
     assert report.evidence("owner") == holder
+
+
+def lines(mark: str, between: tuple[str, str]) -> list[int]:
+    """The lines of the program with this comment, from one function's on to another's."""
+    source = (targets.TARGETS / "stuck_locks.py").read_text().splitlines()
+    first, last = (next(number for number, line in enumerate(source) if name in line) for name in between)
+    return [number + 1 for number in range(first, last) if source[number].endswith(f"# {mark}")]
+
+
+@engines
+@pytest.mark.parametrize("case", ENTERED)
+def test_a_lock_taken_twice_in_one_stack(hung: dict[str, crowd.Hung], case: str, engine: str):
+    target = hung[case]
+    target.wait("futex", 1, target.words[1:])
+    report = command.check(target.pid, "deadlock", "--engine", engine, confidence="proven")
+    (outer,) = lines("holds", ("class Registry", "def entered_by_a_handler"))
+    (inner,) = lines("waits", (f"def {case}", "def silent_server"))[:1]
+    assert f"stuck_locks.py:{inner}), which it took itself in" in report.summary
+    assert f"update (targets/stuck_locks.py:{outer})" in report.summary
+    assert ("as an object was finalised" in report.summary) == (case == "entered_by_a_finaliser")
+    advice = {"handler": "signal handler", "finaliser": "__del__", "call": "once in a call chain"}[case.split("_")[-1]]
+    assert advice in report.verdict["remedy"]["later"][0]["do"]
+    assert f"thread:{target.words[1]}" in report["graph"]["labels"]
+
+
+@engines
+@pytest.mark.parametrize("case", SERVERS)
+def test_the_verdict_on_a_lock_behind_a_silent_server_is_the_servers(
+    hung: dict[str, crowd.Hung], case: str, engine: str
+):
+    target = hung[case]
+    holder, *readers = target.words[1:]
+    target.wait("recvfrom", 6, [holder])
+    target.wait("futex", 6, readers)
+    within = command.check(target.pid, "waiting", "--engine", engine, "--stuck-after", 3600)
+    assert {waiter["tid"] for lock in within["locks"] for waiter in lock["waiters"]} >= set(readers)
+    report = command.check(target.pid, "peer-silent", "--engine", engine, "--stuck-after", 5)
+    (held,) = lines("holds", ("def _readers_behind", "def behind_a_silent_server"))
+    assert report.verdict["tid"] == holder
+    assert "it holds the lock Cache.lock, taken in" in report.summary
+    assert f"stuck_locks.py:{held}), for which 3 threads wait" in report.summary
+    steps = report.verdict["chain"]
+    assert "Cache.lock" in steps[1] and "2 more threads" in steps[1]
+    assert str(holder) in steps[2] and "recvfrom" in steps[3] and "127.0.0.1" in steps[4]
+    edges = {(edge["from"], edge["to"]) for edge in report["graph"]["edges"]}
+    (lock,) = {to for source, to in edges if source == f"thread:{readers[0]}"}
+    assert (lock, f"thread:{holder}") in edges
+    assert any(source == f"thread:{holder}" and to.startswith("socket:") for source, to in edges)

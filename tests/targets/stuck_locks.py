@@ -1,7 +1,10 @@
 """Locks that cannot be had. The first argument names the case; each says "PID TID..." of the threads that hang."""
 
 import ctypes
+import gc
+import http.client
 import os
+import signal
 import socket
 import sys
 import threading
@@ -134,6 +137,95 @@ def ended_owner():
     owner.start()
     owner.join()
     hang(lambda: libc.pthread_mutex_lock(mutex))
+
+
+class Registry:
+    lock = threading.Lock()
+
+    def update(self, then):
+        with self.lock:
+            then()  # holds
+
+
+def entered_by_a_handler():
+    def on_signal(*_):
+        with Registry.lock:  # waits
+            pass
+
+    signal.signal(signal.SIGUSR1, on_signal)
+    say_ready(f"{os.getpid()} {os.getpid()}")
+    Registry().update(lambda: os.kill(os.getpid(), signal.SIGUSR1))
+
+
+def entered_by_a_finaliser():
+    class Connection:
+        def __del__(self):
+            with Registry.lock:  # waits
+                pass
+
+    circular = Connection()
+    circular.itself = circular
+    del circular
+    say_ready(f"{os.getpid()} {os.getpid()}")
+    Registry().update(gc.collect)
+
+
+def entered_by_a_call():
+    def inner():
+        with Registry.lock:  # waits
+            pass
+
+    hang(lambda: Registry().update(inner))
+
+
+def silent_server():
+    """The address of a server in a process of its own, which takes every request and answers none."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        if os.fork() == 0:
+            client, _ = listener.accept()
+            while client.recv(100):
+                pass
+            os._exit(0)
+        return listener.getsockname()
+
+
+def _readers_behind(request):
+    class Cache:
+        def __init__(self):
+            self.lock, self.taken = threading.Lock(), threading.Event()
+
+        def refresh(self):
+            with self.lock:
+                self.taken.set()
+                request()  # holds
+
+        def get(self):
+            self.taken.wait()
+            with self.lock:  # waits
+                pass
+
+    cache = Cache()
+    hang(cache.refresh, cache.get, cache.get, cache.get)
+
+
+def behind_a_silent_server():
+    client = socket.create_connection(silent_server())
+
+    def ask():
+        client.sendall(b"what is the time?\r\n")
+        client.recv(100)
+
+    _readers_behind(ask)
+
+
+def behind_a_silent_web_server():
+    client = http.client.HTTPConnection(*silent_server())
+
+    def ask():
+        client.request("GET", "/")
+        client.getresponse()
+
+    _readers_behind(ask)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """deadlock: which frames it names, what it takes for granted, and the way there as a chain."""
 
 import pytest
+from stucktrace.diagnosis.lock_words import title
 
 from tests.unit.snapshots import call, codes, lock, owned_by, process, snapshot, thread, verdict
 
@@ -135,3 +136,17 @@ def test_a_timed_join_breaks_the_circle():
     timed = thread(102, call("futex", endless=False, timeout_s=60.0))
     facts = snapshot(thread(101), timed, stacks={101: APP, 102: [JOIN, *APP]}, locks=locks)
     assert "deadlock" not in dict(codes(facts))
+
+
+@pytest.mark.parametrize(
+    ("path", "part_of", "called"),
+    [
+        ("Cache.lock", "__main__.Cache", "the lock Cache.lock at 0x10"),
+        ("Queue.not_full", "queue.Queue", "the lock Queue.not_full at 0x10"),
+        ("jobs.mutex", "queue.Queue", "the lock jobs.mutex of a queue.Queue at 0x10"),
+        ("guard", "", "the lock guard at 0x10"),
+        ("", "__main__.Cache", "the lock of a Cache at 0x10"),
+    ],
+)
+def test_what_a_lock_is_called(path, part_of, called):
+    assert title(lock(kind="lock", path=path, part_of=part_of, address=0x10)) == called
