@@ -10,14 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stucktrace import __version__, report_greenlets
+from stucktrace import __version__, report_greenlets, report_locks
 from stucktrace.collectors.command_line import without_userinfo
 from stucktrace.diagnosis import libraries
 from stucktrace.diagnosis.model import Diagnosis, Finding
 from stucktrace.diagnosis.tcp_timers import detection_window_s, gives_up_s
 from stucktrace.facts import (
     Frame,
-    LockFact,
     NativeStack,
     PoolFact,
     ProcessFact,
@@ -48,7 +47,7 @@ def build(inspection: Inspection) -> Json:
         "process": _process(snapshot.process),
         "threads": [_thread(snapshot, diagnosis, thread) for thread in snapshot.threads],
         "sockets": [_socket(socket) for socket in snapshot.sockets],
-        "locks": _locks(snapshot),
+        "locks": report_locks.build(snapshot),
         "pools": [_pool(pool) for pool in snapshot.pools],
         "greenlets": report_greenlets.build(snapshot),
         "graph": _graph(diagnosis),
@@ -295,29 +294,6 @@ def _socket(socket: SocketFact) -> Json:
         else None,
         "conntrack": socket.conntrack,
         "shared_with": list(socket.shared_with),
-    }
-
-
-def _locks(snapshot: Snapshot) -> list[Json]:
-    """One entry an address, with all its waiters in this process."""
-    by_address: dict[int, list[LockFact]] = {}
-    for lock in snapshot.locks:
-        by_address.setdefault(lock.address, []).append(lock)
-    return [_lock(snapshot.process.pid, waits) for waits in by_address.values()]
-
-
-def _lock(pid: int, waits: list[LockFact]) -> Json:
-    lock = next((wait for wait in waits if wait.owner), waits[0])
-    owner = lock.owner
-    return {
-        "address": hex(lock.address),
-        "kind": lock.kind,
-        "mapping": lock.mapping,
-        "path": lock.path or None,
-        "owners": [{"pid": owner.pid, "tid": owner.tid, "name": owner.name or None, "state": owner.state}]
-        if owner
-        else [],
-        "waiters": [{"pid": pid, "tid": wait.waiter_tid} for wait in waits],
     }
 
 

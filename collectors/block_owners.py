@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
-from stucktrace.collectors import pthread, pyspy, python_stacks, regions, usage, with_blocks
+from stucktrace.collectors import pthread, pyspy, python_stacks, regions, usage, with_blocks, with_lines
 from stucktrace.collectors.cpython_objects import LockObject, Reader
 from stucktrace.collectors.hand_acquires import Acquired, HandAcquires
 from stucktrace.collectors.interpreter import Interpreter
@@ -74,7 +74,7 @@ class BlockOwners:
         owner = self._owners.by_ns_tid(ns_tid, waiter, shared=False)
         assumes = block.assumes or (f"that {doubt} has not released it by hand" if doubt else "")
         how = "context manager" if block.assumes else "with block"
-        return replace(owner, how=how, assumes=assumes, frame=self._frame(owner, block.place))
+        return self._at(replace(owner, how=how, assumes=assumes), block)
 
     def _by_hand(self, held: LockObject, waiting: frozenset[int]) -> tuple[Acquired, ...]:
         try:
@@ -105,7 +105,7 @@ class BlockOwners:
         mine = [
             block for ns_tid, block in self._holders(held) or () if ns_tid == owner.ns_tid and owner.tid is not None
         ]
-        return replace(owner, frame=self._frame(owner, mine[0].place)) if mine else owner
+        return self._at(owner, mine[0]) if mine else owner
 
     def settle(self, owner: LockOwner, held: LockObject, waiter: ThreadFact) -> LockOwner:
         """An RLock's owner that may be a thread here or one of the parent's: whichever is inside a block of it."""
@@ -134,6 +134,9 @@ class BlockOwners:
     def _ways(self) -> Ways | None:
         return Ways(self._first) if self._first is not None else None
 
+    def _at(self, owner: LockOwner, block: Block) -> LockOwner:
+        return replace(owner, frame=self._frame(owner, block.place), taken=_taken(self._first, block))
+
     def _frame(self, owner: LockOwner, place: int) -> int | None:
         stacks, shown = self._first, self._shown.get(owner.tid or 0, ())
         if stacks is None or owner.ns_tid is None:
@@ -160,7 +163,7 @@ class BlockOwners:
     def _inherited(self, held: LockObject) -> LockOwner | None:
         if self._owners.parent is None or self._parents is None:
             return None
-        there = _agreed(self._parents, held)
+        there = _agreed(self._parents[1], held)
         # What the forking thread holds there, it may have taken since.
         if there is None or len(there) != 1 or there[0][0] == self._owners.forking_thread:
             return None
@@ -174,11 +177,12 @@ class BlockOwners:
             parent_thread=True,
             how="context manager" if block.assumes else "with block",
             assumes=block.assumes,
+            taken=_taken(self._parents[0], block),
         )
 
     @cached_property
-    def _parents(self) -> tuple[Held, ...] | None:
-        """The parent's open blocks, read twice."""
+    def _parents(self) -> tuple[Stacks | None, tuple[Held, ...]] | None:
+        """The parent's frames, and its open blocks, read twice."""
         parent, offset = self._owners.parent, self._owners.offset
         if parent is None or offset is None or self._interpreter is None:
             return None
@@ -186,9 +190,22 @@ class BlockOwners:
             dump = pyspy.dump(parent.pid, deadline_s=_PARENT_DEADLINE_S)
             idents = pthread.tids(parent.pid, [thread["thread_id"] for thread in dump.threads], offset)
             reader = Reader(parent.pid, regions.read(parent.pid), self._reader.layout)
-            return tuple(with_blocks.read(python_stacks.read(reader, self._interpreter, idents)) for _ in range(2))
+            readings = tuple(python_stacks.read(reader, self._interpreter, idents) for _ in range(2))
+            return readings[0], tuple(map(with_blocks.read, readings))
         except (CollectorError, OSError, KeyError, TypeError):
             return None
+
+
+def _taken(stacks: Stacks | None, block: Block) -> Frame | None:
+    """The `with` statement that opened this block."""
+    if stacks is None or block.frame is None:
+        return None
+    try:
+        return with_lines.taken(stacks, block.frame, block.depth)
+    except ProcessLookupError:
+        raise
+    except (OSError, struct.error):
+        return None
 
 
 def _agreed(readings: Sequence[Held], held: LockObject) -> tuple[tuple[int, Block], ...] | None:

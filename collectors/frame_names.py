@@ -65,10 +65,13 @@ class Names:
 
     def frame(self, frame: python_frames.Frame) -> Frame | None:
         """None for the interpreter's own shims. Raises OSError."""
+        return self.at(frame, self._address(frame)) if self._code(frame.code) is not None else None
+
+    def at(self, frame: python_frames.Frame, address: int) -> Frame | None:
+        """As `frame`, with the line of another instruction of its code: bytes from the first one."""
         code = self._code(frame.code)
         if code is None:
             return None
-        address = self._address(frame)
         if (frame.code, address) not in self._named:
             line = code_lines.line(self._minor, code.table, code.first_line, address)
             self._named[frame.code, address] = Frame(

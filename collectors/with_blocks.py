@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from stucktrace.collectors import memory
+from stucktrace.collectors import exception_table, memory
 from stucktrace.collectors.context_managers import Exit, Managers
 from stucktrace.collectors.python_frames import Frame
 from stucktrace.collectors.python_stacks import Stacks
@@ -35,6 +35,9 @@ class Block:
     """Index of its frame in the thread's stack, innermost 0."""
     assumes: str = ""
     """For a lock that is held by way of another context manager."""
+    frame: Frame | None = field(default=None, compare=False)
+    depth: int = 0
+    """How many values of its frame's stack are alive at the block's beginning."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,9 @@ class _Reading:
         self._managers = Managers(stacks, self.blocks)
 
     def blocks(self, frame: Frame) -> Iterator[Block]:
-        for ends in self._exits(self._values(frame)):
+        for ends, depth in self._exits(self._values(frame)):
             for lock, assumes in self._managers.locks(ends):
-                yield Block(lock, 0, assumes)
+                yield Block(lock, 0, assumes, frame, depth)
 
     def returned(self, frame: Frame) -> Iterator[int]:
         """The lock of the condition that this frame waits for."""
@@ -120,7 +123,7 @@ class _Reading:
         if code is None or not table:
             return 0, 0
         instruction = frame.word(self._offsets.instruction)
-        depth = alive(table, (instruction - frame.code - self._offsets.first_instruction) // 2)
+        depth = exception_table.alive(table, (instruction - frame.code - self._offsets.first_instruction) // 2)
         return frame.address + self._offsets.variables + 8 * code.variables, depth
 
     def _in_blocks(self, frame: Frame) -> tuple[int, int]:
@@ -133,36 +136,11 @@ class _Reading:
         (level,) = struct.unpack("<i", memory.read(pid, innermost + 8, 4))
         return frame.word(_VALUE_STACK), level if 0 < level < _MAX_DEPTH else 0
 
-    def _exits(self, values: tuple[int, ...]) -> Iterator[Exit]:
-        """Those that end a `with` block: bound methods, or from 3.14 on a function and its object behind it."""
-        for value, following in zip(values, (*values, 0)[1:], strict=True):
-            ends = self._managers.bound(value) or self._managers.unbound(value, following)
+    def _exits(self, values: tuple[int, ...]) -> Iterator[tuple[Exit, int]]:
+        """Those that end a `with` block: bound methods, or from 3.14 on a function and its object behind it. Each with
+        how many values there are up to it."""
+        for place, (value, following) in enumerate(zip(values, (*values, 0)[1:], strict=True), 1):
+            bound = self._managers.bound(value)
+            ends = bound or self._managers.unbound(value, following)
             if ends is not None and ends.name in ("__exit__", "__aexit__"):
-                yield ends
-
-
-def alive(table: bytes, instruction: int) -> int:
-    """How many values of the stack are alive at an instruction, as the exception table says; 0 outside all its ranges.
-
-    An entry is four numbers of six bits a byte, most significant first (0x40: more follows, 0x80: an entry begins):
-    start, length and target in instructions, and twice the depth plus a flag.
-    """
-    position = 0
-
-    def number() -> int:
-        nonlocal position
-        value = table[position] & 0x3F
-        while table[position] & 0x40:
-            position += 1
-            value = value << 6 | table[position] & 0x3F
-        position += 1
-        return value
-
-    try:
-        while position < len(table):
-            start, length, _, depth = number(), number(), number(), number()
-            if start <= instruction < start + length:
-                return min(depth >> 1, _MAX_DEPTH)
-    except IndexError:
-        pass
-    return 0
+                yield ends, place if bound else place + 1

@@ -42,10 +42,10 @@ def acquires_in(wait: Wait | None) -> str:
 
 
 def holding(snapshot: Snapshot, owner: LockOwner) -> Frame | None:
-    """The owner's own frame that holds the lock, where it is known."""
+    """The `with` statement that took the lock, else the owner's own frame that holds it, where either is known."""
     frames = snapshot.frames(owner.tid) if owner.tid is not None else ()
     known = owner.frame is not None and 0 <= owner.frame < len(frames) and not frames[owner.frame].native
-    return frames[owner.frame] if known and owner.frame is not None else None
+    return owner.taken or (frames[owner.frame] if known and owner.frame is not None else None)
 
 
 def sure(lock: LockFact) -> bool:

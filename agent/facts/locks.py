@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stucktrace.facts.python import Frame
+
 
 @dataclass(frozen=True)
 class PipeFact:
@@ -55,6 +57,8 @@ class LockOwner:
     """What is taken for granted to name this owner: never more than `likely` then. "" when memory itself proves it."""
     frame: int | None = None
     """Index (innermost 0) of the owner's own Python frame that holds it, in the frames of `tid`, where one does."""
+    taken: Frame | None = None
+    """The `with` statement that took it: its function, file and line. The owner may be a thread of the parent."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
-"""How much of a frame's value stack is alive, from exception tables as this very interpreter compiled them."""
+"""How much of a frame's value stack is alive, and which `with` a block is of: from tables of this very interpreter."""
 
 import dis
+import sys
 import threading
 
-from stucktrace.collectors.with_blocks import alive
+from stucktrace.collectors import code_lines, with_lines
+from stucktrace.collectors.exception_table import alive, ends_at
 
 one, two = threading.Lock(), threading.Lock()
 
@@ -88,3 +90,32 @@ def test_a_lock_that_is_being_acquired_is_not_alive():
 def test_a_torn_table_answers_zero():
     assert alive(b"\xc1", 3) == 0
     assert alive(b"\xff" * 50, 3) == 0
+
+
+def line_of_with(function, marker, depth):
+    """The line, counted from the function's first, of the `with` whose block is `depth` values deep at the marker."""
+    code = function.__code__
+    position = next(i.offset for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL" and i.argval == marker)
+    target = ends_at(code.co_exceptiontable, position // 2, depth)
+    assert target is not None
+    return code_lines.line(sys.version_info[:2], code.co_linetable, 0, 2 * target)
+
+
+def test_each_open_block_leads_to_its_own_with():
+    assert line_of_with(single, "marker_inside", 1) == 1
+    assert line_of_with(nested, "marker_before", 1) == 1
+    assert line_of_with(nested, "marker_inside", 1) == 1
+    assert line_of_with(nested, "marker_inside", 2) == 3
+    assert line_of_with(nested, "marker_between", 1) == 1
+
+
+def test_a_try_inside_the_block_is_not_taken_for_it():
+    assert line_of_with(in_a_loop, "marker_inside", 2) == 2
+    assert line_of_with(in_a_loop, "marker_handler", 2) == 2
+
+
+def test_blocks_of_the_old_bytecode():
+    # EXTENDED_ARG 1, SETUP_WITH 4: a jump of 260 instructions (3.10) or bytes (before) from behind it.
+    code = bytes([1, 0, 144, 1, 143, 4, 9, 0, 143, 2, 9, 0])
+    assert list(with_lines.leading(code, 1)) == [(6 + 260, 4), (10 + 2, 8)]
+    assert list(with_lines.leading(code, 2)) == [(6 + 520, 4), (10 + 4, 8)]
