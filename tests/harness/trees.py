@@ -88,12 +88,12 @@ class Contained(crowd.Hung):
 
     @property
     def pid(self) -> int:
-        return self.words[0]
+        return self.words[0] if self.said else self.ids[1]
 
     @property
     def said(self) -> list[int]:
-        """What it said, in its own ids."""
-        return [int(word) for word in self.target.said.split()]
+        """The ids that it said, in its own view; nothing when it only said that it is ready."""
+        return [int(word) for word in self.target.said.split() if word.isdigit()]
 
     @property
     def words(self) -> list[int]:

@@ -45,6 +45,20 @@ NOT_PROVABLE = {
     "acquired_in_another_function",
 }
 """No memory tells who took the lock: what is said may not be more than `likely`."""
+HEALTHY = (
+    "locks_move",
+    "rlocks_move",
+    "conditions_move",
+    "slow_producer",
+    "inside_one_condition",
+    "parked_beside_contention",
+    "idle_pools",
+    "idle_readers_of_one_queue",
+    "readers_and_writers",
+    "handed_over",
+    "lock_as_a_signal",
+    "given_up_inside_its_block",
+)
 PASSED = ("threading.py", "<frozen importlib._bootstrap>")
 """Their frames take a lock on behalf of a caller, whose line is the one to tell."""
 ASLEEP_S = 6.0
@@ -133,6 +147,19 @@ class Answer:
             assert re.search(rf"held in .*/{self.program}:{line}\)", self.told), self.told
 
 
+def reports(started: dict[str, trees.Contained], *options: str | int) -> dict[str, command.Report]:
+    """All of them looked at in one run of the command."""
+    pids = {target.pid: case for case, target in started.items()}
+    result = command.run("pid", *pids, "--json", *options)
+    found = {}
+    for line in result.stdout.splitlines():
+        report = command.Report(json.loads(line))
+        command.validator().validate(report)
+        found[pids[report["process"]["pid"]]] = report
+    assert found.keys() == started.keys(), result.stderr
+    return found
+
+
 @pytest.fixture(scope="module", params=trees.PYTHONS, ids=trees.PYTHONS.values())
 def answers(request: pytest.FixtureRequest) -> Iterator[dict[str, Answer]]:
     """All cases side by side in one release's tree, looked at together once all of them have hung for a while."""
@@ -143,13 +170,7 @@ def answers(request: pytest.FixtureRequest) -> Iterator[dict[str, Answer]]:
                 kernel.wait_until(
                     lambda pid=target.pid, tid=tid: kernel.asleep_s(pid, tid) > ASLEEP_S, f"{target.said}: {tid} asleep"
                 )
-        pids = {target.pid: case for case, target in started.items()}
-        result = command.run("pid", *pids, "--json")
-        reports = [command.Report(json.loads(line)) for line in result.stdout.splitlines()]
-        for report in reports:
-            command.validator().validate(report)
-        found = {pids[report["process"]["pid"]]: report for report in reports}
-        assert found.keys() == started.keys(), result.stderr
+        found = reports(started)
         yield {
             case: Answer(program, marks(program, case), started[case], found[case])
             for case, program in programs.items()
@@ -176,3 +197,12 @@ def test_a_lock_whose_holder_no_block_shows(answers: dict[str, Answer], case: st
         for lock in answers[case].report["locks"]:
             if answers[case].tid(waiter) in [one["tid"] for one in lock["waiters"]]:
                 assert all(owner["tid"] in (None, answers[case].tid(holder)) for owner in lock["owners"]), lock
+
+
+@pytest.mark.parametrize("release", ["bullseye", "trixie"])
+def test_locks_that_change_hands(release: str):
+    """Some look-alikes; test_lookalikes.py watches all of them for longer on this machine's own Python."""
+    with trees.start_all(release, dict.fromkeys(HEALTHY, "healthy_locks.py")) as started:
+        for options in ((), ("--engine", "none", "--stuck-after", 3)):
+            for case, report in reports(started, *options).items():
+                assert report.verdict["class"] == "healthy", f"{case}:\n{report.text()}"

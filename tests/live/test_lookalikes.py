@@ -28,8 +28,15 @@ AT_ONCE = 24
 """Processes in one run of the command."""
 ALONE = 3
 """One program of so many is looked at alone too, in one of the rounds."""
-PROGRAMS = ("healthy_threads.py", "healthy_io.py", "healthy_processes.py", "healthy_loops.py", "healthy_pools.py")
-HELPERS = {"works", "spawn", "short", "start", "local_server", "connected", "anonymous"}
+PROGRAMS = (
+    "healthy_threads.py",
+    "healthy_locks.py",
+    "healthy_io.py",
+    "healthy_processes.py",
+    "healthy_loops.py",
+    "healthy_pools.py",
+)
+HELPERS = {"works", "spawn", "crowd", "short", "start", "local_server", "connected", "anonymous"}
 OPTIONS: tuple[tuple[str, ...], ...] = (
     ("--engine", "auto"),
     ("--engine", "none", "--stuck-after", "2"),
