@@ -33,15 +33,24 @@ def _steps(snapshot: Snapshot, tid: int, ends: tuple[str, ...]) -> Iterator[str]
     members = _members(snapshot, tid)
     yield evidence.who(snapshot, tid) + acquires_in(known.get(tid))
     shown: int | None = acquiring(known[tid]) if tid in known else None
+    links = graph.links(snapshot)
     while True:
         passed[tid] = None
-        wait, lock = known.get(tid), snapshot.lock(tid)
-        if lock is None or lock.kind not in graph.EXCLUSIVE_KINDS or (wait is not None and is_notified(wait)):
-            yield from _beyond(snapshot, wait, lock)
+        wait, lock = known.get(tid), links.get(tid) or snapshot.lock(tid)
+        ends_a_thread = lock is not None and lock.kind in graph.ENDS
+        if lock is None or (not ends_a_thread and not _takes(lock, wait)):
+            yield from _beyond(wait)
             yield from ends
             return
-        yield _lock(snapshot, lock, wait, members, place=wait is not None and acquiring(wait) != shown)
         owner = lock.owner
+        if ends_a_thread and owner is not None and owner.tid is not None:
+            again = " again: the circle is closed" if owner.tid in passed else ""
+            yield _end(snapshot, lock, wait, owner.tid) + again
+            if again or snapshot.thread(owner.tid) is None:
+                return
+            shown, tid = None, owner.tid
+            continue
+        yield _lock(snapshot, lock, wait, members, place=wait is not None and acquiring(wait) != shown)
         if owner is None or owner.tid is None or (owner.tid not in passed and snapshot.thread(owner.tid) is None):
             yield from ends or (_elsewhere(owner),)
             return
@@ -50,19 +59,28 @@ def _steps(snapshot: Snapshot, tid: int, ends: tuple[str, ...]) -> Iterator[str]
             yield f"held by {again}{_taken(snapshot, owner, ', which took it')}: the circle is closed"
             return
         yield f"held by {evidence.who(snapshot, owner.tid)}{_taken(snapshot, owner)}"
-        shown = owner.frame
-        tid = owner.tid
+        shown, tid = owner.frame, owner.tid
+
+
+def _takes(lock: LockFact, wait: Wait | None) -> bool:
+    return lock.kind in graph.EXCLUSIVE_KINDS and (wait is None or not is_notified(wait))
+
+
+def _end(snapshot: Snapshot, lock: LockFact, wait: Wait | None, tid: int) -> str:
+    since = f", for {age(wait.age_s)}" if wait is not None and wait.age_s is not None else ""
+    what = "for the end of" if lock.kind == "join" else "for the result that is worked on by"
+    return f"waits{acquires_in(wait)} {what} {evidence.who(snapshot, tid)}{since}"
 
 
 def _members(snapshot: Snapshot, tid: int) -> frozenset[int]:
     """The threads of the chain, who are not told again among a lock's other waiters."""
-    found: set[int] = set()
-    while tid not in found:
-        found.add(tid)
-        lock = snapshot.lock(tid)
-        if lock is None or lock.owner is None or lock.owner.tid is None:
+    found, links = {tid}, graph.links(snapshot)
+    while tid in links:
+        owner = links[tid].owner
+        if owner is None or owner.tid is None or owner.tid in found:
             break
-        tid = lock.owner.tid
+        found.add(owner.tid)
+        tid = owner.tid
     return frozenset(found)
 
 
@@ -93,13 +111,10 @@ def _elsewhere(owner: LockOwner | None) -> str:
     return f"held by thread {owner.tid or owner.ns_tid}" + (f" of pid {owner.pid}" if owner.pid else "")
 
 
-def _beyond(snapshot: Snapshot, wait: Wait | None, lock: LockFact | None) -> Iterator[str]:
+def _beyond(wait: Wait | None) -> Iterator[str]:
     """What a thread waits for that waits for no lock."""
     if wait is None:
         yield "computes"
-        return
-    if lock is not None and lock.kind == "join" and lock.owner is not None and lock.owner.tid is not None:
-        yield f"waits{acquires_in(wait)} for the end of {evidence.who(snapshot, lock.owner.tid)}"
         return
     since = f", for {age(wait.age_s)}" if wait.age_s is not None else ""
     yield f"{wait.reading.reason or evidence.call_text(wait.thread)}{acquires_in(wait)}{since}"

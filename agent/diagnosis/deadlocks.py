@@ -49,9 +49,9 @@ def deadlock(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
             yield _self_deadlock(snapshot, lock, wait)
     for circle in graph.cycles(snapshot):
         here = [known[lock.waiter_tid] for lock in circle if lock.waiter_tid in known]
-        if len(here) < len(circle) or not all(lock.stable for lock in circle) or not all(map(_stays, here)):
+        if len(here) < len(circle) or not all(lock.stable for lock in circle) or not all(map(_stays, circle, here)):
             continue
-        if any(lock.kind != "join" for lock in circle) and not (len(circle) == 2 and _join_in(circle)):
+        if _has_a_lock(circle) and not (len(circle) == 2 and any(lock.kind == "join" for lock in circle)):
             yield _circle(snapshot, circle, here)
     for lock, joiner, confidence in joined_waiters(snapshot):
         yield _joined_waiter(snapshot, known[lock.waiter_tid], lock, joiner, confidence)
@@ -204,21 +204,22 @@ def _apart(snapshot: Snapshot, lock: LockFact, between: tuple[Frame, ...], story
     return tuple(advice)
 
 
-def _stays(wait: Wait) -> bool:
-    """It sleeps until the lock is released, or until the thread that it joins has ended."""
+def _stays(lock: LockFact, wait: Wait) -> bool:
+    """It sleeps until the lock is released, or until the thread that it waits for has ended or done its task."""
     call = wait.thread.syscall
-    if wait.lock is None or wait.lock.kind != "join":
+    if lock.kind not in graph.ENDS:
         return for_ever(wait)
     return wait.thread.state in "SD" and call is not None and call.endless is True
 
 
-def _join_in(circle: tuple[LockFact, ...]) -> bool:
-    return any(lock.kind == "join" for lock in circle)
+def _has_a_lock(circle: tuple[LockFact, ...]) -> bool:
+    return any(lock.kind not in graph.ENDS for lock in circle)
 
 
 def _circle(snapshot: Snapshot, circle: tuple[LockFact, ...], here: list[Wait]) -> Finding:
-    # A thread that waits for a lock tells more than one that joins another.
-    first = min(here, key=lambda wait: (wait.lock is not None and wait.lock.kind == "join", wait.thread.tid))
+    # A thread that waits for a lock tells more than one that waits for another's end.
+    kinds = {lock.waiter_tid: lock.kind for lock in circle}
+    first = min(here, key=lambda wait: (kinds[wait.tid] in graph.ENDS, wait.tid))
     start = next(index for index, lock in enumerate(circle) if lock.waiter_tid == first.thread.tid)
     circle = circle[start:] + circle[:start]
     known = {wait.tid: wait for wait in here}
@@ -228,18 +229,19 @@ def _circle(snapshot: Snapshot, circle: tuple[LockFact, ...], here: list[Wait]) 
     waits_s = [wait.age_s for wait in here if wait.age_s is not None]
     since_s = f", for {age(min(waits_s))}" if waits_s else ""
     names = listing([evidence.name_of(snapshot, lock.waiter_tid) for lock in circle])
+    locks = "" if any(lock.kind in graph.ENDS for lock in circle) else "'s locks"
     told = steps if len(steps) <= _MEMBERS_TOLD else [*steps[:_MEMBERS_TOLD], f"and {len(steps) - _MEMBERS_TOLD} more"]
     return Finding(
         "deadlock",
         confidence,
-        f"{names} wait for each other's locks in a circle{since_s}: {'; '.join(told)}{assuming(circle)}",
+        f"{names} wait for each other{locks} in a circle{since_s}: {'; '.join(told)}{assuming(circle)}",
         evidence=(
-            *(owner_line(snapshot, lock) for lock in circle),
+            *(owner_line(snapshot, lock) for lock in circle if lock.kind not in graph.ENDS),
             *(evidence.call_line(snapshot, wait.thread, wait.age_s) for wait in here),
             *evidence.frame_line(first.frames, acquiring(first)),
         ),
         now=remedies.restart(snapshot),
-        later=(Later("take these locks in the same order everywhere", "a circle needs two orders"),),
+        later=(_one_order(circle),),
         tid=first.thread.tid,
         lock=circle[0].address,
         chain=chains.of(snapshot, first.tid),
@@ -251,13 +253,22 @@ def _circle(snapshot: Snapshot, circle: tuple[LockFact, ...], here: list[Wait]) 
     )
 
 
+def _one_order(circle: tuple[LockFact, ...]) -> Later:
+    if any(lock.kind in graph.ENDS for lock in circle):
+        return Later(
+            "do not wait for a thread or a result while holding a lock that its work takes, or give the wait a timeout",
+            "that work cannot end before it gets the lock",
+        )
+    return Later("take these locks in the same order everywhere", "a circle needs two orders")
+
+
 def _member(snapshot: Snapshot, lock: LockFact, wait: Wait, following: Wait) -> str:
     """One member of a circle: what it waits for and where, and where the next one took that."""
     owner = lock.owner
     assert owner is not None
     name, next_one = evidence.who(snapshot, lock.waiter_tid), evidence.name_of(snapshot, owner.tid or 0)
-    if lock.kind == "join":
-        return f"{name}{acquires_in(wait)} for the end of {next_one}"
+    if lock.kind in graph.ENDS:
+        return f"{name}{acquires_in(wait)} for the {'end' if lock.kind == 'join' else 'result'} of {next_one}"
     taken, waits_in = holding(snapshot, owner), acquiring(following)
     # Where it waits stands there next.
     where = f" in {evidence.where(taken)}" if taken and owner.frame != waits_in else ""

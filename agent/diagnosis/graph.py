@@ -3,15 +3,17 @@
 Sources: system call arguments, LockFact.owner, SocketFact.peer, PipeFact holders, FileLockFact holders. A thread waits
 for one thing at a time here; poll sets with several fds and epoll sets have no single one, so they have no edge.
 Nodes are "thread:TID", "lock:0xADDRESS", "file:PATH", "socket:INODE", "pipe:INODE", "peer:ADDRESS", "process:PID", and
-"absent:TID" for a holder that is no thread of this process, lost over fork or ended ("absent:" where it has no number).
+"absent:TID" for a holder that is no thread of this process, lost over fork or ended ("absent:" where it has no number),
+"pool:0xADDRESS", and "lock:PID/0xADDRESS" for a lock as another process has it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 
 from stucktrace.diagnosis.model import Edge
-from stucktrace.facts import FileLockFact, LockFact, PipeFact, Snapshot, SocketFact, ThreadFact
+from stucktrace.facts import FileLockFact, LockFact, LockOwner, PipeFact, Snapshot, SocketFact, ThreadFact
 
 FUTEX_CALLS = frozenset({"futex", "futex_wait", "futex_waitv"})
 SLEEP_CALLS = frozenset({"clock_nanosleep", "nanosleep", "pause"})
@@ -79,10 +81,28 @@ def _target(snapshot: Snapshot, thread: ThreadFact) -> LockFact | FileLockFact |
 def edges(snapshot: Snapshot) -> tuple[Edge, ...]:
     """Every wait that has a name, and behind it who would end it."""
     found: dict[Edge, None] = {}
+    pooled = {each.tid for pool in snapshot.pools for each in pool.awaited}
     for thread in snapshot.threads:
-        for edge in _edges(snapshot, thread):
+        # Who waits for a result sleeps in a lock of its own, which nobody holds.
+        for edge in _pool_edges(snapshot, thread.tid) if thread.tid in pooled else _edges(snapshot, thread):
             found[edge] = None
     return tuple(found)
+
+
+def _pool_edges(snapshot: Snapshot, tid: int) -> Iterator[Edge]:
+    for pool in snapshot.pools:
+        node, connections = f"pool:{pool.address:#x}", pool.kind == "connections"
+        for each in pool.awaited:
+            if each.tid != tid:
+                continue
+            what = "a connection" if connections else f"a result, {each.state}"
+            yield Edge(f"thread:{tid}", node, f"waits for {what}")
+            for member in pool.members:
+                if each.runs_on is not None and member.tid != each.runs_on:
+                    continue
+                here = member.tid is not None and snapshot.thread(member.tid) is not None
+                target = f"thread:{member.tid}" if here else f"process:{member.pid}"
+                yield Edge(node, target, "has a connection" if connections else "runs it" if each.runs_on else "member")
 
 
 def _edges(snapshot: Snapshot, thread: ThreadFact) -> Iterator[Edge]:
@@ -93,6 +113,11 @@ def _edges(snapshot: Snapshot, thread: ThreadFact) -> Iterator[Edge]:
         yield Edge(node, lock, call)
         if (holder := holder_node(snapshot, target)) is not None:
             yield Edge(lock, holder, _relation(snapshot, target))
+        for step, after in pairwise(target.beyond):
+            theirs = f"lock:{step.pid}/{step.lock or 0:#x}"
+            yield Edge(f"process:{step.pid}", theirs, "futex")
+            here = snapshot.thread(after.tid) is not None
+            yield Edge(theirs, f"thread:{after.tid}" if here else f"process:{after.pid}", "held by")
     elif isinstance(target, FileLockFact):
         file = f"file:{target.path}"
         yield Edge(node, file, call)
@@ -138,7 +163,7 @@ def _relation(snapshot: Snapshot, lock: LockFact) -> str:
     if lock.kind == "join":
         return "until it ends"
     owner = lock.owner
-    if owner is None or lock.kind not in EXCLUSIVE_KINDS:
+    if owner is None or lock.kind not in EXCLUSIVE_KINDS | PROCESS_LOCKS:
         return "held by" if owner else ""
     assumed = ", most likely" if owner.assumes else ""
     by = f" thread {owner.tid}" if (holder_node(snapshot, lock) or "").startswith("process:") and owner.tid else ""
@@ -150,13 +175,35 @@ def owned(lock: LockFact) -> bool:
     return lock.kind in EXCLUSIVE_KINDS and lock.owner is not None and lock.owner.tid is not None
 
 
+ENDS = frozenset({"join", "result"})
+"""Kinds of what is no lock: the end of a thread, the result of a task that a thread works on."""
+
+
+def links(snapshot: Snapshot) -> Mapping[int, LockFact]:
+    """tid -> the lock that it waits for and whose owner is known, or the thread whose end or result it waits for.
+
+    A result is told as a lock of the thread that works on it: it gives way when that one has done with it.
+    """
+    cached = snapshot.__dict__.get("_links")
+    if cached is None:
+        cached = {
+            each.tid: LockFact(each.result, "result", each.tid, "", owner=LockOwner("alive", each.runs_on))
+            for pool in snapshot.pools
+            for each in pool.awaited
+            if pool.kind == "threads" and each.state == "running" and each.of == 1 and each.runs_on is not None
+        }
+        cached |= {lock.waiter_tid: lock for lock in snapshot.locks if owned(lock) or _joins(lock)}
+        snapshot.__dict__["_links"] = cached
+    return dict(cached)
+
+
 def _joins(lock: LockFact) -> bool:
     return lock.kind == "join" and lock.owner is not None and lock.owner.tid is not None
 
 
 def cycles(snapshot: Snapshot) -> tuple[tuple[LockFact, ...], ...]:
-    """Circles of two or more threads, each of which waits for a lock of the next one, or for the next one's end."""
-    waiting = {lock.waiter_tid: lock for lock in snapshot.locks if owned(lock) or _joins(lock)}
+    """Circles of two or more threads, each of which waits for a lock of the next one, or for its end or result."""
+    waiting = links(snapshot)
     found: list[tuple[LockFact, ...]] = []
     done: set[int] = set()
     for start in waiting:

@@ -27,6 +27,12 @@ def _known(snapshot: Snapshot) -> Mapping[str, str]:
         known[f"thread:{thread.tid}"] = f"{evidence.who(snapshot, thread.tid)}{acquires_in(wait)}{since}"
     for lock in snapshot.locks:
         known.setdefault(f"lock:{lock.address:#x}", title(lock))
+        for step in lock.beyond:
+            known[f"process:{step.pid}"] = process(step.pid, step.command)
+            if step.lock is not None:
+                known[f"lock:{step.pid}/{step.lock:#x}"] = (
+                    f"the {step.kind.replace('-', ' ')} at {step.lock:#x} of pid {step.pid}"
+                )
         owner = lock.owner
         if owner is not None and owner.state == "absent":
             number = owner.ns_tid or owner.tid or ""
@@ -40,6 +46,9 @@ def _known(snapshot: Snapshot) -> Mapping[str, str]:
     for pipe in snapshot.pipes:
         fds = ", ".join(map(str, pipe.fds))
         known[f"pipe:{pipe.inode}"] = f"pipe {pipe.path or pipe.inode} (fd {fds})"
+    for pool in snapshot.pools:
+        size = f" of {pool.size}" if pool.size is not None else ""
+        known[f"pool:{pool.address:#x}"] = f"pool {pool.name}{size} ({pool.kind})"
     for relative in snapshot.relatives:
         known[f"process:{relative.pid}"] = f"{process(relative.pid, relative.command)}, a {relative.relation}"
     own = snapshot.process

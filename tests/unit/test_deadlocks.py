@@ -2,8 +2,9 @@
 
 import pytest
 from stucktrace.diagnosis.lock_words import title
+from stucktrace.facts import Awaited, PoolFact, PoolMember
 
-from tests.unit.snapshots import call, codes, lock, owned_by, process, snapshot, thread, verdict
+from tests.unit.snapshots import call, codes, diagnosed, lock, owned_by, process, snapshot, thread, verdict
 
 APP = ["Work.step /srv/app/work.py:12", "<module> /srv/app/main.py:3"]
 TAKEN = "Registry.update /srv/app/registry.py:30"
@@ -123,6 +124,51 @@ def test_a_circle_through_a_join():
     found = verdict(facts)
     assert (found.code, found.confidence, found.tid) == ("deadlock", "proven", 101)
     assert "for the end of Thread-3" in found.summary
+
+
+def waits_for_a_result(**more):
+    """The main thread waits, inside a lock, for what a member of a pool works on; that one waits for the lock."""
+    result = [
+        "Condition.wait /usr/lib/python3.11/threading.py:320",
+        "Future.result /usr/lib/python3.11/concurrent/futures/_base.py:451",
+    ]
+    awaited = Awaited(100, 0xF0, more.pop("state", "running"), runs_on=101, of=more.pop("of", 1))
+    pool = PoolFact(
+        0xA0, "threads", "ThreadPoolExecutor-0", 4, members=(PoolMember(100, 101, 0xF0),), awaited=(awaited,)
+    )
+    main = thread(100, call("futex", **({"endless": False, "timeout_s": 60.0} if more.pop("timed", False) else {})))
+    return snapshot(
+        main,
+        thread(101),
+        stacks={100: [*result, *APP], 101: APP},
+        locks=[lock(100, "lock", address=0x2000), lock(101, "lock", owner=owned_by(100), address=0x1000)],
+        pools=(pool,),
+    )
+
+
+def test_a_circle_through_a_result():
+    found = verdict(waits_for_a_result())
+    assert (found.code, found.confidence, found.tid) == ("deadlock", "proven", 101)
+    assert "wait for each other in a circle" in found.summary
+    assert found.chain[-1].startswith(
+        "waits in Future.result (futures/_base.py:451) for the result that is worked on by"
+    )
+    assert found.chain[-1].endswith("again: the circle is closed")
+
+
+@pytest.mark.parametrize("more", [{"timed": True}, {"of": 2}, {"state": "queued"}])
+def test_a_result_that_may_come_otherwise_is_no_circle(more):
+    assert "deadlock" not in dict(codes(waits_for_a_result(**more)))
+
+
+def test_a_result_in_the_graph():
+    edges = {(edge.source, edge.target, edge.label) for edge in diagnosed(waits_for_a_result()).edges}
+    assert edges == {
+        ("thread:100", "pool:0xa0", "waits for a result, running"),
+        ("pool:0xa0", "thread:101", "runs it"),
+        ("thread:101", "lock:0x1000", "futex"),
+        ("lock:0x1000", "thread:100", "held by, alive"),
+    }
 
 
 def test_threads_that_join_each_other_in_turn_wait_for_no_lock():

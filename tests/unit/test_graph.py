@@ -2,6 +2,7 @@
 
 from stucktrace.diagnosis import graph
 from stucktrace.diagnosis.model import Edge
+from stucktrace.facts import OwnerElsewhere
 
 from tests.unit.snapshots import call, diagnosed, file_lock, lock, owned_by, peer, pipe, snapshot, tcp, thread
 
@@ -59,6 +60,19 @@ def test_who_is_behind_a_lock():
     assert behind(owned_by(None, "absent")) == [("absent:", "held by, absent")]
     assert behind(owned_by(301, pid=300)) == [("process:300", "held by thread 301, alive")]
     assert behind(owned_by(101), kind="join") == [("thread:101", "until it ends")]
+
+
+def test_a_circle_of_processes():
+    other = OwnerElsewhere(300, 300, "worker", "S", lock=0xB0, kind="process-lock")
+    back = OwnerElsewhere(100, 100, "python3", "S", lock=0xA0, kind="process-lock")
+    own = lock(100, "process-lock", owner=owned_by(300, pid=300), address=0xA0, shared=True, beyond=(other, back))
+    facts = snapshot(thread(100), locks=[own])
+    assert [(edge.source, edge.target) for edge in graph.edges(facts)] == [
+        ("thread:100", "lock:0xa0"),
+        ("lock:0xa0", "process:300"),
+        ("process:300", "lock:300/0xb0"),
+        ("lock:300/0xb0", "thread:100"),
+    ]
 
 
 def test_labels_of_nodes():
