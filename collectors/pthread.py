@@ -18,20 +18,25 @@ from stucktrace.collectors import memory
 _KNOWN = {"x86_64": 0x2D0, "aarch64": 0xD0}
 # No known libc keeps the field further in.
 _SEARCHED_BYTES = 0x400
+# The kernel's PID_MAX_LIMIT on 64 bits (include/linux/threads.h).
+_TID_MAX = 4 * 1024 * 1024
 
 
 def tid_offset(pid: int, idents: Iterable[int], ns_tids: Collection[int]) -> int | None:
     """Where `struct pthread` keeps its tid: an offset at which every one of `idents` names a thread of the process.
 
-    A thread may begin or end between the two readings, so a known offset needs only most of them; a searched one all.
+    Threads begin and end between the two readings, so at a known offset one of them is enough where the others hold
+    what can be the tid of one that came or went; a searched offset needs all.
     """
     headers = [header for header in (_header(pid, ident) for ident in idents) if header is not None]
     if not headers:
         return _KNOWN.get(platform.machine())
     tids = set(ns_tids)
     known = _KNOWN.get(platform.machine())
-    if known is not None and 2 * sum(_field(header, known) in tids for header in headers) > len(headers):
-        return known
+    if known is not None:
+        there = [_field(header, known) for header in headers]
+        if not tids.isdisjoint(there) and all(0 <= value <= _TID_MAX for value in there):
+            return known
     for offset in range(0, _SEARCHED_BYTES, 4):
         values = [_field(header, offset) for header in headers]
         if len(set(values)) == len(values) and all(value in tids for value in values):

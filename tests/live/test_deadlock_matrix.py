@@ -47,6 +47,7 @@ NOT_PROVABLE = {
 """No memory tells who took the lock: what is said may not be more than `likely`."""
 HEALTHY = (
     "locks_move",
+    "a_thread_for_each_request",
     "rlocks_move",
     "conditions_move",
     "slow_producer",

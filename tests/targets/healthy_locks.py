@@ -53,6 +53,21 @@ def locks_move():
     crowd(turn)
 
 
+def a_thread_for_each_request():
+    """Threads live for a moment; what is seen of them at two instants never fits."""
+    lock = threading.Lock()
+
+    def serves():
+        with lock:
+            time.sleep(0.01)
+
+    say_ready()
+    while True:
+        request = spawn(serves)
+        time.sleep(0.01)
+        request.join()
+
+
 def locks_by_hand_move():
     lock = threading.Lock()
 
