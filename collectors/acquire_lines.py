@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Collection, Iterator, Sequence
+from tokenize import TokenError
 
 _LOOPS = (ast.For, ast.AsyncFor, ast.While)
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
@@ -31,10 +32,12 @@ class Function:
             block = "".join(inspect.getblock(lines[first_line - 1 :])) if 0 < first_line <= len(lines) else ""
             indented = block[:1].isspace()
             tree = ast.parse("if 1:\n" + block if indented else block)
-        except (SyntaxError, ValueError, IndentationError, RecursionError):
+        except (SyntaxError, TokenError, ValueError, RecursionError):
             return
         ast.increment_lineno(tree, first_line - (2 if indented else 1))
-        found = tree.body[0].body[0] if indented and isinstance(tree.body[0], ast.If) else tree.body[0]
+        found = tree.body[0] if tree.body else None
+        if indented and isinstance(found, ast.If):
+            found = found.body[0]
         if isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef) and found.name == name:
             self._body = found.body
 

@@ -57,7 +57,7 @@ class HandAcquires:
         found = [each for place in self._using("acquire") if (each := self._acquired(*place, lock, waiting))]
         holders = {each.ns_tid for each in found}
         for ns_tid, _, frame in self._using("release") if found else ():
-            if ns_tid not in holders | waiting and self._ways.to(frame, lock):
+            if ns_tid not in holders | waiting and self._releases(frame, lock):
                 return None
         return tuple(found) if time.thread_time() < self._ends else None
 
@@ -71,12 +71,10 @@ class HandAcquires:
             named = self._stacks.named(frame.code)
             if "release" not in named.used:
                 continue
-            names = self._names(frame, lock)
-            function = self._function(frame)
-            if names and not function.known:
-                unread = named.shown
-            elif names and function.releases(names):
+            releases = self._releases(frame, lock)
+            if releases and self._function(frame).known:
                 return None
+            unread = unread or (named.shown if releases else "")
         return unread
 
     def _using(self, name: str) -> list[tuple[int, int, Frame]]:
@@ -100,6 +98,12 @@ class HandAcquires:
             return None
         line = self._function(frame).acquired(names, shown[index].line)
         return Acquired(ns_tid, place, shown[index].function, line) if line else None
+
+    def _releases(self, frame: Frame, lock: int) -> bool:
+        """It leads to the lock and releases it by that name; where its source is not there, it may."""
+        names = self._names(frame, lock)
+        function = self._function(frame) if names else None
+        return function is not None and (not function.known or function.releases(names))
 
     def _names(self, frame: Frame, lock: int) -> frozenset[str]:
         return frozenset(way.expression for way in self._ways.to(frame, lock))
