@@ -9,6 +9,7 @@ pshared flag and would read like "owner 128". Layouts are glibc's on 64-bit (x86
     semaphore  value 0, waiters 4, private 8 (0, or 128 when shared); waits for value == 0
     condition  the word is one of two signal counters; wrefs (waiters << 3 | flags) lies 4 or 8 bytes before it
     rwlock     readers 0, writers 4, wrphase 8, writers' futex 12, current writer 24, shared 28, flags 48
+    barrier    in 0, round 4, count 8, shared 12, out 16; waits as long as its round lasts
     join       the tid field of the other thread's `struct pthread`; waits for it to become 0
 """
 
@@ -100,8 +101,9 @@ def classify(wait: Wait, before: bytes, after: bytes, tids: Collection[int]) -> 
         found = _mutex(wait, word, after) if wait.expected == 2 else None
         return found or _rwlock(wait, before, after) or unknown
     if wait.expected <= 1:
-        return _condition(wait, word, before, tids) or _semaphore(wait, word, after) or unknown
-    return _condition(wait, word, before, tids) or unknown
+        found = _condition(wait, word, before, tids) or _semaphore(wait, word, after)
+        return found or _barrier(wait, word, before, after) or unknown
+    return _condition(wait, word, before, tids) or _barrier(wait, word, before, after) or unknown
 
 
 def _mutex(wait: Wait, word: int, after: bytes) -> Word | None:
@@ -151,6 +153,18 @@ def _condition(wait: Wait, word: int, before: bytes, tids: Collection[int]) -> W
     if bool(shared) == wait.private or not 0 < waiters <= (len(tids) if not shared else _MAX_TID):
         return None
     return Word("condition", wait.address, word, note="monotonic" if references & 2 else "")
+
+
+def _barrier(wait: Wait, word: int, before: bytes, after: bytes) -> Word | None:
+    if wait.operation != _WAIT or wait.address % 8 != 4 or len(before) < 4:
+        return None
+    (came,) = struct.unpack_from("<I", before, len(before) - 4)
+    count, shared, went = struct.unpack_from("<III", after, 4)
+    here = came - wait.expected
+    if shared != (0 if wait.private else _PRIVATE) or not 0 < here < count < _MAX_TID or went > came:
+        return None
+    missing = count - here
+    return Word("barrier", wait.address - 4, word, note=f"waits for {missing} more of {count} threads")
 
 
 def _rwlock(wait: Wait, before: bytes, after: bytes) -> Word | None:

@@ -17,7 +17,9 @@ from stucktrace.collectors import (
     futexes,
     import_locks,
     interpreter,
+    libc,
     memory,
+    musl_futexes,
     regions,
     source_lines,
     usage,
@@ -50,6 +52,7 @@ class _Target:
     frames: Mapping[int, tuple[Frame, ...]]
     minor: tuple[int, int] | None
     semlocks: SemLocks
+    libc: str
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,18 @@ def collect(
         frames = {thread.tid: thread.frames for thread in python.threads} if python is not None else {}
         minor = found.minor if found is not None else None
         semlocks = SemLocks(process.pid, reader.layout, found, [relative.pid for relative in relatives])
-        target = _Target(process.pid, mapped, owners, reader, _runtime(found, mapped), blocks, frames, minor, semlocks)
+        target = _Target(
+            process.pid,
+            mapped,
+            owners,
+            reader,
+            _runtime(found, mapped),
+            blocks,
+            frames,
+            minor,
+            semlocks,
+            libc.of(process.pid, mapped),
+        )
         return _collect(target, calls)
     except (ProcessLookupError, FileNotFoundError):
         raise CollectorError(WHAT, "the process ended", "") from None
@@ -172,7 +186,8 @@ def _look(target: _Target, thread: ThreadFact, wait: Wait) -> _Waiter | None:
         raise
     except OSError:
         before = b""
-    word = futexes.classify(wait, before, after, target.owners.ns_tids)
+    layout = futexes if target.libc == libc.GLIBC else musl_futexes
+    word = layout.classify(wait, before, after, target.owners.ns_tids)
     if word.kind == "semaphore" and (parked := _parked(target, thread, wait, before)) is not None:
         return _Waiter(thread, wait, word, *parked)
     return _Waiter(thread, wait, word, word.address)
@@ -251,6 +266,7 @@ def _fact(target: _Target, waiter: _Waiter, held: LockObject | None, waiting: fr
         shared=region is not None and region.shared,
         word=word.word if waiter.parked is None else waiter.parked,
         count=word.count,
+        note=word.note if word.kind != "condition" else "",
     )
     if word.kind == "condition" and any(start <= word.address < end for start, end in target.runtime):
         return replace(fact, kind="gil")
