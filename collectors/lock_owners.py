@@ -19,8 +19,9 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
-from stucktrace.collectors import memory, pthread, regions
+from stucktrace.collectors import memory, pthread, regions, sharers
 from stucktrace.collectors.regions import Regions
+from stucktrace.errors import CannotInspect
 from stucktrace.facts import LockOwner, ProcessFact, PythonFact, Relative, ThreadFact
 
 
@@ -86,13 +87,13 @@ class Owners:
             return None
         return Parent(found.pid, dict(found.threads) or _names_of(found.pid))
 
-    def by_ns_tid(self, ns_tid: int, waiter: ThreadFact, *, shared: bool) -> LockOwner:
-        """The owner of a glibc lock, as its word or field names it."""
+    def by_ns_tid(self, ns_tid: int, waiter: ThreadFact, *, shared: bool, address: int = 0) -> LockOwner:
+        """The owner of a C library's lock, as its word or field names it. `address`: of one in shared memory."""
+        if shared:
+            return self._sharing(ns_tid, waiter, address)
         thread = self._threads.get(ns_tid)
         if thread is not None:
             return self._here(thread, waiter)
-        if shared:
-            return self._elsewhere(ns_tid)
         if ns_tid in self._begun_since():
             return LockOwner("unknown", ns_tid=ns_tid)
         if self.parent is None:
@@ -165,15 +166,30 @@ class Owners:
             return None
         return ns_tid if ns_tid in self.parent.threads else None
 
-    def _elsewhere(self, ns_tid: int) -> LockOwner:
-        """The owner of a lock in shared memory: any process of the target's PID namespace."""
-        if not _same_pid_namespace(self.pid, None):
+    def _sharing(self, ns_tid: int, waiter: ThreadFact, address: int) -> LockOwner:
+        """The owner of a lock in shared memory, as its word or field names it: a thread of any process that maps it.
+
+        Each process writes the number that its thread has in its own PID namespace, so several can be meant.
+        """
+        try:
+            shared = sharers.of(self.pid, address)
+            if shared is None:
+                return LockOwner("unknown", ns_tid=ns_tid)
+            pids, hidden = sharers.all_of(shared)
+        except CannotInspect:
             return LockOwner("unknown", ns_tid=ns_tid)
-        # /proc answers for a tid too, though it lists processes only.
-        status = _status(Path(f"/proc/{ns_tid}/status"))
-        if status is None:
-            return LockOwner("absent", ns_tid=ns_tid)
-        return LockOwner("alive", ns_tid, ns_tid, int(status.get("Tgid", "0")), status.get("Name", ""))
+        found = [(pid, tid) for pid in pids if (tid := _numbered(pid, ns_tid))]
+        if len(found) > 1:
+            return LockOwner("unknown", ns_tid=ns_tid)
+        if not found:
+            assumes = "no process whose mappings may not be read shares it" if hidden else ""
+            return LockOwner("absent", ns_tid=ns_tid, assumes=assumes)
+        ((pid, tid),) = found
+        thread = self._threads.get(ns_tid) if pid == self.pid else None
+        if thread is not None:
+            return self._here(thread, waiter)
+        status = _status(Path(f"/proc/{pid}/task/{tid}/status")) or {}
+        return LockOwner("alive", tid, ns_tid, pid, status.get("Name", ""))
 
     def _begun_since(self) -> frozenset[int]:
         """ns_tids of threads that began after `threads` was taken."""
@@ -184,6 +200,15 @@ class Owners:
                 status = _status(Path(f"/proc/{self.pid}/task/{name}/status"))
                 found.add(int((status or {}).get("NSpid", name).split()[-1]))
         return frozenset(found)
+
+
+def _numbered(pid: int, ns_tid: int) -> int | None:
+    """The thread of a process that has this number in its own PID namespace."""
+    for name in _task_names(pid):
+        status = _status(Path(f"/proc/{pid}/task/{name}/status"))
+        if status is not None and int(status.get("NSpid", name).split()[-1]) == ns_tid:
+            return int(name)
+    return None
 
 
 def began_s(pid: int, tid: int) -> float | None:
@@ -200,10 +225,9 @@ def _places(mapped: Regions) -> tuple[int, ...]:
     return tuple(region.end for region in mapped.regions if region.path in ("[vdso]", "[stack]"))
 
 
-def _same_pid_namespace(pid: int, other: int | None) -> bool:
-    """`other` None: this very process."""
+def _same_pid_namespace(pid: int, other: int) -> bool:
     try:
-        theirs = Path(f"/proc/{other or 'self'}/ns/pid").readlink()
+        theirs = Path(f"/proc/{other}/ns/pid").readlink()
         return Path(f"/proc/{pid}/ns/pid").readlink() == theirs
     except OSError:
         return False

@@ -277,7 +277,9 @@ def _fact(target: _Target, waiter: _Waiter, held: LockObject | None, waiting: fr
     if word.kind == "shared-semaphore" and (lock := target.semlocks.find(thread.tid, word.address)) is not None:
         return replace(fact, kind=lock.kind, owner=lock.owner, note=lock.note, beyond=lock.beyond)
     if word.owner is not None:
-        return replace(fact, owner=_from_field(owners.by_ns_tid(word.owner, thread, shared=not waiter.wait.private)))
+        shared = fact.shared and not waiter.wait.private
+        owner = owners.by_ns_tid(word.owner, thread, shared=shared, address=word.address)
+        return replace(fact, owner=_from_field(owner))
     return fact
 
 

@@ -2,8 +2,7 @@
 
 The semaphore alone names nobody. But each process that has such a lock has an object for it, whose `count` is above 0
 in the one process that holds it, with `last_tid`, the pthread address of the thread that took it. Source:
-process_vm_readv and /proc/PID/maps; `SemLockObject` of CPython 3.8 to 3.14 and of billiard 3 and 4, behind the
-object's head: handle 0, last_tid 8, count 16 (int), maxvalue 20, kind 24 (0: recursive), name 32.
+semlock_objects.py, sharers.py.
 
 - The waiting thread has its object on its C stack. A semaphore without a name was unlinked as soon as it was made
   (start method fork), so each process has one object for it, at the same address as here. Another one is opened by name
@@ -19,50 +18,25 @@ from __future__ import annotations
 
 import platform
 import struct
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from stucktrace.collectors import cpython_objects, memory, procfs, pthread, regions, semlock_users, touched, usage
-from stucktrace.collectors.cpython_objects import Layout, Reader
+from stucktrace.collectors import cpython_objects, memory, procfs, semlock_users, sharers, usage
+from stucktrace.collectors.cpython_objects import Layout
 from stucktrace.collectors.futexes import Wait
 from stucktrace.collectors.interpreter import Interpreter
+from stucktrace.collectors.semlock_objects import Process, SemLock, own_number
+from stucktrace.collectors.sharers import Shared
 from stucktrace.collectors.syscall_names import BY_MACHINE
 from stucktrace.errors import CannotInspect
 from stucktrace.facts import LockOwner, OwnerElsewhere
 
-_BODY = struct.Struct("<QQiii4xQ")
-_BODY_BYTES = _BODY.size
-_STACK_BYTES = 8 << 10
 _ACQUIRING_BYTES = 2 << 10
 """From the call in which a thread waits for the GIL up to the frame of the lock's method."""
-_SEARCH_BYTES = 1 << 30
 _RECURSIVE = 0
 _FUTEX = next((number for number, name in BY_MACHINE.get(platform.machine(), {}).items() if name == "futex"), -1)
 _MOST_STEPS = 16
 LOCK, RLOCK, SEMAPHORE = "process-lock", "process-rlock", "process-semaphore"
-
-
-@dataclass(frozen=True)
-class SemLock:
-    """One object. `last_tid` is a pthread address of its process."""
-
-    pid: int
-    address: int
-    handle: int
-    last_tid: int
-    count: int
-    most: int
-    kind: int
-    named: bool
-
-
-@dataclass(frozen=True)
-class Shared:
-    """The semaphore's page in one process."""
-
-    file: tuple[str, int]
-    """(device, inode): the same in every process."""
-    start: int
 
 
 @dataclass(frozen=True)
@@ -81,74 +55,6 @@ class Found:
     note: str = ""
     beyond: tuple[OwnerElsewhere, ...] = ()
     """From the owner in another process on: what each waits for in turn, as far as that is such a lock too."""
-
-
-class Process:
-    """One of the processes that share a lock."""
-
-    def __init__(self, pid: int, layout: Layout, found: Interpreter | None = None) -> None:
-        self.pid = pid
-        self.mapped = regions.read(pid)
-        self.reader = Reader(pid, self.mapped, layout)
-        self.interpreter = found
-        self._searched: dict[int, tuple[int, ...] | None] = {}
-
-    def object_at(self, address: int, handle: int) -> SemLock | None:
-        head = self.reader.layout.head
-        data = _some(self.pid, address, head + _BODY_BYTES) if address > 0 and address % 8 == 0 else b""
-        if len(data) < head + _BODY_BYTES:
-            return None
-        (kind_of,) = struct.unpack_from("<Q", data, head - 8)
-        at, last_tid, count, most, kind, name = _BODY.unpack_from(data, head)
-        if at != handle or not self.reader.type_name(kind_of).endswith(".SemLock") or kind not in (0, 1) or most < 1:
-            return None
-        return SemLock(self.pid, address, at, last_tid, count, most, kind, bool(name))
-
-    def on_stack(self, tid: int, handle: int, length: int = _STACK_BYTES) -> SemLock | None:
-        """The object that a thread inside a system call has on its C stack."""
-        pointer = cpython_objects.stack_pointer(self.pid, tid)
-        data = memory.read_some(self.pid, pointer, length) if pointer else b""
-        words = dict.fromkeys(struct.unpack(f"<{len(data) // 8}Q", data[: len(data) // 8 * 8]))
-        likely = [word for word in words if word % 8 == 0 and self._holds_objects(word)]
-        handles = memory.read_words(self.pid, [word + self.reader.layout.head for word in likely])
-        for word, value in zip(likely, handles, strict=True):
-            if value == handle and (found := self.object_at(word, handle)) is not None:
-                return found
-        return None
-
-    def _holds_objects(self, address: int) -> bool:
-        region = self.mapped.find(address)
-        return region is not None and region.writable and not region.shared
-
-    def search(self, handle: int) -> tuple[SemLock, ...] | None:
-        """All objects with this handle; None where there is too much memory to search."""
-        if handle not in self._searched:
-            self._searched[handle] = self._pointing_to(handle)
-        places = self._searched[handle]
-        found = [self.object_at(place, handle) for place in places] if places is not None else None
-        return tuple(semlock for semlock in found if semlock is not None) if found is not None else None
-
-    def _pointing_to(self, handle: int) -> tuple[int, ...] | None:
-        areas = list(self.mapped.anonymous_writable())
-        if sum(area.size for area in areas) > _SEARCH_BYTES:
-            return None
-        needle, found = struct.pack("<Q", handle), []
-        for start, length in touched.ranges(self.pid, areas):
-            data = _some(self.pid, start, length)
-            position = data.find(needle)
-            while position >= 0:
-                address = start + position - self.reader.layout.head
-                if position % 8 == 0 and self.object_at(address, handle) is not None:
-                    found.append(address)
-                position = data.find(needle, position + 1)
-        return tuple(found)
-
-    def thread_of(self, ident: int) -> int | None:
-        """tid of the living thread at a pthread address."""
-        numbers = {_own_number(self.pid, tid): tid for tid in procfs.thread_ids(self.pid)}
-        offset = pthread.tid_offset(self.pid, [ident], numbers)
-        own = pthread.tid(self.pid, ident, offset) if offset is not None else None
-        return numbers.get(own) if own else None
 
 
 class SemLocks:
@@ -191,13 +97,13 @@ class SemLocks:
         return Found(LOCK, self._owner(here, semlock, tid, used.in_with))
 
     def _owner(self, here: Process, semlock: SemLock, tid: int, released_by_holder: bool) -> LockOwner:
-        shared = _shared(here.pid, semlock.handle)
+        shared = sharers.of(here.pid, semlock.handle)
         if shared is None or _value(semlock) != 0:
             return LockOwner("unknown")
         nearby = self._objects(self._family, here, semlock, shared)
         holders = [each for each in nearby.objects if each.count > 0]
         if not holders:
-            everyone, hidden = _everyone()
+            everyone, hidden = sharers.everyone()
             nearby = self._objects(everyone, here, semlock, shared)
             holders = [each for each in nearby.objects if each.count > 0]
             if not holders:
@@ -211,13 +117,13 @@ class SemLocks:
         thread = process.thread_of(holder.last_tid) if process is not None else None
         if process is None or thread is None:
             return LockOwner("unknown", pid=holder.pid)
-        own, name = _own_number(holder.pid, thread), _thread_name(holder.pid, thread)
+        own, name = own_number(holder.pid, thread), _thread_name(holder.pid, thread)
         owner = LockOwner("alive", thread, own, holder.pid, name, how="semaphore count")
         if (holder.pid, thread) != (here.pid, tid):
             return owner
-        shared = _shared(here.pid, semlock.handle)
+        shared = sharers.of(here.pid, semlock.handle)
         alone = shared is not None and not any(
-            pid != here.pid and _mapped_at(pid, shared) is not None for pid in _everyone()[0]
+            pid != here.pid and sharers.mapped_at(pid, shared) is not None for pid in sharers.everyone()[0]
         )
         if alone:
             return replace(owner, state="self")
@@ -231,7 +137,7 @@ class SemLocks:
         if not seen.complete or any(each.count < 0 for each in seen.objects) or self._is_acquired(seen, semlock):
             return LockOwner("unknown")
         assumes = []
-        if any(_may_share(pid, {each.pid for each in seen.objects}) for pid in hidden):
+        if any(sharers.may_share(pid, {each.pid for each in seen.objects}) for pid in hidden):
             assumes.append("no process whose mappings may not be read has this lock")
         if not released_by_holder:
             assumes.append("who acquires it releases it")
@@ -261,7 +167,7 @@ class SemLocks:
                     if near is not None and near.count == 0:
                         found.append(near)
                         continue
-                place = _mapped_at(pid, shared)
+                place = sharers.mapped_at(pid, shared)
                 if place is None:
                     continue
                 objects = self._in(pid, semlock, shared, place)
@@ -328,76 +234,10 @@ class SemLocks:
         return process.interpreter
 
 
-def _some(pid: int, start: int, length: int) -> bytes:
-    try:
-        return memory.read_some(pid, start, length)
-    except (ProcessLookupError, PermissionError):
-        raise
-    except OSError:
-        return b""
-
-
 def _value(semlock: SemLock) -> int:
     """The low half of glibc's semaphore on 64 bits."""
     value: int = struct.unpack("<I", memory.read(semlock.pid, semlock.handle, 4))[0]
     return value
-
-
-def _shared(pid: int, address: int) -> Shared | None:
-    for line in procfs.read(pid, "maps", limit=16 << 20).splitlines():
-        start, _, end = line.split(b" ", 1)[0].partition(b"-")
-        if int(start, 16) <= address < int(end, 16):
-            fields = line.split(None, 5)
-            return Shared((fields[3].decode(), int(fields[4])), int(start, 16)) if int(fields[4]) else None
-    return None
-
-
-def _mapped_at(pid: int, shared: Shared) -> int | None:
-    """Where a process maps the semaphore; None: it does not."""
-    with open(f"/proc/{pid}/maps", "rb") as file:
-        text = file.read()
-    device, inode = shared.file
-    place = text.find(f" {device} {inode} ".encode())
-    if place < 0:
-        return None
-    return int(text[text.rfind(b"\n", 0, place) + 1 :].partition(b"-")[0], 16)
-
-
-def _everyone() -> tuple[list[int], list[int]]:
-    """Every process whose mappings may be read, and every other one."""
-    readable, hidden = [], []
-    for pid in procfs.all_pids():
-        try:
-            with open(f"/proc/{pid}/maps", "rb") as file:
-                file.read(1)
-            readable.append(pid)
-        except PermissionError:
-            hidden.append(pid)
-        except OSError:
-            continue
-    return readable, hidden
-
-
-def _may_share(hidden: int, sharing: Collection[int]) -> bool:
-    """A process that may not be read can be a parent, child or sibling of those that share the lock, or an orphan of
-    one of them: such a semaphore comes by inheritance."""
-    try:
-        stat = procfs.read_stat(hidden)
-        family = [procfs.read_stat(pid) for pid in sharing]
-    except CannotInspect:
-        return True
-    parents = {each.ppid for each in family}
-    return (
-        hidden in parents
-        or stat.ppid in parents | set(sharing)
-        or stat.start_time >= min((each.start_time for each in family), default=0)
-    )
-
-
-def _own_number(pid: int, tid: int) -> int:
-    """The thread's number in its own PID namespace."""
-    status = procfs.parse_status(procfs.read(pid, f"task/{tid}/status").decode(errors="replace"))
-    return procfs.last_number(status.get("NSpid", ""), tid)
 
 
 def _thread_name(pid: int, tid: int) -> str:

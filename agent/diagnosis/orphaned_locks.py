@@ -64,8 +64,7 @@ def _orphaned(snapshot: Snapshot, wait: Wait, lock: LockFact) -> Finding:
     inherited = owner.parent_thread
     story = inherited_from(snapshot, owner) if inherited else "which ended without releasing it"
     thread = lost(owner)
-    # An owner in a shared lock can live in a PID namespace that is not ours to see.
-    confidence = LIKELY if lock.shared or not settled(wait.thread, 0.0) or not sure(lock) else PROVEN
+    confidence = LIKELY if not settled(wait.thread, 0.0) or not sure(lock) else PROVEN
     return Finding(
         "orphaned-lock",
         confidence,
