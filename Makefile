@@ -11,7 +11,7 @@ JOBS ?= 4
 T ?=
 
 BUILD_PACKAGES := clang llvm libbpf-dev linux-libc-dev make python3 python3-venv
-TEST_PACKAGES := bpftool conntrack debian-archive-keyring debootstrap gcc graphviz iproute2 libc6-dev netcat-openbsd nftables openssl postgresql procps python3-dev \
+TEST_PACKAGES := bpftool conntrack debian-archive-keyring debootstrap gcc graphviz iproute2 libc6-dev musl-tools netcat-openbsd nftables openssl postgresql procps python3-dev \
 	rabbitmq-server redis-server strace supervisor systemd tini util-linux
 DEMO_PACKAGES := iproute2 nftables procps redis-server
 

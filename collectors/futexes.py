@@ -77,6 +77,8 @@ class Word:
     owner: int | None = None
     count: int | None = None
     note: str = ""
+    died: bool = False
+    """The kernel marked it: its owner ended."""
 
 
 def classify(wait: Wait, before: bytes, after: bytes, tids: Collection[int]) -> Word:

@@ -276,6 +276,8 @@ def _fact(target: _Target, waiter: _Waiter, held: LockObject | None, waiting: fr
         return _python_lock(target, fact, waiter, held, waiting)
     if word.kind == "shared-semaphore" and (lock := target.semlocks.find(thread.tid, word.address)) is not None:
         return replace(fact, kind=lock.kind, owner=lock.owner, note=lock.note, beyond=lock.beyond)
+    if word.died:
+        return replace(fact, owner=LockOwner("absent", how="owner field"))
     if word.owner is not None:
         shared = fact.shared and not waiter.wait.private
         owner = owners.by_ns_tid(word.owner, thread, shared=shared, address=word.address)

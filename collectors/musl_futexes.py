@@ -4,7 +4,8 @@ Layouts on 64 bits, from musl 1.2.3 (src/internal/pthread_impl.h, src/thread, in
 alike but for the semaphore's value. Who waits sets the highest bit of the word, and waits as long as it has that value:
 
     mutex      type 0, lock 4, waiters 8, count 20; the lock is the owner's tid, or EBUSY in a plain mutex, which has no
-               owner; type: 0 plain, 1 recursive, 2 error-checking, and flags: 4 robust, 8 PI, 128 shared
+               owner; type: 0 plain, 1 recursive, 2 error-checking, and flags: 4 robust, 8 PI, 128 shared.
+               Where the owner of a shared one dies, the kernel marks it, and unless it is robust it stays taken
     rwlock     lock 0, waiters 4, shared 8 (0, or 128 when shared); the lock is the number of readers, or all ones for a
                writer, who has no name
     semaphore  value 0, waiters 4, private 8 (128, or 0 when shared); waits for -1 (up to 1.2.3) or 0x80000000
@@ -23,6 +24,7 @@ from stucktrace.collectors.futexes import AFTER_BYTES, Wait, Word
 
 _WAIT, _LOCK_PI, _LOCK_PI2 = 0, 6, 13
 _WAITERS = 0x80000000
+_OWNER_DIED = 0x40000000
 _TID_MASK = 0x3FFFFFFF
 _MAX_TID = 1 << 22
 _EBUSY = 16
@@ -64,6 +66,8 @@ def _mutex(wait: Wait, word: int, before: bytes, after: bytes) -> Word | None:
         if wait.expected != _WAITERS | _EBUSY:
             return None
         return Word("pthread-mutex", address, word, note="a plain mutex of musl keeps no owner")
+    if wait.expected == _WAITERS | _OWNER_DIED and not kind & _ROBUST:
+        return Word("pthread-mutex", address, word, died=word == wait.expected)
     if not 0 < wait.expected & _TID_MASK < _MAX_TID:
         return None
     owner = held if word == wait.expected else None
