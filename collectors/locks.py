@@ -35,6 +35,7 @@ from stucktrace.errors import CollectorError
 from stucktrace.facts import Frame, LockFact, LockOwner, ProcessFact, PythonFact, Relative, ThreadFact
 
 WHAT = "locks"
+_PAGE_BYTES = 4096
 _PERMISSION = "run as root, or with CAP_SYS_PTRACE in the target's user namespace"
 
 
@@ -180,17 +181,24 @@ def _look(target: _Target, thread: ThreadFact, wait: Wait) -> _Waiter | None:
         raise
     if len(after) < 4:
         return None
-    try:
-        before = memory.read(target.pid, wait.address - futexes.BEFORE_BYTES, futexes.BEFORE_BYTES)
-    except ProcessLookupError:
-        raise
-    except OSError:
-        before = b""
+    before = _before(target.pid, wait.address)
     layout = futexes if target.libc == libc.GLIBC else musl_futexes
     word = layout.classify(wait, before, after, target.owners.ns_tids)
     if word.kind == "semaphore" and (parked := _parked(target, thread, wait, before)) is not None:
         return _Waiter(thread, wait, word, *parked)
     return _Waiter(thread, wait, word, word.address)
+
+
+def _before(pid: int, address: int) -> bytes:
+    """What lies before the word: fewer bytes where its mapping begins there."""
+    for length in (futexes.BEFORE_BYTES, min(address % _PAGE_BYTES, futexes.BEFORE_BYTES)):
+        try:
+            return memory.read(pid, address - length, length) if length else b""
+        except ProcessLookupError:
+            raise
+        except OSError:
+            continue
+    return b""
 
 
 def _parked(target: _Target, thread: ThreadFact, wait: Wait, before: bytes) -> tuple[int, int, bool] | None:

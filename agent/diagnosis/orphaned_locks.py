@@ -116,7 +116,9 @@ def _nobody_can_release(snapshot: Snapshot, wait: Wait, budgets: Budgets) -> boo
     if suspended_holder(snapshot, wait) is not None:
         return False
     old_enough = wait.age_s is not None and wait.age_s >= budgets.owed_s
-    return old_enough and (acquires(wait) or _inside_c(snapshot, wait, lock))
+    # musl writes no owner into a plain mutex.
+    mutex = lock.kind == "pthread-mutex" and lock.owner is None
+    return old_enough and (mutex or acquires(wait) or _inside_c(snapshot, wait, lock))
 
 
 def _inside_c(snapshot: Snapshot, wait: Wait, lock: LockFact) -> bool:

@@ -54,6 +54,10 @@ class Status:
     later: tuple[Later, ...] = ()
 
 
+_OF_C = frozenset({"pthread-mutex", "robust-mutex", "pi-mutex", "rwlock"})
+"""What no thread waits for when it is idle."""
+
+
 def status_of(snapshot: Snapshot, budgets: Budgets, thread: ThreadFact, wait: Wait | None) -> Status:
     if _runs(snapshot, thread):
         return Status(thread, WORKING, "runs on the CPU", wait)
@@ -145,6 +149,11 @@ def _futex(snapshot: Snapshot, budgets: Budgets, wait: Wait) -> Status:
             (title(lock), f"held by {held}"),
             (owner_line(snapshot, lock),),
         )
+    if lock is not None and lock.kind == "barrier":
+        return Status(thread, WAITING, f"at a barrier: {lock.note}", wait, (title(lock),))
+    if lock is not None and lock.kind in _OF_C and not timed and not acquires(wait):
+        reason = f"waits for {title(lock)}, and who holds it is not known" + (f": {lock.note}" if lock.note else "")
+        return Status(thread, INCONCLUSIVE if spent else WAITING, reason, wait, (title(lock), "holder not known"))
     if acquires(wait):
         named = title(lock) if lock is not None else "a lock"
         if not spent:

@@ -107,3 +107,12 @@ def test_circle(programs: dict[str, Path], library: str, case: str):
         pid, waiter, _ = _waiting(target)
         kernel.wait_until(lambda: kernel.asleep_s(pid, waiter) >= 1.0, "it stays there")
         command.check(pid, "deadlock", confidence="proven")
+
+
+@pytest.mark.parametrize(("library", "confidence"), [("glibc", "proven"), ("musl", "likely")])
+def test_mutex_that_its_only_thread_holds(programs: dict[str, Path], library: str, confidence: str):
+    """musl writes no owner into a plain mutex, but there is nobody else."""
+    with targets.start([str(programs[library])], "alone_normal") as target:
+        pid, waiter, _ = _waiting(target)
+        kernel.wait_until(lambda: kernel.asleep_s(pid, waiter) >= 5.5, "it stays there")
+        command.check(pid, "deadlock", confidence=confidence)

@@ -186,7 +186,8 @@ int main(int count, char **arguments)
 	char line[64];
 	int fd = getenv("READY_FD") ? atoi(getenv("READY_FD")) : 1;
 
-	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE,
+		      MAP_ANONYMOUS | (pshared == PTHREAD_PROCESS_SHARED ? MAP_SHARED : MAP_PRIVATE), -1, 0);
 	mutex(&shared->mutex, type, pshared, robust, protocol);
 	mutex(&shared->other, type, pshared, robust, protocol);
 	pthread_rwlockattr_init(&rwlock);
@@ -213,6 +214,9 @@ int main(int count, char **arguments)
 			waitpid(shared->holder, NULL, 0);
 		}
 		start(locks);
+	} else if (!strncmp(name, "alone", 5)) {
+		pthread_mutex_lock(&shared->mutex);
+		waiter = tid();
 	} else if (!strncmp(name, "relock", 6)) {
 		start(relocks);
 	} else if (!strncmp(name, "crossed", 7)) {
@@ -244,6 +248,8 @@ int main(int count, char **arguments)
 	unsetenv("READY_FD");
 	if (write(fd, line, strlen(line)) < 0)
 		return 3;
+	if (!strncmp(name, "alone", 5))
+		pthread_mutex_lock(&shared->mutex);
 	sleeps(NULL);
 	return 0;
 }
