@@ -20,6 +20,8 @@ from stucktrace.collectors.regions import Region, Regions
 
 SCAN_BYTES = 96 << 20
 SCAN_S = 0.15
+"""Of the tool's own CPU time: on a busy machine the same work takes longer."""
+LONGEST_S = 1.0
 MOST = 2_000
 MODULE = "_greenlet"
 _CHUNK_BYTES = 4 << 20
@@ -70,12 +72,13 @@ class Objects:
 
     def find(self, begin: Sequence[int]) -> tuple[tuple[int, ...], bool]:
         """Where words lie that are one of `begin`, and whether all memory was searched."""
-        ends, left, found = time.monotonic() + SCAN_S, SCAN_BYTES, list[int]()
+        ends, enough, found = time.monotonic() + LONGEST_S, time.thread_time() + SCAN_S, list[int]()
+        left = SCAN_BYTES
         for region in self._searched():
             for start in range(region.start, region.end, _CHUNK_BYTES):
                 length = min(_CHUNK_BYTES, region.end - start)
                 left -= length
-                if left < 0 or time.monotonic() > ends or len(found) > MOST:
+                if left < 0 or len(found) > MOST or time.thread_time() > enough or time.monotonic() > ends:
                     return tuple(found), False
                 try:
                     data = memory.read_some(self._pid, start, length)

@@ -27,9 +27,10 @@ from stucktrace.errors import CollectorError
 from stucktrace.facts import Frame, GreenletFact, Missing, ProcessFact, PythonFact, ThreadFact
 
 WHAT = "greenlets"
-FRAMES_S = 0.3
+FRAMES_S = 0.5
 _READINGS = 4
 """A greenlet counts as soon as two in a row agree."""
+_PARTLY = "they are searched for in memory, and there was more of it than time: more of them may wait"
 _PERMISSION = "run as root, or with CAP_SYS_PTRACE in the target's user namespace"
 _HUBS = ("/gevent/hub.py", "/eventlet/hubs/hub.py", "/eventlet/hubs/asyncio.py")
 _POOLS = ("/gevent/threadpool.py", "/eventlet/tpool.py")
@@ -73,7 +74,7 @@ def collect(
         mapped = regions.read(process.pid)
         found = interpreter.find(process.pid, mapped)
         reader = Reader(process.pid, mapped, Layout())
-        walk = python_frames.walk(reader, found, greenlet_objects.SCAN_S + FRAMES_S)
+        walk = python_frames.walk(reader, found, greenlet_objects.LONGEST_S + FRAMES_S)
         begin = greenlet_objects.tables(process.pid, mapped)
         if walk is None or found is None or found.minor is None or not begin:
             raise CollectorError(WHAT, _unknown(found, begin), "none; the frames of its threads are shown")
@@ -117,7 +118,7 @@ class _Target:
                 break
             before = now
         facts = [self._fact(read) for read in agreed.values() if not _is_hub(read.frames)]
-        missing = () if whole else (Missing(WHAT, "there was more memory to search than time", "none needed"),)
+        missing = () if whole else (Missing(WHAT, _PARTLY, "run stucktrace again, on a quieter machine if it can be"),)
         return Greenlets(tuple(facts), missing)
 
     def _read(self, places: Sequence[int], locks: bool) -> dict[int, _Read]:
