@@ -31,29 +31,34 @@ class Crowd:
 
 
 def crowd(snapshot: Snapshot, tid: int) -> Crowd | None:
-    """Who waits for a lock that this thread holds; None where nobody does, or where it was awake between two looks."""
+    """Who waits for a lock that this thread holds, or for its end, holding a lock; None where nobody does, or where the
+    thread was awake between two looks."""
     thread = snapshot.thread(tid)
     waiting = _held(snapshot)
     mine = waiting.get(tid, ())
     if thread is None or not mine or thread.slept_through is False:
         return None
-    known, tids = by_tid(snapshot), dict[int, None]()
+    known, tids, locks = by_tid(snapshot), dict[int, None](), False
     left = [*mine]
     while left:
-        waiter = left.pop(0).waiter_tid
-        if waiter not in tids and waiter != tid:
-            tids[waiter] = None
-            left.extend(waiting.get(waiter, ()))
+        lock = left.pop(0)
+        if lock.waiter_tid not in tids and lock.waiter_tid != tid:
+            tids[lock.waiter_tid] = None
+            locks = locks or lock.kind not in graph.ENDS
+            left.extend(waiting.get(lock.waiter_tid, ()))
+    if not locks:
+        # A main thread that joins its workers says nothing.
+        return None
     ages_s = [wait.age_s for other in tids if (wait := known.get(other)) is not None and wait.age_s is not None]
     return Crowd(mine, tuple(tids), max(ages_s, default=None))
 
 
 def _held(snapshot: Snapshot) -> Mapping[int, tuple[LockFact, ...]]:
-    """Holder's tid -> the waits for its locks."""
+    """tid -> the waits for its locks, for its end, for its result."""
     held: dict[int, tuple[LockFact, ...]] = {}
-    for lock in snapshot.locks:
+    for lock in graph.links(snapshot).values():
         owner = lock.owner
-        if graph.owned(lock) and lock.stable and owner is not None and owner.tid is not None and owner.state == "alive":
+        if lock.stable and owner is not None and owner.tid is not None and owner.state == "alive":
             held[owner.tid] = (*held.get(owner.tid, ()), lock)
     return held
 
@@ -75,24 +80,39 @@ def _attached(snapshot: Snapshot, finding: Finding) -> Finding:
         wait = known.get(lock.waiter_tid)
         return wait.age_s or 0.0 if wait is not None else 0.0
 
-    first = max(behind.locks, key=age_of)
-    longest = f", the longest for {age(behind.longest_s)}" if behind.longest_s is not None else ""
-    several = len(behind.tids) > 1
-    owner = first.owner
-    taken = holding(snapshot, owner) if owner else None
-    where = f", taken in {evidence.where(taken)}" if taken else ""
-    holds = "most likely holds" if owner and owner.assumes else "holds"
+    first = max(behind.locks, key=lambda lock: (lock.kind not in graph.ENDS, age_of(lock)))
     wait = known.get(first.waiter_tid)
-    lines = [owner_line(snapshot, first)]
+    lines = [] if first.kind in graph.ENDS else [owner_line(snapshot, first)]
     if wait is not None:
         lines.append(evidence.call_line(snapshot, wait.thread, wait.age_s))
-    steps = chains.of(snapshot, first.waiter_tid)[:2]
-    holder = f"held by {finding.chain[0]}{where}" if finding.chain else f"held by {evidence.who(snapshot, finding.tid)}"
     return replace(
         finding,
-        summary=f"{finding.summary}; it {holds} {named(first)}{where}, for which "
-        f"{count(len(behind.tids), 'thread')} wait{'' if several else 's'}{longest}{assuming([first])}",
+        summary=f"{finding.summary}; {_blocks(snapshot, first, behind)}",
         evidence=(*finding.evidence, *lines),
         explains=tuple(dict.fromkeys([*finding.explains, *behind.tids])),
-        chain=(*steps, holder, *finding.chain[1:]),
+        chain=_chain(snapshot, finding, first),
     )
+
+
+def _blocks(snapshot: Snapshot, first: LockFact, behind: Crowd) -> str:
+    """ "it holds the lock Cache.lock, taken in refresh (cache.py:12), for which 3 threads wait"."""
+    longest = f", the longest for {age(behind.longest_s)}" if behind.longest_s is not None else ""
+    wait = f"{count(len(behind.tids), 'thread')} wait{'' if len(behind.tids) > 1 else 's'}{longest}"
+    if first.kind in graph.ENDS:
+        return f"for its {'end' if first.kind == 'join' else 'result'}, and in locks behind that, {wait}"
+    holds = "most likely holds" if first.owner and first.owner.assumes else "holds"
+    return f"it {holds} {named(first)}{_taken(snapshot, first)}, for which {wait}{assuming([first])}"
+
+
+def _taken(snapshot: Snapshot, lock: LockFact) -> str:
+    frame = holding(snapshot, lock.owner) if lock.owner else None
+    return f", taken in {evidence.where(frame)}" if frame else ""
+
+
+def _chain(snapshot: Snapshot, finding: Finding, first: LockFact) -> tuple[str, ...]:
+    """From the waiter on; the finding's own chain follows its thread."""
+    steps = chains.of(snapshot, first.waiter_tid)[:2]
+    if first.kind in graph.ENDS:
+        return (*steps, *finding.chain[1:])
+    thread = finding.chain[0] if finding.chain else evidence.who(snapshot, finding.tid)
+    return (*steps, f"held by {thread}{_taken(snapshot, first)}", *finding.chain[1:])

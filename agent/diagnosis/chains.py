@@ -12,7 +12,7 @@ from stucktrace.diagnosis import evidence, graph
 from stucktrace.diagnosis.futexes import is_notified
 from stucktrace.diagnosis.lock_words import acquires_in, acquiring, by_tid, holding, title, waiters
 from stucktrace.diagnosis.waits import Wait
-from stucktrace.diagnosis.words import age, count, listing
+from stucktrace.diagnosis.words import age, count, listing, process
 from stucktrace.facts import LockFact, LockOwner, Snapshot
 
 LONGEST = 16
@@ -39,7 +39,7 @@ def _steps(snapshot: Snapshot, tid: int, ends: tuple[str, ...]) -> Iterator[str]
         wait, lock = known.get(tid), links.get(tid) or snapshot.lock(tid)
         ends_a_thread = lock is not None and lock.kind in graph.ENDS
         if lock is None or (not ends_a_thread and not _takes(lock, wait)):
-            yield from _beyond(wait)
+            yield from _beyond(snapshot, wait)
             yield from ends
             return
         owner = lock.owner
@@ -111,7 +111,7 @@ def _elsewhere(owner: LockOwner | None) -> str:
     return f"held by thread {owner.tid or owner.ns_tid}" + (f" of pid {owner.pid}" if owner.pid else "")
 
 
-def _beyond(wait: Wait | None) -> Iterator[str]:
+def _beyond(snapshot: Snapshot, wait: Wait | None) -> Iterator[str]:
     """What a thread waits for that waits for no lock."""
     if wait is None:
         yield "computes"
@@ -123,3 +123,13 @@ def _beyond(wait: Wait | None) -> Iterator[str]:
         yield f"{wait.socket.protocol} {wait.socket.local or '?'} -> {wait.socket.remote or '?'}" + (
             f" (pid {holder[0]})" if holder else ""
         )
+    child = graph.waited_child(wait.thread)
+    relative = next((relative for relative in snapshot.children if relative.pid == child), None)
+    if relative is not None:
+        yield f"child {process(relative.pid, relative.command)}, state {relative.state}"
+    elif wait.pipe is not None:
+        others = wait.pipe.readers if wait.sends else wait.pipe.writers
+        ends = (
+            f"whose other end is held by {listing([f'pid {pid}' for pid in others])}" if others else "with no other end"
+        )
+        yield f"pipe {wait.pipe.path or wait.pipe.inode}, {ends}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stucktrace.diagnosis import chains, evidence, graph, remedies
+from stucktrace.diagnosis import behind, chains, evidence, graph, remedies
 from stucktrace.diagnosis.deadlocks import joined_waiters
 from stucktrace.diagnosis.lock_words import (
     acquires_in,
@@ -95,5 +95,11 @@ def _held(snapshot: Snapshot, wait: Wait, lock: LockFact, holder: Wait | None, s
         lock=lock.address,
         chain=chains.of(snapshot, lock.waiter_tid),
         frame=acquiring(wait),
-        explains=waiting,
+        explains=tuple(dict.fromkeys([*waiting, *_further(snapshot, owner.tid, {wait.tid})])),
     )
+
+
+def _further(snapshot: Snapshot, holder: int | None, without: set[int]) -> tuple[int, ...]:
+    """Who waits for locks of those that wait."""
+    crowd = behind.crowd(snapshot, holder) if holder is not None else None
+    return tuple(tid for tid in crowd.tids if tid not in without) if crowd is not None else ()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from stucktrace.diagnosis import healthy
+from stucktrace.diagnosis import graph, healthy
 from stucktrace.diagnosis.model import CONFIDENCES, POSSIBLE, SEVERITIES, STUCK, Budgets, Finding
 from stucktrace.facts import Snapshot
 
@@ -77,11 +77,11 @@ def _explained(snapshot: Snapshot, finding: Finding, stuck: list[Finding]) -> bo
 
 
 def _owners(snapshot: Snapshot, finding: Finding) -> set[int]:
-    """The owners along the chain of locks that the finding's thread waits for."""
+    """The owners along the chain of locks, ends and results that the finding's thread waits for."""
     found: set[int] = set()
-    tid = finding.tid
+    tid, links = finding.tid, graph.links(snapshot)
     while tid is not None:
-        lock = snapshot.lock(tid)
+        lock = links.get(tid)
         tid = lock.owner.tid if lock and lock.owner else None
         if tid in found:
             break

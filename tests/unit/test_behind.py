@@ -80,3 +80,29 @@ def test_an_owner_under_an_assumption_is_said_to_be_one():
 def test_an_owner_that_was_awake_holds_nothing_for_certain():
     found = verdict(held(black_hole(), slept_through=False))
     assert "holds" not in found.summary
+
+
+def joined(*locks):
+    """Thread 102 waits for a lock of 101, which joins 100, which waits for a peer that is gone."""
+    join = ["Thread.join /usr/lib/python3.13/threading.py:1112", "Cache.refresh /srv/app/cache.py:12"]
+    return snapshot(
+        thread(100, "recvfrom", 7),
+        thread(101),
+        thread(102),
+        stacks={100: HOLDER, 101: join, 102: WAITER},
+        sockets=[black_hole()],
+        locks=[lock(101, "join", owner=owned_by(100), address=0x2000), *locks],
+    )
+
+
+def test_who_waits_behind_one_that_joins_the_thread():
+    facts = joined(lock(102, "lock", owner=owned_by(101), address=0x1000))
+    found = verdict(facts)
+    assert (found.code, found.tid, set(found.explains)) == ("half-open", 100, {101, 102})
+    assert "; for its end, and in locks behind that, 2 threads wait, the longest for 60 s" in found.summary
+    assert found.chain[1].startswith("waits in Cache.refresh (app/cache.py:12) for the end of MainThread (tid 100)")
+
+
+def test_a_join_alone_is_not_worth_a_word():
+    found = verdict(joined())
+    assert found.code == "half-open" and "for its end" not in found.summary and found.explains == ()
