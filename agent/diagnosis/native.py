@@ -89,8 +89,16 @@ def in_callback(lock: LockFact, stack: NativeStack) -> bool:
         return False
     if libraries.stem(lock.mapping) in _TLS or _CALLBACK.search(outside[0].function):
         return True
+    if _openssl_without_locks(outside[0]):
+        return True
     called_back = len(outside) > 1 and libraries.stem(outside[1].file) in _TLS
     return called_back and libraries.stem(outside[0].file) in ("libpq", "_psycopg", "_ssl", "_hashlib")
+
+
+def _openssl_without_locks(frame: Frame) -> bool:
+    """Of a version that never locks but in a callback, here one that jumped on to pthread_mutex_lock."""
+    versions = libraries.openssl((frame.file.removesuffix(" (deleted)").rpartition("/")[2],))
+    return bool(versions) and not libraries.locks_itself(versions[0])
 
 
 def _outside_libc(stack: NativeStack) -> tuple[Frame, ...]:

@@ -104,3 +104,20 @@ def test_postgresql_over_the_time_of_an_outage(postgresql):
                 check(target.pid, "idle", "--engine", engine, "--stuck-after", 1)
         for target in queries.values():
             check(target.pid, "peer-silent", "--engine", "none")
+
+
+@on_postgresql
+def test_native_frames_of_a_query(postgresql):
+    """The wheel's own libpq, which is stripped, between the line of Python and the system call."""
+    with postgresql.client() as network, clients(network, "psycopg2_slow") as queries:
+        target = queries["psycopg2_slow"]
+        kernel.wait_for_call(target.pid, "poll", "ppoll")
+        for engine in ENGINES:
+            report = explain(target.pid, "--native", "--engine", engine, "--sample", 0)
+            (thread,) = report["threads"]
+            names = [frame["function"] for frame in thread["native"] if not frame["inside"]]
+            assert "PQexec" in names, thread["native"]
+            assert names.index("poll") < names.index("PQexec")
+            libraries = {frame["library"] for frame in thread["native"]}
+            assert {"libpq, PostgreSQL's client", "psycopg2", "glibc"} <= libraries
+            assert report["seen"]["paused_at_most_s"] == 0
