@@ -9,7 +9,6 @@ WORDS: Mapping[str, str] = {
     "libc": "glibc",
     "libpthread": "glibc",
     "libresolv": "glibc",
-    "ld-musl": "musl",
     "libpq": "libpq, PostgreSQL's client",
     "_psycopg": "psycopg2",
     "libssl": "libssl, OpenSSL",
@@ -19,6 +18,7 @@ WORDS: Mapping[str, str] = {
     "libcurl": "libcurl",
     "pycurl": "pycurl",
     "libgrpc": "gRPC",
+    "libgrpc++": "gRPC",
     "cygrpc": "gRPC",
     "libopenblas": "OpenBLAS",
     "libopenblasp": "OpenBLAS",
@@ -56,8 +56,9 @@ def words(path: str) -> str:
     if name == "pq" and "/psycopg" in path:
         return "psycopg's libpq wrapper"
     if name.startswith("ld-musl"):
-        name = "ld-musl"
-    return WORDS.get(name, "")
+        return "musl"
+    # Builds of one library: libcurl-gnutls, libopenblasp-r0.
+    return WORDS.get(name) or WORDS.get(name.partition("-")[0], "")
 
 
 def short(path: str) -> str:
