@@ -73,7 +73,9 @@ def complete_pid(_context: click.Context, _parameter: click.Parameter, typed: st
 
 
 LOOK_OPTIONS: tuple[Callable[[Command], Command], ...] = (
-    click.option("--native", is_flag=True, help="Native frames too. Stops the target while its stack is read."),
+    click.option(
+        "--native", is_flag=True, help="Native frames of all threads; stops the target only where a thread runs."
+    ),
     click.option("--locals", "show_locals", is_flag=True, help="Local variables of the frames, secrets blanked."),
     click.option(
         "--engine",

@@ -25,16 +25,16 @@ _MOST_THREADS = 16
 
 
 def wanted(snapshot: Snapshot, diagnosis: Diagnosis) -> tuple[int, ...]:
-    """The threads whose native stacks a verdict on a native lock needs: those in it, and the lock's holder."""
-    verdict = diagnosis.verdict
-    if verdict.verdict_class != STUCK or verdict.lock is None:
-        return ()
-    part = (verdict.tid, *verdict.explains)
-    locks = [lock for lock in snapshot.locks if lock.waiter_tid in part or lock.address == verdict.lock]
-    if not any(lock.kind in NATIVE_KINDS for lock in locks if lock.address == verdict.lock):
-        return ()
-    owners = (lock.owner.tid for lock in locks if lock.owner)
-    tids = dict.fromkeys((verdict.tid, *owners, *(lock.waiter_tid for lock in locks)))
+    """The threads whose native stacks a finding on a native lock needs: those in it, and the lock's holder."""
+    tids: dict[int | None, None] = {}
+    for finding in diagnosis.findings:
+        if finding.verdict_class != STUCK or finding.lock is None:
+            continue
+        part = (finding.tid, *finding.explains)
+        locks = [lock for lock in snapshot.locks if lock.waiter_tid in part or lock.address == finding.lock]
+        if any(lock.kind in NATIVE_KINDS for lock in locks if lock.address == finding.lock):
+            owners = (lock.owner.tid for lock in locks if lock.owner)
+            tids.update(dict.fromkeys((finding.tid, *owners, *(lock.waiter_tid for lock in locks))))
     return tuple(tid for tid in tids if tid is not None and snapshot.thread(tid))[:_MOST_THREADS]
 
 

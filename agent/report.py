@@ -205,6 +205,7 @@ def _thread(snapshot: Snapshot, diagnosis: Diagnosis, thread: ThreadFact) -> Jso
         "blocked_since_source": thread.blocked_since_source or None,
         "owns_gil": python.owns_gil if python else None,
         "python": [_frame(frame) for frame in frames if not frame.native],
+        "native_ended": stack.ended or None if (stack := snapshot.native_stack(thread.tid)) else None,
         "native": _native(snapshot.native_stack(thread.tid), frames),
         "work": _work(snapshot.work_of(thread.tid)),
         "waits_for": {"kind": kind, "ref": ref or None},

@@ -1,13 +1,12 @@
 """How many Python frames each call of CPython's evaluation function runs, innermost first.
 
 Up to CPython 3.10 it is one. Later a Python call from Python goes on in the same C frame, and the frames tell where
-that one began: 3.11 marks the entry frame (`is_entry`), from 3.12 on a frame of the interpreter's own closes it (its
-`owner` is the C stack). From pycore_frame.h of 3.11.7, 3.12.1 and 3.13.0.
+that one began: 3.11 marks the entry frame (`is_entry`, in pycore_frame.h of 3.11.7), from 3.12 on a shim of the
+interpreter's own closes it.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Collection, Mapping
 
 from stucktrace.collectors import python_frames
@@ -17,9 +16,6 @@ from stucktrace.collectors.regions import Regions
 from stucktrace.facts import PythonThread
 
 _IS_ENTRY_311 = 68
-_OWNER = {(3, 12): 70, (3, 13): 70}
-_NOT_PYTHON = 3
-"""FRAME_OWNED_BY_CSTACK."""
 _DEADLINE_S = 0.2
 
 
@@ -35,8 +31,6 @@ def calls(
         return {}
     if found.minor < (3, 11):
         return {thread.tid: (1,) * len(thread.frames) for thread in threads}
-    if found.minor != (3, 11) and found.minor not in _OWNER:
-        return {}
     walk = python_frames.walk(Reader(pid, mapped, Layout()), found, _DEADLINE_S)
     if walk is None:
         return {}
@@ -45,7 +39,7 @@ def calls(
     for state in walk.states():
         tid = walk.owner(state, idents)
         if tid in wanted:
-            groups = _groups(walk, state, found.minor)
+            groups = _groups(walk, state, marked=found.minor == (3, 11))
             if sum(groups) == wanted[tid]:
                 counted[tid] = groups
         if counted.keys() == wanted.keys():
@@ -53,17 +47,14 @@ def calls(
     return counted
 
 
-def _groups(walk: python_frames.Walk, state: int, minor: tuple[int, int]) -> tuple[int, ...]:
+def _groups(walk: python_frames.Walk, state: int, *, marked: bool) -> tuple[int, ...]:
+    """`marked`: the outermost frame of each call is, and no shim lies between."""
     groups: list[int] = []
     frames = 0
     for frame in walk.frames(state):
-        if minor == (3, 11):
-            frames += 1
-            ends = struct.unpack_from("<B", frame.head, _IS_ENTRY_311)[0] != 0
-        else:
-            ends = struct.unpack_from("<B", frame.head, _OWNER[minor])[0] >= _NOT_PYTHON
-            frames += not ends
-        if ends:
+        runs_python = walk.runs_python(frame)
+        frames += runs_python
+        if frame.head[_IS_ENTRY_311] if marked else not runs_python:
             groups.append(frames)
             frames = 0
-    return tuple(groups) if not frames else ()
+    return tuple(filter(None, groups)) if not frames else ()

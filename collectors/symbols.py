@@ -13,7 +13,7 @@ import struct
 from stucktrace.collectors import target_files
 from stucktrace.collectors.elf import MAX_NAME_BYTES, Module, Table, text_of
 
-_MAX_TABLE_BYTES = 8 << 20
+_MAX_TABLE_BYTES = 3 << 20
 _MAX_STRINGS_BYTES = 32 << 20
 _MAX_SECTIONS = 4096
 _SHT_SYMTAB = 2

@@ -72,6 +72,10 @@ def _lines(snapshot: Snapshot, finding: Finding) -> Iterator[Evidence]:
 def calls(frames: Sequence[Frame]) -> str:
     """ "pthread_mutex_lock (glibc) < PQexec (libpq)": the library once for frames that share it."""
     parts = []
+    # How glibc waits inside of a function that has a name.
+    named = next((index for index, frame in enumerate(frames) if "+0x" not in frame.function), 0)
+    if libraries.stem(frames[0].file) in _C_LIBRARY:
+        frames = frames[named:]
     shown = frames[:FRAMES_SHOWN]
     for index, frame in enumerate(shown):
         follows = index + 1 < len(shown) and shown[index + 1].file == frame.file

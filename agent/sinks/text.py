@@ -165,17 +165,31 @@ def _frames(page: _Page, thread: Json, marked: int | None, verbose: bool) -> Non
         page.lines.append(f"    ... {len(frames) - shown.stop} outer frames (-v shows them)")
     else:
         _native_frames(page, thread, len(frames), verbose)
+    if verbose and thread.get("native_ended"):
+        page.text(f"(native frames may be missing: {thread['native_ended']})", "    ")
 
 
 def _native_frames(page: _Page, thread: Json, inside: int, verbose: bool) -> None:
     """Those that lie between the Python frame of this index and the next inner one."""
     frames = [frame for frame in thread["native"] if frame["inside"] == inside]
+    if not verbose:
+        # Of functions without a name in a row, in one library, the innermost stands for all.
+        pairs = zip([None, *frames], frames, strict=False)
+        frames = [frame for before, frame in pairs if not (_unnamed(frame) and before and _same_file(before, frame))]
     shown = frames if verbose else frames[:NATIVE_FRAMES_SHOWN]
     for frame in shown:
         library = frame["library"] or frame["file"].rpartition("/")[2]
         page.lines.append("    " + clean(f"{frame['function']} [{library}]", 300))
     if len(shown) < len(frames):
         page.lines.append(f"    ... {len(frames) - len(shown)} native frames (-v shows them)")
+
+
+def _unnamed(frame: Json) -> bool:
+    return "+0x" in frame["function"]
+
+
+def _same_file(one: Json, other: Json) -> bool:
+    return _unnamed(one) and bool(one["file"] == other["file"])
 
 
 def _window(count: int, marked: int | None) -> range:
