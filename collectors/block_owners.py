@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
-from stucktrace.collectors import pthread, pyspy, python_stacks, regions, usage, with_blocks, with_lines
+from stucktrace.collectors import pthread, pyspy, regions, usage, with_blocks, with_lines
 from stucktrace.collectors.cpython_objects import LockObject, Reader
 from stucktrace.collectors.hand_acquires import Acquired, HandAcquires
 from stucktrace.collectors.interpreter import Interpreter
@@ -147,18 +147,19 @@ class BlockOwners:
         """The threads inside a block of this lock, by ns_tid; None where that could not be read for certain."""
         return _agreed(self._here, held)
 
-    @cached_property
+    @property
     def _first(self) -> Stacks | None:
-        return python_stacks.read(self._reader, self._interpreter, self._owners.idents)
+        return self._reading[0]
 
     @cached_property
-    def _readings(self) -> tuple[Stacks | None, ...]:
-        idents = self._owners.idents
-        return self._first, python_stacks.read(self._reader, self._interpreter, idents)
+    def _reading(self) -> tuple[Stacks | None, Held]:
+        return with_blocks.look(self._reader, self._interpreter, self._owners.idents)
 
     @cached_property
     def _here(self) -> tuple[Held, ...]:
-        return tuple(map(with_blocks.read, self._readings))
+        """Read twice."""
+        again = with_blocks.look(self._reader, self._interpreter, self._owners.idents)
+        return self._reading[1], again[1]
 
     def _inherited(self, held: LockObject) -> LockOwner | None:
         if self._owners.parent is None or self._parents is None:
@@ -190,8 +191,8 @@ class BlockOwners:
             dump = pyspy.dump(parent.pid, deadline_s=_PARENT_DEADLINE_S)
             idents = pthread.tids(parent.pid, [thread["thread_id"] for thread in dump.threads], offset)
             reader = Reader(parent.pid, regions.read(parent.pid), self._reader.layout)
-            readings = tuple(python_stacks.read(reader, self._interpreter, idents) for _ in range(2))
-            return readings[0], tuple(map(with_blocks.read, readings))
+            readings = [with_blocks.look(reader, self._interpreter, idents) for _ in range(2)]
+            return readings[0][0], tuple(held for _, held in readings)
         except (CollectorError, OSError, KeyError, TypeError):
             return None
 

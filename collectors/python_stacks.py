@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from stucktrace.collectors import python_frames
 from stucktrace.collectors.cpython_objects import Reader
@@ -21,6 +22,7 @@ from stucktrace.collectors.python_values import Values
 from stucktrace.facts import Frame as Shown
 
 DEADLINE_S = 0.5
+_READINGS = 3
 _LONGEST_PATH = 4096
 _LONGEST_NAME = 512
 
@@ -120,23 +122,70 @@ class Stacks:
         return theirs[place][0] if agree else None
 
 
-def read(reader: Reader, found: Interpreter | None, idents: Mapping[int, int]) -> Stacks | None:
-    """`idents`: pthread address -> the target's own tid. None for a version whose frames are not known."""
+Examined = list[tuple[int, int, str, int]]
+"""What was found in a thread's frames: how far from the outermost frame, counted from 1, and what; [] for nothing."""
+
+
+def read(
+    reader: Reader,
+    found: Interpreter | None,
+    idents: Mapping[int, int],
+    examine: Callable[[Stacks], Callable[[int, int, tuple[Frame, ...]], Examined]],
+) -> Stacks | None:
+    """`idents`: pthread address -> the target's own tid. None for a version whose frames are not known.
+
+    `examine` makes of this reading what looks at each thread's frames while they are fresh: (ns_tid, how many frames
+    that thread has inside of these, frames). It has to come to the same twice, on the same frames, or it is done again:
+    a frame's memory is soon that of another one, up to 3.10 of another thread's.
+    """
     walk = python_frames.walk(reader, found, DEADLINE_S)
     if walk is None or found is None or found.minor is None:
         return None
-    values = Values(reader, found.minor)
     frames: dict[int, tuple[Frame, ...]] = {}
+    stacks = Stacks(found.minor, walk, Values(reader, found.minor), frames, False)
+    examined, complete = examine(stacks), True
     try:
         for state in walk.states():
             ns_tid = walk.owner(state, idents)
-            seen = tuple(walk.frames(state))
-            if ns_tid is None or len(seen) >= python_frames.MAX_FRAMES or time.monotonic() > walk.ends:
-                return Stacks(found.minor, walk, values, frames, False)
-            frames[ns_tid] = frames.get(ns_tid, ()) + tuple(filter(walk.runs_python, seen))
+            if ns_tid is None:
+                return stacks
+            inside = frames.get(ns_tid, ())
+            seen = _read(walk, state, partial(examined, ns_tid, len(inside)))
+            complete = complete and seen is not None
+            frames[ns_tid] = inside + (seen or ())
     except ProcessLookupError:
         raise
     except (OSError, struct.error):
-        # A frame that went while it was read: that thread runs, and what it holds changes.
-        return Stacks(found.minor, walk, values, frames, False)
-    return Stacks(found.minor, walk, values, frames, set(idents.values()) <= frames.keys())
+        return stacks
+    return replace(stacks, complete=complete and set(idents.values()) <= frames.keys())
+
+
+def _read(walk: Walk, state: int, examine: Callable[[tuple[Frame, ...]], Examined]) -> tuple[Frame, ...] | None:
+    """The frames of one thread; None where they are not read to the end or do not stand still."""
+    for _ in range(_READINGS):
+        try:
+            frames = _frames(walk, state)
+            examined = examine(frames) if frames else []
+            if frames is None or not examined:
+                return frames
+            again = _frames(walk, state)
+            outer = max(distance for distance, *_ in examined)
+            if again is not None and _places(again[-outer:]) == _places(frames[-outer:]) and examine(again) == examined:
+                return again
+        except ProcessLookupError:
+            raise
+        except (OSError, struct.error):
+            # A frame that went while it was read: that thread runs, and what it holds changes.
+            continue
+    return None
+
+
+def _frames(walk: Walk, state: int) -> tuple[Frame, ...] | None:
+    seen = tuple(walk.frames(state))
+    if len(seen) >= python_frames.MAX_FRAMES or time.monotonic() > walk.ends:
+        return None
+    return tuple(filter(walk.runs_python, seen))
+
+
+def _places(frames: Sequence[Frame]) -> list[tuple[int, int]]:
+    return [(frame.address, frame.code) for frame in frames]

@@ -11,11 +11,13 @@ lock found there is held, with two exceptions: inside `Condition.wait` it was gi
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from stucktrace.collectors import exception_table, memory
+from stucktrace.collectors import exception_table, memory, python_stacks
 from stucktrace.collectors.context_managers import Exit, Managers
+from stucktrace.collectors.cpython_objects import Reader
+from stucktrace.collectors.interpreter import Interpreter
 from stucktrace.collectors.python_frames import Frame
 from stucktrace.collectors.python_stacks import Stacks
 
@@ -62,24 +64,46 @@ class Held:
 NOTHING = Held({}, {}, False)
 
 
-def read(stacks: Stacks | None) -> Held:
-    """Answers NOTHING for a version whose frames are not known."""
+def look(reader: Reader, found: Interpreter | None, idents: Mapping[int, int]) -> tuple[Stacks | None, Held]:
+    """The frames of all threads and what they hold. `idents`: pthread address -> the target's own tid.
+
+    What a thread holds is read twice right after each other, while it is in the same frames. Answers NOTHING for a
+    version whose frames are not known.
+    """
+    seen: dict[tuple[int, int], tuple[tuple[Block, ...], frozenset[int]]] = {}
+
+    def examine(stacks: Stacks) -> Callable[[int, int, tuple[Frame, ...]], python_stacks.Examined]:
+        reading = _Reading(stacks)
+
+        def examined(ns_tid: int, outside: int, frames: tuple[Frame, ...]) -> python_stacks.Examined:
+            held = tuple(reading.held(frames))
+            seen[ns_tid, outside] = held, reading.all_returned(frames) if held else frozenset()
+            return [(len(frames) - block.place, block.lock, block.assumes, block.depth) for block in held]
+
+        return examined
+
+    stacks = python_stacks.read(reader, found, idents, examine)
     if stacks is None:
-        return NOTHING
-    reading = _Reading(stacks)
+        return None, NOTHING
     blocks: dict[int, tuple[Block, ...]] = {}
     returned: dict[int, frozenset[int]] = {}
+    for (ns_tid, outside), (held, given_back) in seen.items():
+        moved = tuple(replace(block, place=block.place + outside) for block in held)
+        blocks[ns_tid] = blocks.get(ns_tid, ()) + moved
+        returned[ns_tid] = returned.get(ns_tid, frozenset()) | given_back
+    return stacks, Held(blocks, returned, stacks.complete)
+
+
+def read(stacks: Stacks) -> Held:
+    """What frames hold that were read before, of whoever they are."""
+    reading = _Reading(stacks)
     try:
-        for ns_tid, frames in stacks.frames.items():
-            blocks[ns_tid] = tuple(
-                replace(block, place=place) for place, frame in enumerate(frames) for block in reading.blocks(frame)
-            )
-            if blocks[ns_tid]:
-                returned[ns_tid] = frozenset(lock for frame in frames for lock in reading.returned(frame))
+        blocks = {each: tuple(reading.held(frames)) for each, frames in stacks.frames.items()}
+        returned = {each: reading.all_returned(frames) for each, frames in stacks.frames.items() if blocks[each]}
     except ProcessLookupError:
         raise
     except (OSError, struct.error):
-        return Held(blocks, returned, False)
+        return NOTHING
     return Held(blocks, returned, stacks.complete)
 
 
@@ -89,6 +113,14 @@ class _Reading:
         self._walk = stacks.walk
         self._offsets = stacks.walk.offsets
         self._managers = Managers(stacks, self.blocks)
+
+    def held(self, frames: Sequence[Frame]) -> Iterator[Block]:
+        for place, frame in enumerate(frames):
+            for block in self.blocks(frame):
+                yield replace(block, place=place)
+
+    def all_returned(self, frames: Sequence[Frame]) -> frozenset[int]:
+        return frozenset(lock for frame in frames for lock in self.returned(frame))
 
     def blocks(self, frame: Frame) -> Iterator[Block]:
         for ends, depth in self._exits(self._values(frame)):
