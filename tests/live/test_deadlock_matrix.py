@@ -1,7 +1,7 @@
 """Every kind of deadlock under CPython 3.9, 3.11 and 3.13 in containers: the verdict, and who holds what on which line.
 
 The right answer stands in comments of the programs: "A waits for B" on the line where thread A waits, "B holds" on the
-one where the frame of B that holds the lock stands.
+`with` line by which B holds that lock.
 """
 
 from __future__ import annotations

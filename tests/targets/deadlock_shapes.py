@@ -25,9 +25,9 @@ def inner(*_):
 
 
 def other():
-    with right:
+    with right:  # B holds
         both.wait()
-        with left:  # B waits for A, B holds
+        with left:  # B waits for A
             pass
 
 
@@ -44,30 +44,30 @@ class Base:
 
 def attribute():
     owner = Base()
-    with owner.lock:
-        inner()  # A holds
+    with owner.lock:  # A holds
+        inner()
 
 
 def class_attribute():
-    with Base.shared:
-        inner()  # A holds
+    with Base.shared:  # A holds
+        inner()
 
 
 def module_global():
-    with left:
-        inner()  # A holds
+    with left:  # A holds
+        inner()
 
 
 def dictionary():
     locks = {"accounts": left}
-    with locks["accounts"]:
-        inner()  # A holds
+    with locks["accounts"]:  # A holds
+        inner()
 
 
 def list_item():
     locks = [None, left]
-    with locks[1]:
-        inner()  # A holds
+    with locks[1]:  # A holds
+        inner()
 
 
 def slots():
@@ -76,8 +76,8 @@ def slots():
 
     owner = Slotted()
     owner.lock = left
-    with owner.lock:
-        inner()  # A holds
+    with owner.lock:  # A holds
+        inner()
 
 
 def dataclass():
@@ -86,27 +86,27 @@ def dataclass():
         lock: object
 
     owner = Data(left)
-    with owner.lock:
-        inner()  # A holds
+    with owner.lock:  # A holds
+        inner()
 
 
 def condition():
     turn = threading.Condition(left)
-    with turn:
-        inner()  # A holds
+    with turn:  # A holds
+        inner()
 
 
 def one_line():
     first = threading.Lock()
-    with first, left, open("/dev/null") as file:
-        inner(file)  # A holds
+    with first, left, open("/dev/null") as file:  # A holds
+        inner(file)
 
 
 def nested_function():
     def outer():
         def innermost():
-            with left:
-                inner()  # A holds
+            with left:  # A holds
+                inner()
 
         innermost()
 
@@ -119,8 +119,8 @@ def method_through_super():
             inner()
 
         def start(self):
-            with self.lock:
-                self.run()  # A holds
+            with self.lock:  # A holds
+                self.run()
 
     class Further(Derived):
         def start(self):
@@ -131,9 +131,9 @@ def method_through_super():
 
 def generator():
     def items():
-        with left:
+        with left:  # A holds
             yield 1
-            inner()  # A holds
+            inner()
             yield 2
 
     list(items())
@@ -157,17 +157,17 @@ def around_yield_from():
         yield 1
 
     def delegates():
-        with left:
-            yield from items()  # A holds
+        with left:  # A holds
+            yield from items()
 
     list(delegates())
 
 
 def inside_try_finally():
     try:
-        with left:
+        with left:  # A holds
             try:
-                inner()  # A holds
+                inner()
             finally:
                 print("done")
     finally:
@@ -178,35 +178,35 @@ def inside_finally():
     try:
         print("begins")
     finally:
-        with left:
-            inner()  # A holds
+        with left:  # A holds
+            inner()
 
 
 def inside_except():
     try:
         raise KeyError
     except KeyError as error:
-        with left:
-            inner(error)  # A holds
+        with left:  # A holds
+            inner(error)
 
 
 def inside_for():
     for first in range(3):
         for second in (1, 2):
-            with left:
+            with left:  # A holds
                 for third in "abc":
-                    inner(first, second, third)  # A holds
+                    inner(first, second, third)
 
 
 def around_comprehension():
-    with left:
-        print([inner(item) for item in range(3)])  # A holds
+    with left:  # A holds
+        print([inner(item) for item in range(3)])
 
 
 def inside_expression():
     def takes():
-        with left:
-            return 1 + inner()  # A holds
+        with left:  # A holds
+            return 1 + inner()
 
     print(1, 2, {"a": [3, takes()]})
 
@@ -215,16 +215,16 @@ def many_locals():
     a = b = c = d = e = f = g = h = i = j = k = m = n = o = p = q = object()
     cell = [a, b, c, d]
     closure = lambda: (cell, e, f)  # noqa: E731
-    with left:
-        inner(closure, g, h, i, j, k, m, n, o, p, q)  # A holds
+    with left:  # A holds
+        inner(closure, g, h, i, j, k, m, n, o, p, q)
 
 
 def c_frame_between():
     def by(item):
         return inner(item)
 
-    with left:
-        functools.reduce(lambda _, item: sorted([item, item], key=by), [1, 2], 0)  # A holds
+    with left:  # A holds
+        functools.reduce(lambda _, item: sorted([item, item], key=by), [1, 2], 0)
 
 
 def recursion():
@@ -232,8 +232,8 @@ def recursion():
         if depth:
             descends(depth - 1)
         else:
-            with left:
-                inner()  # A holds
+            with left:  # A holds
+                inner()
 
     descends(200)
 
@@ -245,19 +245,19 @@ def entered_before_an_error():
             raise ValueError
     except ValueError:
         pass
-    with left:
-        inner()  # A holds
+    with left:  # A holds
+        inner()
 
 
 def as_target():
-    with left as taken:
-        inner(taken)  # A holds
+    with left as taken:  # A holds
+        inner(taken)
 
 
 def coroutine():
     async def works():
-        with left:
-            inner()  # A holds
+        with left:  # A holds
+            inner()
 
     asyncio.run(works())
 
@@ -303,10 +303,10 @@ def four_behind():
         with left:
             pass
 
-    with left:
+    with left:  # A holds
         for _ in range(4):
             threading.Thread(target=waits).start()
-        inner()  # A holds
+        inner()
 
 
 def three_kinds():
@@ -314,15 +314,15 @@ def three_kinds():
     recursive, mutex, all_of_them = threading.RLock(), ctypes.create_string_buffer(64), threading.Barrier(3)
 
     def first():
-        with left:
+        with left:  # A holds
             all_of_them.wait()
-            with recursive:  # A waits for B, A holds
+            with recursive:  # A waits for B
                 pass
 
     def second():
-        with recursive:
+        with recursive:  # B holds
             all_of_them.wait()
-            libc.pthread_mutex_lock(mutex)  # B waits for C, B holds
+            libc.pthread_mutex_lock(mutex)  # B waits for C
 
     def third():
         libc.pthread_mutex_lock(mutex)

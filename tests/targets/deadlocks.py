@@ -1,8 +1,8 @@
 """Locks that nobody can release, and work that nobody does. The first argument names the case; each says "PID TID..."
 of the process to look at and of the threads that its comments call A, B, C; K is a thread of the parent.
 
-Comments mark the right answer: the line on which a thread waits, for whose lock, and the line on which the frame stands
-that holds one. Runs on CPython 3.9 to 3.14.
+Comments mark the right answer: the line on which a thread waits, for whose lock, and the `with` line by which a thread
+holds what another one waits for. Runs on CPython 3.9 to 3.14.
 """
 
 import concurrent.futures
@@ -38,8 +38,8 @@ def crossed_locks():
     left, right, both = threading.Lock(), threading.Lock(), threading.Barrier(2)
 
     def forwards():
-        with left:
-            meets()  # A holds
+        with left:  # A holds
+            meets()
 
     def meets():
         both.wait()
@@ -47,9 +47,9 @@ def crossed_locks():
             pass
 
     def backwards():
-        with right:
+        with right:  # B holds
             both.wait()
-            with left:  # B waits for A, B holds
+            with left:  # B waits for A
                 pass
 
     hang(forwards, backwards)
@@ -66,21 +66,21 @@ def ring_of_attributes():
     all_of_them = threading.Barrier(3)
 
     def from_first():
-        with first._lock:
+        with first._lock:  # A holds
             all_of_them.wait()
-            with second._lock:  # A waits for B, A holds
+            with second._lock:  # A waits for B
                 pass
 
     def from_second():
-        with second._lock:
+        with second._lock:  # B holds
             all_of_them.wait()
-            with third._lock:  # B waits for C, B holds
+            with third._lock:  # B waits for C
                 pass
 
     def from_third():
-        with third._lock:
+        with third._lock:  # C holds
             all_of_them.wait()
-            with first._lock:  # C waits for A, C holds
+            with first._lock:  # C waits for A
                 pass
 
     hang(from_first, from_second, from_third)
@@ -90,15 +90,15 @@ def crossed_rlocks():
     left, right, both = threading.RLock(), threading.RLock(), threading.Barrier(2)
 
     def forwards():
-        with left, left:
+        with left, left:  # A holds
             both.wait()
-            with right:  # A waits for B, A holds
+            with right:  # A waits for B
                 pass
 
     def backwards():
-        with right:
+        with right:  # B holds
             both.wait()
-            with left:  # B waits for A, B holds
+            with left:  # B waits for A
                 pass
 
     hang(forwards, backwards)
@@ -113,8 +113,8 @@ def entered_by_a_signal_handler():
 
     signal.signal(signal.SIGALRM, on_signal)
     say_ready(f"{os.getpid()} {threading.get_native_id()}")
-    with lock:
-        signal.setitimer(signal.ITIMER_REAL, 0.1), signal.pause()  # A holds
+    with lock:  # A holds
+        signal.setitimer(signal.ITIMER_REAL, 0.1), signal.pause()
 
 
 def entered_by_a_finalizer():
@@ -130,8 +130,8 @@ def entered_by_a_finalizer():
 
     say_ready(f"{os.getpid()} {threading.get_native_id()}")
     Cached()
-    with lock:
-        gc.collect()  # A holds
+    with lock:  # A holds
+        gc.collect()
 
 
 def keep(function) -> int:
