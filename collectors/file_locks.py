@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stucktrace.collectors import file_holders, procfs
 from stucktrace.errors import CannotInspect
-from stucktrace.facts import FileLockFact, ProcessFact, ThreadFact
+from stucktrace.facts import FileLockFact, FileLockStep, ProcessFact, ThreadFact
 
 _LINE = re.compile(r"^(\d+): (-> )?(\w+)\s+\w+\s+\w+\s+(-?\d+) (?:([0-9a-f]+:[0-9a-f]+):(\d+)|<none>)")
 # F_SETLKW and F_OFD_SETLKW.
 _COMMANDS = {7: "posix", 38: "ofdlck"}
+_MOST_STEPS = 8
 _CALLS = {"flock", "fcntl", "open", "openat", "truncate", "ftruncate"}
 
 
@@ -54,23 +55,56 @@ def collect(process: ProcessFact, threads: Iterable[ThreadFact]) -> tuple[FileLo
         entries = parse(Path("/proc/locks").read_text())
     except OSError:
         return ()
-    facts = []
-    for thread in waiting:
-        call = thread.syscall
-        fd = call.fd if call and call.fd is not None else _first_argument(thread)
-        file, path = _file(process.pid, fd)
-        waits = [
-            entry
-            for entry in entries
-            if entry.waits and entry.pid in (process.pid, thread.tid, -1) and _same_file(entry, file, process.pid)
-        ]
-        kind = waits[0].kind.lower() if waits else _kind(thread)
-        if not file or not kind:
-            continue
-        named = [entry.pid for entry in entries if waits and not entry.waits and entry.number == waits[0].number]
-        holders = tuple(dict.fromkeys(pid for pid in (*filter(_alive, named), *_keepers(path, kind))))
-        facts.append(FileLockFact(thread.tid, kind, path, holders, tuple(_command(pid) for pid in holders)))
-    return tuple(facts)
+    found = [(thread, fact) for thread in waiting if (fact := _fact(process.pid, thread, entries)) is not None]
+    return tuple(replace(fact, beyond=_read_twice(process.pid, thread, fact, entries)) for thread, fact in found)
+
+
+def _read_twice(pid: int, thread: ThreadFact, fact: FileLockFact, entries: Sequence[Entry]) -> tuple[FileLockStep, ...]:
+    """The steps behind a wait: holders and waits are read one after the other, so all of it once more."""
+    beyond = _beyond(pid, fact, entries)
+    try:
+        entries = parse(Path("/proc/locks").read_text()) if beyond else ()
+    except OSError:
+        return ()
+    again = _fact(pid, thread, entries) if beyond else None
+    return beyond if again == fact and _beyond(pid, again, entries) == beyond else ()
+
+
+def _fact(pid: int, thread: ThreadFact, entries: Sequence[Entry]) -> FileLockFact | None:
+    call = thread.syscall
+    fd = call.fd if call and call.fd is not None else _first_argument(thread)
+    file, path = _file(pid, fd)
+    waits = [
+        entry
+        for entry in entries
+        if entry.waits and entry.pid in (pid, thread.tid, -1) and _same_file(entry, file, pid)
+    ]
+    kind = waits[0].kind.lower() if waits else _kind(thread)
+    if not file or not kind:
+        return None
+    named = [entry.pid for entry in entries if waits and not entry.waits and entry.number == waits[0].number]
+    holders = tuple(dict.fromkeys(pid for pid in (*filter(_alive, named), *_keepers(path, kind))))
+    return FileLockFact(thread.tid, kind, path, holders, tuple(_command(pid) for pid in holders))
+
+
+def _beyond(pid: int, fact: FileLockFact, entries: Sequence[Entry]) -> tuple[FileLockStep, ...]:
+    """Along the holders. Any thread of a process may release its lock, so only one with a single thread is followed."""
+    from stucktrace.collectors import threads
+
+    steps: list[FileLockStep] = []
+    while len(fact.holders) == 1 and len(steps) < _MOST_STEPS:
+        (holder,) = fact.holders
+        seen = {pid, *(step.pid for step in steps)}
+        if holder in seen:
+            return (*steps, FileLockStep(holder, _command(holder))) if steps else ()
+        own = threads.collect([holder], None).get(holder, ())
+        call = own[0].syscall if len(own) == 1 else None
+        after = _fact(holder, own[0], entries) if call is not None and call.name in ("flock", "fcntl") else None
+        if after is None:
+            break
+        steps.append(FileLockStep(holder, _command(holder), after.path))
+        fact = after
+    return tuple(steps)
 
 
 def _kind(thread: ThreadFact) -> str:

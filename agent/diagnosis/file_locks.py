@@ -18,8 +18,9 @@ from stucktrace.facts import FileLockFact, Relative, Snapshot
 
 
 def file_lock(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
-    """`deadlock` when the only thread waits for a lock that its own process holds through another open of the file;
-    `lock-held` when every holder is stopped."""
+    """`deadlock` when the only thread waits for a lock that its own process holds through another open of the file, and
+    when processes of one thread each wait for each other's files in a circle (the kernel finds that for POSIX locks
+    alone); `lock-held` when every holder is stopped."""
     known = by_tid(snapshot)
     for lock in snapshot.file_locks:
         wait = known.get(lock.waiter_tid)
@@ -27,6 +28,8 @@ def file_lock(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
             continue
         if set(lock.holders) == {snapshot.process.pid} and alone(snapshot) and wait.age_s >= 1:
             yield _with_itself(snapshot, lock, wait)
+        if lock.beyond and lock.beyond[-1].pid == snapshot.process.pid and alone(snapshot) and wait.age_s >= 1:
+            yield _circle(snapshot, lock, wait)
         stopped = [
             relative for relative in snapshot.relatives if relative.pid in lock.holders and relative.state in "Tt"
         ]
@@ -52,6 +55,30 @@ def _with_itself(snapshot: Snapshot, lock: FileLockFact, wait: Wait) -> Finding:
         ),
         tid=lock.waiter_tid,
         chain=(name, evidence.call_text(wait.thread), lock.path, f"held by pid {snapshot.process.pid} itself"),
+        frame=wait.reading.frame,
+    )
+
+
+def _circle(snapshot: Snapshot, lock: FileLockFact, wait: Wait) -> Finding:
+    name = evidence.who(snapshot, lock.waiter_tid)
+    others = lock.beyond[:-1]
+    waiting = [f"{process(step.pid, step.command)} waits for {step.path}" for step in others]
+    chain = [name, evidence.call_text(wait.thread), f"{lock.path}, held by"]
+    for step in others:
+        chain += [process(step.pid, step.command), f"{step.path}, held by"]
+    return Finding(
+        "deadlock",
+        PROVEN,
+        f"{name} has waited {age(wait.age_s)} for the {lock.kind} lock on {lock.path}, and waits in a circle: "
+        f"{listing(waiting)}; each holds the file that the one before it waits for, and none has another thread",
+        evidence=(
+            *_lines(snapshot, lock, wait),
+            *(Evidence("/proc/locks", "holder", step.pid, text) for step, text in zip(others, waiting, strict=True)),
+        ),
+        now=remedies.restart(snapshot),
+        later=(Later("lock these files in the same order everywhere", "the kernel finds no circle of flock locks"),),
+        tid=lock.waiter_tid,
+        chain=(*chain, name),
         frame=wait.reading.frame,
     )
 

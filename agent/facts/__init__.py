@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from stucktrace.facts.calls import CallActivity, Syscall, ThreadFact
 from stucktrace.facts.greenlets import GreenletFact
-from stucktrace.facts.locks import FileLockFact, LockFact, LockOwner, OwnerElsewhere, PipeFact
+from stucktrace.facts.locks import FileLockFact, FileLockStep, LockFact, LockOwner, OwnerElsewhere, PipeFact
 from stucktrace.facts.native import NativeStack
 from stucktrace.facts.network import ConntrackFact, EpollFact, EpollWatch, Keepalive, Peer, SocketFact, TcpEvent
 from stucktrace.facts.pools import Awaited, PoolFact, PoolMember
@@ -30,6 +30,7 @@ __all__ = [
     "EpollFact",
     "EpollWatch",
     "FileLockFact",
+    "FileLockStep",
     "Frame",
     "GreenletFact",
     "Keepalive",

@@ -109,6 +109,16 @@ class LockFact:
 
 
 @dataclass(frozen=True)
+class FileLockStep:
+    """A process that holds a file lock, and the one that its only thread waits for."""
+
+    pid: int
+    command: str
+    path: str = ""
+    """Of the file whose lock it waits for; "" when it does something else."""
+
+
+@dataclass(frozen=True)
 class FileLockFact:
     """A flock, fcntl or lease wait. Source: /proc/locks."""
 
@@ -117,3 +127,6 @@ class FileLockFact:
     path: str
     holders: tuple[int, ...]
     holder_commands: tuple[str, ...] = ()
+    beyond: tuple[FileLockStep, ...] = ()
+    """Where it has one holder: that one, if its only thread waits for another file lock, and whoever holds that. It
+    ends with the process that is waited in, where they wait in a circle."""

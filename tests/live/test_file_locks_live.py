@@ -10,7 +10,8 @@ import pytest
 from tests.harness import command, crowd, kernel
 
 pytestmark = pytest.mark.xdist_group("file_locks")
-CALLS = {"twice": "flock", "behind_another": "flock", "record_behind_another": "fcntl", "behind_a_stopped_one": "flock"}
+CALLS = {"twice": "flock", "behind_another": "flock", "record_behind_another": "fcntl", "behind_a_stopped_one": "flock",
+         "crossed": "flock"}  # fmt: skip
 engines = pytest.mark.parametrize("engine", ["auto", "none"])
 
 
@@ -59,3 +60,12 @@ def test_a_stopped_holder(hung: dict[str, crowd.Hung], engine: str):
     settled(target, "behind_a_stopped_one", 6)
     report = command.check(target.pid, "lock-held", "--engine", engine)
     assert any(f"kill -CONT {target.words[2]}" in now["do"] for now in report.verdict["remedy"]["now"])
+
+
+@engines
+def test_two_processes_with_two_files(hung: dict[str, crowd.Hung], engine: str):
+    target = hung["crossed"]
+    settled(target, "crossed", 2)
+    for one, other in (target.words[1:], target.words[:0:-1]):
+        report = command.check(one, "deadlock", "--engine", engine, confidence="proven")
+        assert f"(pid {other})" in report.summary

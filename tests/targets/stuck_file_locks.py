@@ -47,5 +47,23 @@ def behind_a_stopped_one():
     _behind_a_child(fcntl.flock, stop=True)
 
 
+def crossed():
+    reader, writer = os.pipe()
+    back_reader, back_writer = os.pipe()
+    child = os.fork()
+    with open(path, "a") as first, open(path + ".other", "a") as second:
+        if child == 0:
+            os.environ.pop("READY_FD", None)
+            fcntl.flock(second, fcntl.LOCK_EX)
+            os.write(writer, b"x")
+            os.read(back_reader, 1)
+            fcntl.flock(first, fcntl.LOCK_EX)
+        fcntl.flock(first, fcntl.LOCK_EX)
+        os.read(reader, 1)
+        os.write(back_writer, b"x")
+        say_ready(f"{os.getpid()} {os.getpid()} {child}")
+        fcntl.flock(second, fcntl.LOCK_EX)
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]]()
