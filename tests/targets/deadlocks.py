@@ -158,7 +158,7 @@ def queue_inherited():
     items = queue.Queue()
 
     def keeper(taken):
-        with items.mutex:
+        with items.mutex:  # K holds
             taken()
             time.sleep(600)
 

@@ -394,6 +394,53 @@ def unlocked_for_a_while():
     takes_both()
 
 
+def given_up_by_a_helper():
+    """What looks like a circle for a second at a time: A is inside the block of a lock that it gave up, and waits for
+    what B holds, who waits for that lock, which C has taken by hand meanwhile."""
+    lock, other, given_up, turn = threading.Lock(), threading.Lock(), threading.Event(), threading.Barrier(3)
+
+    @contextlib.contextmanager
+    def unlocked():
+        lock.release()
+        given_up.set()
+        try:
+            yield
+        finally:
+            lock.acquire()
+
+    def gives_up():
+        while True:
+            turn.wait()
+            with lock:
+                with unlocked():
+                    time.sleep(STEP_S)
+                    with other:
+                        works()
+
+    def takes_by_hand():
+        while True:
+            turn.wait()
+            given_up.wait()
+            lock.acquire()
+            time.sleep(1.5)
+            lock.release()
+            given_up.clear()
+
+    def takes_both():
+        while True:
+            turn.wait()
+            with other:
+                given_up.wait()
+                time.sleep(STEP_S / 2)
+                with lock:
+                    works()
+
+    spawn(gives_up)
+    spawn(takes_by_hand)
+    say_ready()
+    takes_both()
+
+
 def suspended_generator():
     """A generator is suspended inside its block, and goes on every second."""
     lock = threading.Lock()
