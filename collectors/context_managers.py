@@ -51,6 +51,8 @@ class Managers:
         self._walk, self._values, self._reader = stacks.walk, stacks.values, stacks.walk.reader
         self._blocks = blocks
         self._depth = 0
+        # A condition keeps its lock for life.
+        self._conditions: dict[int, int | None] = {}
         # The header of 3.8 and 3.9 has the code first; from 3.10 on globals, builtins and names come before it.
         self._code, self._closure = (16, 48) if self._walk.offsets.function_name == 64 else (48, 72)
 
@@ -98,8 +100,10 @@ class Managers:
             return address
         if kind != "Condition":
             return None
-        inner = self._values.attribute(address, "_lock")
-        return inner if inner and self._is_lock(inner) else None
+        if address not in self._conditions:
+            inner = self._values.attribute(address, "_lock")
+            self._conditions[address] = inner if inner and self._is_lock(inner) else None
+        return self._conditions[address]
 
     def _is_lock(self, address: int) -> bool:
         return self._reader.class_name(address) in (*LOCK_TYPES, RLOCK_TYPE)

@@ -144,7 +144,7 @@ def _named(
 ) -> LockFact:
     """With the name that the code gives it, and with what it is inside of."""
     if fact.path:
-        return replace(fact, part_of="_ModuleLock")
+        return replace(fact, part_of="_frozen_importlib._ModuleLock")
     frames = target.frames.get(fact.waiter_tid, ())
     # `with condition:` enters its lock in a frame of its own.
     naming = next((frame for frame in frames if not frame.function.endswith("__enter__")), None)

@@ -21,7 +21,9 @@ from stucktrace.collectors.python_frames import Frame, Walk
 from stucktrace.collectors.python_values import Values
 from stucktrace.facts import Frame as Shown
 
-DEADLINE_S = 0.5
+DEADLINE_S = 2.0
+BUDGET_S = 0.4
+"""Of processor time: a busy machine must not change the answer before the deadline."""
 _READINGS = 3
 _LONGEST_PATH = 4096
 _LONGEST_NAME = 512
@@ -144,10 +146,11 @@ def read(
     frames: dict[int, tuple[Frame, ...]] = {}
     stacks = Stacks(found.minor, walk, Values(reader, found.minor), frames, False)
     examined, complete = examine(stacks), True
+    ends = time.thread_time() + BUDGET_S
     try:
         for state in walk.states():
             ns_tid = walk.owner(state, idents)
-            if ns_tid is None:
+            if ns_tid is None or time.thread_time() > ends:
                 return stacks
             inside = frames.get(ns_tid, ())
             seen = _read(walk, state, partial(examined, ns_tid, len(inside)))
