@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from stucktrace.diagnosis.model import STUCK, Diagnosis
-from stucktrace.facts import Missing, NativeStack, Snapshot
+from stucktrace.facts import LockFact, Missing, NativeStack, Snapshot
 
 if TYPE_CHECKING:
     from stucktrace.run import Run
@@ -32,10 +32,15 @@ def wanted(snapshot: Snapshot, diagnosis: Diagnosis) -> tuple[int, ...]:
             continue
         part = (finding.tid, *finding.explains)
         locks = [lock for lock in snapshot.locks if lock.waiter_tid in part or lock.address == finding.lock]
-        if any(lock.kind in NATIVE_KINDS for lock in locks if lock.address == finding.lock):
+        if any(lock.kind in NATIVE_KINDS or _twice(lock) for lock in locks if lock.address == finding.lock):
             owners = (lock.owner.tid for lock in locks if lock.owner)
             tids.update(dict.fromkeys((finding.tid, *owners, *(lock.waiter_tid for lock in locks))))
     return tuple(tid for tid in tids if tid is not None and snapshot.thread(tid))[:_MOST_THREADS]
+
+
+def _twice(lock: LockFact) -> bool:
+    """Taken twice in one Python stack: whether a signal handler did that, C frames between the two places tell."""
+    return lock.owner is not None and lock.owner.state == "self" and lock.owner.frame is not None
 
 
 def deepen(run: Run, snapshot: Snapshot, tids: Collection[int]) -> Snapshot:

@@ -7,10 +7,10 @@ notification, has no owner, and never counts here.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from stucktrace.diagnosis import chains, evidence, graph, remedies
-from stucktrace.diagnosis.futexes import bare, settled
+from stucktrace.diagnosis.entered_again import self_deadlock, waits_for_itself
+from stucktrace.diagnosis.futexes import settled
 from stucktrace.diagnosis.lock_words import (
     acquires_in,
     acquiring,
@@ -28,10 +28,8 @@ from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Finding, Later
 from stucktrace.diagnosis.purposes import Purpose
 from stucktrace.diagnosis.waits import Wait
 from stucktrace.diagnosis.words import age, listing
-from stucktrace.facts import Frame, LockFact, Snapshot
+from stucktrace.facts import LockFact, Snapshot
 
-_SELF_EXCLUSIVE = graph.EXCLUSIVE_KINDS - {"rlock"}
-"""Kinds on which a thread can wait for itself; an RLock lets its owner in again."""
 _MEMBERS_TOLD = 4
 
 
@@ -46,7 +44,7 @@ def deadlock(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
     for lock in snapshot.locks:
         wait = known.get(lock.waiter_tid)
         if wait is not None and waits_for_itself(lock) and for_ever(wait):
-            yield _self_deadlock(snapshot, lock, wait)
+            yield self_deadlock(snapshot, lock, wait)
     for circle in graph.cycles(snapshot):
         here = [known[lock.waiter_tid] for lock in circle if lock.waiter_tid in known]
         if len(here) < len(circle) or not all(lock.stable for lock in circle) or not all(map(_stays, circle, here)):
@@ -123,85 +121,6 @@ def _joined_waiter(snapshot: Snapshot, wait: Wait, lock: LockFact, joiner: Wait,
         frame=acquiring(wait),
         explains=(joiner.tid, *waiting),
     )
-
-
-def waits_for_itself(lock: LockFact) -> bool:
-    owner = lock.owner
-    if lock.kind not in _SELF_EXCLUSIVE or owner is None or not lock.stable:
-        return False
-    return owner.state == "self" or (owner.state == "alive" and owner.tid == lock.waiter_tid)
-
-
-def _self_deadlock(snapshot: Snapshot, lock: LockFact, wait: Wait) -> Finding:
-    name, owner, frames = evidence.who(snapshot, lock.waiter_tid), lock.owner, wait.frames
-    assert owner is not None
-    confidence = LIKELY if wait.thread.slept_through is False or not sure(lock) else PROVEN
-    inner, taken = acquiring(wait), holding(snapshot, replace(owner, tid=lock.waiter_tid))
-    between = frames[inner or 0 : owner.frame or 0] if taken else ()
-    held = f"took itself in {evidence.where(taken)}" if taken else "holds itself"
-    story = _entered(between)
-    return Finding(
-        "deadlock",
-        confidence,
-        f"{name} {since(wait)} {named(lock)}{acquires_in(wait)}, which it {held}"
-        f"{story}: nobody else can release it{assuming([lock])}",
-        evidence=(
-            evidence.call_line(snapshot, wait.thread, wait.age_s),
-            owner_line(snapshot, lock),
-            *evidence.frame_line(frames, inner),
-        ),
-        now=remedies.restart(snapshot),
-        later=_apart(snapshot, lock, between, story),
-        tid=lock.waiter_tid,
-        lock=lock.address,
-        chain=chains.of(snapshot, lock.waiter_tid),
-        frame=inner,
-        explains=waiters(snapshot, {lock.address}, {lock.waiter_tid}),
-    )
-
-
-def _entered(between: tuple[Frame, ...]) -> str:
-    """How the thread came to take it again, from the frames between the two places; "" where it simply called on.
-
-    A handler of a signal has no frame of its own: it looks like a call from whatever line it interrupted, unless native
-    frames were read too.
-    """
-    for frame in between:
-        if bare(frame) == "__del__":
-            return f"; {evidence.where(frame)} ran in the middle of that, as an object was finalised"
-        if frame.file.endswith("/weakref.py") and bare(frame) in ("__call__", "_cb"):
-            return "; a weakref's callback ran in the middle of that"
-        if frame.native and "CheckSignals" in frame.function:
-            return "; a signal handler ran in the middle of that"
-    return ""
-
-
-def _apart(snapshot: Snapshot, lock: LockFact, between: tuple[Frame, ...], story: str) -> tuple[Later, ...]:
-    advice: list[Later] = []
-    if "finalised" in story or "weakref" in story:
-        advice.append(
-            Later(
-                "take no lock in __del__ or in a weakref's callback: hand the work over by queue.SimpleQueue.put, "
-                "which may be entered again, and do it elsewhere",
-                "the collector runs them in any thread, at any line, also inside the lock",
-            )
-        )
-    elif "signal" in story or (snapshot.process.handles_signals and lock.waiter_tid == snapshot.process.pid):
-        which = f"if {bare(between[0])} runs as a signal handler: " if between and "signal" not in story else ""
-        advice.append(
-            Later(
-                f"{which}take no lock in a signal handler: set a flag there, or put to a queue.SimpleQueue, or wake "
-                "the main loop by signal.set_wakeup_fd",
-                "Python runs handlers in the main thread, between any two lines of it, also inside the lock",
-            )
-        )
-    advice.append(
-        Later(
-            "acquire the lock once in a call chain, or make it recursive (RLock, PTHREAD_MUTEX_RECURSIVE)",
-            "a plain mutex does not let its owner in a second time",
-        )
-    )
-    return tuple(advice)
 
 
 def _stays(lock: LockFact, wait: Wait) -> bool:

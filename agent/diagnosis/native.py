@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from stucktrace.diagnosis import evidence, known_issues, libraries
+from stucktrace.diagnosis import entered_again, evidence, known_issues, libraries
 from stucktrace.diagnosis.model import Diagnosis, Evidence, Finding, Later
 from stucktrace.facts import Frame, LockFact, NativeStack, Snapshot
 
@@ -39,6 +39,7 @@ def _explained(snapshot: Snapshot, finding: Finding) -> Finding:
     tid = finding.tid
     if finding.code not in _CODES or tid is None:
         return finding
+    finding = entered_again.retold(snapshot, finding)
     finding = replace(finding, evidence=(*finding.evidence, *_lines(snapshot, finding)))
     lock = next((lock for lock in snapshot.locks if lock.waiter_tid == tid), None)
     stack = snapshot.native_stack(tid)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from stucktrace.diagnosis import chains, evidence, graph, remedies
-from stucktrace.diagnosis.deadlocks import waits_for_itself
+from stucktrace.diagnosis.entered_again import waits_for_itself
 from stucktrace.diagnosis.futexes import acquires, all_parked, alone, for_good, is_mutex, settled
 from stucktrace.diagnosis.lock_words import (
     acquires_in,

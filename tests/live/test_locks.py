@@ -102,6 +102,7 @@ def test_a_lock_taken_twice_in_one_stack(hung: dict[str, crowd.Hung], case: str,
     assert f"stuck_locks.py:{inner}), which it took itself in" in report.summary
     assert f"update (targets/stuck_locks.py:{outer})" in report.summary
     assert ("as an object was finalised" in report.summary) == (case == "entered_by_a_finaliser")
+    assert ("a signal handler ran in the middle" in report.summary) == (case == "entered_by_a_handler")
     advice = {"handler": "signal handler", "finaliser": "__del__", "call": "once in a call chain"}[case.split("_")[-1]]
     assert advice in report.verdict["remedy"]["later"][0]["do"]
     assert f"thread:{target.words[1]}" in report["graph"]["labels"]

@@ -143,8 +143,8 @@ class Registry:
     lock = threading.Lock()
 
     def update(self, then):
-        with self.lock:
-            then()  # holds
+        with self.lock:  # holds
+            then()
 
 
 def entered_by_a_handler():
@@ -195,9 +195,9 @@ def _readers_behind(request):
             self.lock, self.taken = threading.Lock(), threading.Event()
 
         def refresh(self):
-            with self.lock:
+            with self.lock:  # holds
                 self.taken.set()
-                request()  # holds
+                request()
 
         def get(self):
             self.taken.wait()

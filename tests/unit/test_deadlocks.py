@@ -1,8 +1,11 @@
 """deadlock: which frames it names, what it takes for granted, and the way there as a chain."""
 
+from dataclasses import replace
+
 import pytest
+from stucktrace.diagnosis.entered_again import retold
 from stucktrace.diagnosis.lock_words import title
-from stucktrace.facts import Awaited, PoolFact, PoolMember
+from stucktrace.facts import Awaited, Frame, NativeStack, PoolFact, PoolMember
 
 from tests.unit.snapshots import call, codes, diagnosed, lock, owned_by, process, snapshot, thread, verdict
 
@@ -40,19 +43,36 @@ def test_the_locks_own_code_is_not_the_frame_that_takes_it():
     [
         (["give_back /srv/app/pool.py:3", "Connection.__del__ /srv/app/pool.py:9"], "finalised", "__del__"),
         (["clean /srv/app/pool.py:3", "finalize.__call__ /usr/lib/python3.11/weakref.py:590"], "weakref", "__del__"),
-        (
-            ["on_term /srv/app/pool.py:3", "native _PyErr_CheckSignalsTstate libpython3.11.so"],
-            "signal",
-            "signal handler",
-        ),
         (["helper /srv/app/pool.py:3"], "", "recursive"),
     ],
-    ids=["finaliser", "weakref", "signal handler", "call"],
+    ids=["finaliser", "weakref", "call"],
 )
 def test_how_the_thread_came_to_take_it_again(inner, said, advice):
     found = entered_again(*inner)
     assert said in found.summary and advice in found.later[0].do
     assert ("ran in the middle" in found.summary) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("function", "inside", "said"),
+    [
+        ("_PyErr_CheckSignalsTstate", 1, "a signal handler ran in the middle of that"),
+        ("PyObject_ClearWeakRefs", 1, "a weakref's callback ran in the middle of that"),
+        ("os_kill", 1, ""),
+        ("_PyErr_CheckSignalsTstate", 0, ""),
+        ("_PyErr_CheckSignalsTstate", 2, ""),
+    ],
+    ids=["signal handler", "weakref", "another", "inside of both", "outside of both"],
+)
+def test_how_it_came_by_the_native_stack(function, inside, said):
+    stack = ["on_term /srv/app/pool.py:3", TAKEN, "<module> /srv/app/main.py:3"]
+    own = lock(kind="lock", owner=owned_by(100, "self", frame=1), path="Registry.lock")
+    facts = snapshot(thread(), stacks={100: stack}, locks=[own])
+    found = verdict(facts)
+    frames = (Frame(function, "/usr/bin/python3.11", 0, native=True),)
+    told = retold(replace(facts, native=(NativeStack(100, frames, (inside,)),)), found)
+    assert ("in the middle" in told.summary) == bool(said) and said in told.summary
+    assert told.summary.replace("; " + said, "", 1) == found.summary or not said
 
 
 def test_a_signal_handler_is_not_guessed_at():
