@@ -52,6 +52,7 @@ class Look:
     locks: tuple[LockFact, ...] = ()
     file_locks: tuple[FileLockFact, ...] = ()
     pools: tuple[PoolFact, ...] = ()
+    child_locks: tuple[LockFact, ...] = ()
     relatives: tuple[Relative, ...] = ()
     conntrack: tuple[ConntrackFact, ...] = ()
     work: tuple[WorkFact, ...] = ()
@@ -106,6 +107,7 @@ def snapshot(
         locks=look.locks,
         file_locks=look.file_locks,
         pools=look.pools,
+        child_locks=look.child_locks,
         relatives=look.relatives,
         work=look.work,
         greenlets=look.greenlets,

@@ -102,6 +102,7 @@ def look(
             pools=run.collect("pools", (), partial(pools.collect, process, seen_threads, python), pid),
             file_locks=run.collect("file locks", (), partial(file_locks.collect, process, seen_threads), pid),
             relatives=relatives_of[pid],
+            child_locks=_child_locks(run, process, relatives_of[pid]),
             conntrack=asked.full if (asked := entries.get(pid)) else (),
             work=join.served(run.earlier[pid].work, began - run.earlier[pid].time)
             if pid in unchanged
@@ -112,6 +113,14 @@ def look(
             fds=files[pid].links if pid in files and files[pid].complete else None,
         )
     return looks
+
+
+def _child_locks(run: Run, process: ProcessFact, relatives: tuple[Relative, ...]) -> tuple[LockFact, ...]:
+    if not process.is_python or not any(relative.relation == "child" for relative in relatives):
+        return ()
+    from stucktrace.collectors import child_locks
+
+    return run.collect("child locks", (), partial(child_locks.collect, process, relatives), process.pid)
 
 
 def _threads(run: Run, pids: Collection[int]) -> Mapping[int, tuple[ThreadFact, ...]]:

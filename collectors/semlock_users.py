@@ -16,7 +16,7 @@ from stucktrace.collectors.interpreter import Interpreter
 from stucktrace.collectors.python_frames import Walk
 from stucktrace.collectors.python_values import Values
 
-_DEADLINE_S = 0.05
+_DEADLINE_S = 0.5
 _FRAMES = 3
 _STATE_BYTES = 256
 _MOST_VARIABLES = 64

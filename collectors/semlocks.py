@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import platform
 import struct
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -36,6 +37,8 @@ _ACQUIRING_BYTES = 2 << 10
 _RECURSIVE = 0
 _FUTEX = next((number for number, name in BY_MACHINE.get(platform.machine(), {}).items() if name == "futex"), -1)
 _MOST_STEPS = 16
+_TRIES = 3
+_SETTLED_S = 0.1
 LOCK, RLOCK, SEMAPHORE = "process-lock", "process-rlock", "process-semaphore"
 
 
@@ -69,11 +72,18 @@ class SemLocks:
 
     def find(self, tid: int, address: int) -> Found | None:
         """The lock that a thread waits for at the address of a shared semaphore; None: it is no SemLock's."""
-        try:
-            first = self._read(self._pid, tid, address)
-            return first if first is not None and self._read(self._pid, tid, address) == first else None
-        except (OSError, CannotInspect, struct.error):
-            return None
+        for _ in range(_TRIES):
+            try:
+                first = self._read(self._pid, tid, address)
+                if first is not None and first.owner is not None and first.owner.state == "absent":
+                    # While a pool is ended its members go one after the other.
+                    time.sleep(_SETTLED_S)
+                if first is None or self._read(self._pid, tid, address) == first:
+                    return first
+            except (OSError, CannotInspect, struct.error):
+                # Somebody ended meanwhile.
+                continue
+        return None
 
     def _read(self, pid: int, tid: int, address: int) -> Found | None:
         found = self._lock(pid, tid, address)
@@ -122,10 +132,7 @@ class SemLocks:
         if (holder.pid, thread) != (here.pid, tid):
             return owner
         shared = sharers.of(here.pid, semlock.handle)
-        alone = shared is not None and not any(
-            pid != here.pid and sharers.mapped_at(pid, shared) is not None for pid in sharers.everyone()[0]
-        )
-        if alone:
+        if shared is not None and sharers.all_of(shared) == ([here.pid], False):
             return replace(owner, state="self")
         # Another process may release it: a signal to this one, unless it is used as a lock.
         assumes = "no other process releases it"
@@ -173,6 +180,9 @@ class SemLocks:
                 objects = self._in(pid, semlock, shared, place)
             except (ProcessLookupError, FileNotFoundError):
                 continue
+            except PermissionError:
+                complete = False
+                continue
             complete = complete and bool(objects)
             found += objects or ()
         return _Objects(tuple(found), complete)
@@ -196,7 +206,7 @@ class SemLocks:
         steps: list[OwnerElsewhere] = []
         seen = {(pid, tid)}
         while owner.state == "alive" and owner.pid and owner.tid and len(steps) < _MOST_STEPS:
-            address = _awaited(cpython_objects.call_fields(owner.pid, owner.tid) or ())
+            address = awaited(cpython_objects.call_fields(owner.pid, owner.tid) or ())
             again = (owner.pid, owner.tid) in seen
             found = self._lock(owner.pid, owner.tid, address) if address and not again else None
             steps.append(
@@ -248,7 +258,7 @@ def _state(pid: int, tid: int) -> str:
     return procfs.parse_stat(procfs.read(pid, f"task/{tid}/stat").decode(errors="surrogateescape")).state
 
 
-def _awaited(fields: Sequence[str]) -> int:
+def awaited(fields: Sequence[str]) -> int:
     """The word that a thread waits for without a timeout; 0 when it does something else."""
     if len(fields) != 9 or int(fields[0]) != _FUTEX:
         return 0

@@ -14,7 +14,7 @@ from stucktrace.diagnosis.futexes import alone, settled
 from stucktrace.diagnosis.lock_words import since, title, waiters
 from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Evidence, Finding, Later, Now
 from stucktrace.diagnosis.waits import Wait, waits
-from stucktrace.diagnosis.words import process
+from stucktrace.diagnosis.words import count, listing, process
 from stucktrace.facts import LockFact, LockOwner, OwnerElsewhere, Snapshot
 
 SOURCE = "process_vm_readv"
@@ -42,6 +42,32 @@ def process_lock(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
         for finding in _findings(snapshot, budgets, wait, lock, lock.owner):
             told.add(lock.address)
             yield finding
+    for address in dict.fromkeys(lock.address for lock in snapshot.child_locks):
+        yield _of_children(snapshot, [lock for lock in snapshot.child_locks if lock.address == address])
+
+
+def _of_children(snapshot: Snapshot, locks: list[LockFact]) -> Finding:
+    """The parent of those who wait: it goes on, but what it hands them is never done."""
+    lock, pids = locks[0], [lock.waiter_tid for lock in locks]
+    waiting = f"{count(len(pids), 'child', 'children')} ({listing([process(pid) for pid in pids])})"
+    assumes = lock.owner.assumes if lock.owner else ""
+    assumed = f", provided that {assumes}" if assumes else ""
+    return Finding(
+        "orphaned-lock",
+        LIKELY if assumes else PROVEN,
+        f"{waiting} {'waits' if len(pids) == 1 else 'wait'} for {title(lock)}, held by a process that is gone: it "
+        f"ended without releasing it, and they never get it{assumed}",
+        evidence=(_taken_line(lock),),
+        now=remedies.restart(snapshot),
+        later=(_KILLED,),
+        lock=lock.address,
+        chain=(waiting, title(lock), "a process that is gone"),
+    )
+
+
+def _taken_line(lock: LockFact) -> Evidence:
+    text = f"{title(lock)} in {lock.mapping} is taken, and each process that shares it was read: none holds it"
+    return Evidence(SOURCE, "owner", None, text)
 
 
 def _findings(snapshot: Snapshot, budgets: Budgets, wait: Wait, lock: LockFact, owner: LockOwner) -> Iterator[Finding]:
@@ -71,12 +97,7 @@ def _orphaned(snapshot: Snapshot, wait: Wait, lock: LockFact, owner: LockOwner) 
         f"{name} {since(wait)} {title(lock)}, held by a process that is gone: it ended without releasing it, and "
         f"nobody can any more{assumed}",
         evidence=(
-            Evidence(
-                SOURCE,
-                "owner",
-                None,
-                f"{title(lock)} in {lock.mapping} is taken, and each process that shares it was read: none holds it",
-            ),
+            _taken_line(lock),
             evidence.call_line(snapshot, wait.thread, wait.age_s),
             *evidence.frame_line(wait.frames, wait.reading.frame),
         ),

@@ -51,6 +51,8 @@ class Snapshot:
     locks: tuple[LockFact, ...] = ()
     file_locks: tuple[FileLockFact, ...] = ()
     pools: tuple[PoolFact, ...] = ()
+    child_locks: tuple[LockFact, ...] = ()
+    """Locks that children wait for and whose holder died; `waiter_tid` is the child's main thread."""
     """Those that a thread waits for."""
     relatives: tuple[Relative, ...] = ()
     work: tuple[WorkFact, ...] = ()

@@ -37,6 +37,13 @@ def test_holder_was_killed(forked: dict[str, Hung], case: str):
     assert report.evidence("owner") is None
 
 
+def test_seen_from_the_parent(forked: dict[str, Hung]):
+    waiter = forked["pool_reader_killed"].pid
+    parent = kernel.stat(waiter)[1]
+    report = command.check(parent, "orphaned-lock", confidence="proven")
+    assert f"pid {waiter}" in report.summary and report.summary.startswith("3 children")
+
+
 def test_a_replaced_worker_waits_too(forked: dict[str, Hung]):
     replaced = forked["pool_reader_killed"].words[-1]
     kernel.wait_until(lambda: kernel.asleep_s(replaced, replaced) >= 1.0, "the new worker waits")
@@ -62,7 +69,7 @@ def test_lock_taken_twice(forked: dict[str, Hung]):
 
 def test_holder_lives_and_is_stopped(forked: dict[str, Hung]):
     waiter, holder = forked["held"].words
-    report = command.check(waiter, "waiting")
+    report = command.check(waiter, "waiting", "--stuck-after", 3600)
     assert f"(pid {holder})" in report.summary
     os.kill(holder, signal.SIGSTOP)
     kernel.wait_until(lambda: kernel.state(holder) == "T", "the holder is stopped")
