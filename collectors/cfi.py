@@ -15,6 +15,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from stucktrace.collectors.dwarf_bytes import DATAREL, Bytes, Malformed
 from stucktrace.collectors.elf import Module
 
 Read = Callable[[int, int], bytes]
@@ -24,14 +25,6 @@ _MAX_TABLE_BYTES = 16 << 20
 _MAX_ENTRY_BYTES = 1 << 16
 _MAX_INSTRUCTIONS = 10_000
 _MAX_REMEMBERED = 64
-
-# Pointer encodings: DW_EH_PE_*.
-_OMIT, _PCREL, _DATAREL = 0xFF, 0x10, 0x30
-_FORMATS = {0x00: "<Q", 0x02: "<H", 0x03: "<I", 0x04: "<Q", 0x0A: "<h", 0x0B: "<i", 0x0C: "<q"}
-
-
-class Malformed(ValueError):
-    """Not call frame information, or none that is known here."""
 
 
 @dataclass(frozen=True)
@@ -69,63 +62,6 @@ class Function:
     """The kernel called it: what it returns to is an instruction that was not run yet, not one behind a call."""
 
 
-class _Bytes:
-    """Reads numbers one after another, never beyond the end. `address` is where the first byte lies in the target."""
-
-    def __init__(self, data: bytes, address: int) -> None:
-        self.data, self.address, self.place = data, address, 0
-
-    def number(self, form: str) -> int:
-        try:
-            value: int = struct.unpack_from(form, self.data, self.place)[0]
-        except struct.error:
-            raise Malformed("cut off") from None
-        self.place += struct.calcsize(form)
-        return value
-
-    def byte(self) -> int:
-        return self.number("<B")
-
-    def take(self, length: int) -> bytes:
-        if not 0 <= length <= len(self.data) - self.place:
-            raise Malformed("cut off")
-        self.place += length
-        return self.data[self.place - length : self.place]
-
-    def unsigned(self) -> int:
-        return self._leb()[0]
-
-    def signed(self) -> int:
-        value, bits, last = self._leb()
-        return value - (1 << bits) if last & 0x40 else value
-
-    def _leb(self) -> tuple[int, int, int]:
-        value = 0
-        for shift in range(0, 70, 7):
-            byte = self.byte()
-            value |= (byte & 0x7F) << shift
-            if not byte & 0x80:
-                return value, shift + 7, byte
-        raise Malformed("a number without an end")
-
-    def pointer(self, encoding: int, data_start: int = 0) -> int:
-        here = self.address + self.place
-        if encoding == _OMIT:
-            return 0
-        form, base = encoding & 0x0F, encoding & 0x70
-        if form == 0x01:
-            value = self.unsigned()
-        elif form == 0x09:
-            value = self.signed()
-        elif form in _FORMATS:
-            value = self.number(_FORMATS[form])
-        else:
-            raise Malformed(f"pointer encoding {encoding:#x}")
-        if base not in (0, _PCREL, _DATAREL):
-            raise Malformed(f"pointer encoding {encoding:#x}")
-        return (value + {_PCREL: here, _DATAREL: data_start}.get(base, 0)) & (1 << 64) - 1
-
-
 class Table:
     """The functions of one loaded file, by address. Raises OSError, Malformed."""
 
@@ -137,9 +73,9 @@ class Table:
         self._start, size = header
         if not 12 <= size <= _MAX_TABLE_BYTES:
             raise Malformed("the size of .eh_frame_hdr")
-        data = _Bytes(read(self._start, size), self._start)
+        data = Bytes(read(self._start, size), self._start)
         version, frame_encoding, count_encoding, table_encoding = (data.byte() for _ in range(4))
-        if version != 1 or table_encoding != _DATAREL | 0x0B:
+        if version != 1 or table_encoding != DATAREL | 0x0B:
             raise Malformed("an unknown kind of .eh_frame_hdr")
         data.pointer(frame_encoding)
         count = data.pointer(count_encoding)
@@ -173,16 +109,16 @@ class Table:
             return None
         if common.augmented:
             data.take(data.unsigned())
-        initial = _run(_Bytes(common.instructions, 0), common, Row())
+        initial = _run(Bytes(common.instructions, 0), common, Row())
         row = _run(data, common, initial, start, address)
         return Function(start, start + size, row, common.return_register, common.signal_frame)
 
-    def _block(self, place: int) -> tuple[_Bytes, int]:
+    def _block(self, place: int) -> tuple[Bytes, int]:
         """(what follows the id of the entry at `place`, that id)."""
         length, identity = struct.unpack("<II", self._read(place, 8))
         if not 4 <= length <= _MAX_ENTRY_BYTES:
             raise Malformed("the length of an entry")
-        return _Bytes(self._read(place + 8, length - 4), place + 8), identity
+        return Bytes(self._read(place + 8, length - 4), place + 8), identity
 
     def _common_of(self, place: int) -> _Common:
         if place not in self._common:
@@ -206,7 +142,7 @@ class _Common:
     instructions: bytes
 
 
-def _parse_common(data: _Bytes) -> _Common:
+def _parse_common(data: Bytes) -> _Common:
     version = data.byte()
     augmentation = data.data[data.place :].partition(b"\0")[0]
     data.take(len(augmentation) + 1)
@@ -238,7 +174,7 @@ def _parse_common(data: _Bytes) -> _Common:
     return _Common(code_unit, data_unit, return_register, augmented, encoding, signal_frame, data.data[data.place :])
 
 
-def _run(data: _Bytes, common: _Common, initial: Row, start: int = 0, address: int | None = None) -> Row:
+def _run(data: Bytes, common: _Common, initial: Row, start: int = 0, address: int | None = None) -> Row:
     """The row after all instructions up to `address`, from the one that the CIE begins with."""
     row = initial
     location, remembered = start, list[Row]()
@@ -282,7 +218,7 @@ def _run(data: _Bytes, common: _Common, initial: Row, start: int = 0, address: i
     return replace(row, rules=rules)
 
 
-def _cfa(data: _Bytes, common: _Common, row: Row, kind: int) -> Row:
+def _cfa(data: Bytes, common: _Common, row: Row, kind: int) -> Row:
     if kind == 0x0C:
         return replace(row, register=data.unsigned(), offset=data.unsigned(), expression=b"")
     if kind == 0x12:
@@ -294,7 +230,7 @@ def _cfa(data: _Bytes, common: _Common, row: Row, kind: int) -> Row:
     return replace(row, offset=data.unsigned() if kind == 0x0E else data.signed() * common.data_unit)
 
 
-def _rule(data: _Bytes, common: _Common, rules: dict[int, Rule], initial: Row, kind: int) -> None:
+def _rule(data: Bytes, common: _Common, rules: dict[int, Rule], initial: Row, kind: int) -> None:
     if kind == 0x00:
         return
     if kind == 0x2E:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 
-from stucktrace.collectors.cfi import Malformed
+from stucktrace.collectors.dwarf_bytes import Malformed
 
 _WORD = (1 << 64) - 1
 _MAX_BYTES = 512

@@ -25,6 +25,9 @@ from stucktrace.facts import Frame, NativeStack, Snapshot
 SOURCE_BPF = "unwound, registers by iter/task"
 SOURCE_PROC = "unwound, registers by /proc"
 DEADLINE_S = 2.0
+ATTEMPTS = 5
+PAUSE_S = 0.02
+"""Between attempts: a thread that polls is asleep most of the time."""
 _USER_CODE_64 = 0x33
 """The code segment of a 64-bit program on x86-64; another one has other system calls and registers."""
 
@@ -54,32 +57,80 @@ def collect(
         machine = _machine(pid, mapped)
         if machine is None:
             raise CollectorError("native stacks", "its architecture is not known here", "")
-        before, source = _registers(pid, tids, kernel, machine)
-        unwinder = unwind.Unwinder(pid, mapped, ends)
-        raw = {tid: unwinder.unwind(machine, state.registers, state.counter) for tid, state in before.items()}
-        calls = _calls(mapped, found, snapshot, raw)
-        after, _ = _registers(pid, tids, kernel, machine)
+        target = _Target(snapshot, mapped, found, machine, unwind.Unwinder(pid, mapped, ends))
+        seen, source = _walk(target, tids, kernel, ends - deadline_s / 2)
     except (FileNotFoundError, ProcessLookupError):
         raise CollectorError("native stacks", "the process ended", "") from None
     except OSError as error:
         raise CollectorError(
             "native stacks", f"its memory cannot be read: {error.strerror}", "run as root, or with CAP_SYS_PTRACE"
         ) from None
-    symbols, library, stacks = Symbols(pid), found.library if found else "", []
-    for tid, stack in raw.items():
-        if tid in after and after[tid].switches == before[tid].switches and stack.frames:
-            frames = [_frame(symbols, frame) for frame in stack.frames]
-            # Its Python frames were read before: they are the same if it has not run since.
-            known = snapshot.thread(tid)
-            same = known is not None and known.switches == before[tid].switches
-            counts = calls.get(tid) if same else None
-            python_frames = len(snapshot.frames(tid))
-            stacks.append(
-                native_merge.merged(
-                    tid, frames, stack.ended, python_frames=python_frames, calls=counts, interpreter=library
-                )
-            )
+    symbols, library = Symbols(pid), found.library if found else ""
+    stacks = (
+        native_merge.merged(
+            tid,
+            [_frame(symbols, frame) for frame in each.stack.frames],
+            each.stack.ended,
+            python_frames=len(snapshot.frames(tid)),
+            calls=each.calls,
+            interpreter=library,
+        )
+        for tid, each in seen.items()
+    )
     return NativeStacks(tuple(stacks), source)
+
+
+@dataclass(frozen=True)
+class _Target:
+    snapshot: Snapshot
+    mapped: regions.Regions
+    found: Interpreter | None
+    machine: unwind.Machine
+    unwinder: unwind.Unwinder
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A whole stack of a thread that slept all the while."""
+
+    stack: unwind.Stack
+    calls: tuple[int, ...] | None
+    """Python frames of each call of the evaluation function, where they are those of the snapshot."""
+
+
+def _walk(
+    target: _Target, tids: Collection[int], kernel: Kernel | None, retry_until: float
+) -> tuple[dict[int, _Seen], str]:
+    """All at once first; then each that moved alone, when the files' tables are there and a walk takes no time."""
+    seen: dict[int, _Seen] = {}
+    parts, source = [tuple(tids)], ""
+    for attempt in range(ATTEMPTS):
+        for part in parts:
+            found, source = _walk_once(target, part, kernel)
+            seen.update(found)
+        parts = [(tid,) for tid in tids if tid not in seen]
+        if not parts or attempt == ATTEMPTS - 1 or time.monotonic() > retry_until:
+            break
+        time.sleep(PAUSE_S)
+    return seen, source
+
+
+def _walk_once(target: _Target, tids: Collection[int], kernel: Kernel | None) -> tuple[dict[int, _Seen], str]:
+    pid, machine, unwinder = target.snapshot.process.pid, target.machine, target.unwinder
+    unwinder.forget()
+    before, source = _registers(pid, tids, kernel, machine)
+    stacks = {tid: unwinder.unwind(machine, state.registers, state.counter) for tid, state in before.items()}
+    calls = _calls(target.mapped, target.found, target.snapshot, stacks)
+    after, _ = _registers(pid, tids, kernel, machine)
+    seen = {}
+    for tid, stack in stacks.items():
+        switches = before[tid].switches
+        if stack.frames and tid in after and after[tid].switches == switches:
+            # Its Python frames were read before: they are the same if it has not run since.
+            known = target.snapshot.thread(tid)
+            same = known is not None and known.switches == switches
+            seen[tid] = _Seen(stack, calls.get(tid) if same else None)
+    return seen, source
 
 
 def _calls(

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from stucktrace.collectors import cfi, elf, memory
+from stucktrace.collectors.dwarf_bytes import Malformed
 from stucktrace.collectors.dwarf_expressions import evaluate
 from stucktrace.collectors.regions import Regions
 
@@ -92,6 +93,10 @@ class Unwinder:
             place += len(part)
         return data
 
+    def forget(self) -> None:
+        """What was read of the memory, which a thread that ran has changed; the files and their tables stay."""
+        self._blocks.clear()
+
     def _block(self, start: int) -> bytes:
         try:
             return memory.read_some(self.pid, start, _BLOCK_BYTES)
@@ -119,7 +124,7 @@ class Unwinder:
             if module is not None and module.start not in self._tables:
                 try:
                     self._tables[module.start] = cfi.Table(module, self.read)
-                except cfi.Malformed:
+                except Malformed:
                     self._tables[module.start] = None
             table = self._tables[module.start] if module is not None else None
             self._functions[address] = table.find(address) if table is not None else None
@@ -142,7 +147,7 @@ class Unwinder:
                 if function is None:
                     return Stack(tuple(frames), f"no unwind table for {region.path or 'generated code'}")
                 stepped = self._step(machine, function, known)
-            except (cfi.Malformed, OSError, KeyError) as error:
+            except (Malformed, OSError, KeyError) as error:
                 return Stack(tuple(frames), _why(error))
             if stepped is None:
                 return Stack(tuple(frames))
@@ -200,6 +205,6 @@ class Unwinder:
 def _why(error: Exception) -> str:
     if isinstance(error, KeyError):
         return "a register that its table needs is not known"
-    if isinstance(error, cfi.Malformed):
+    if isinstance(error, Malformed):
         return f"its unwind table makes no sense ({error})"
     return "its memory could not be read"

@@ -76,7 +76,12 @@ def diagnose(snapshot: Snapshot, budgets: Budgets) -> Diagnosis:
     except Exception as error:
         ordered = (failed("judge", error), *findings)
     edges = graph.edges(snapshot)
-    return Diagnosis(ordered[0], ordered, edges, graph.waits_for(snapshot), graph_labels.labels(snapshot, edges))
+    found = Diagnosis(ordered[0], ordered, edges, graph.waits_for(snapshot), graph_labels.labels(snapshot, edges))
+    if not snapshot.native:
+        return found
+    from stucktrace.diagnosis import native
+
+    return native.explain(snapshot, found)
 
 
 def _apply(rule: Rule, snapshot: Snapshot, budgets: Budgets) -> list[Finding]:

@@ -77,11 +77,17 @@ def calls(frames: Sequence[Frame]) -> str:
     named = next((index for index, frame in enumerate(frames) if "+0x" not in frame.function), 0)
     if libraries.stem(frames[0].file) in _C_LIBRARY:
         frames = frames[named:]
-    shown = frames[:FRAMES_SHOWN]
+    # Functions without a name in a row, in one library, are one step.
+    known = [
+        frame
+        for before, frame in zip([None, *frames], frames, strict=False)
+        if not (before and before.file == frame.file and "+0x" in before.function and "+0x" in frame.function)
+    ]
+    shown = known[:FRAMES_SHOWN]
     for index, frame in enumerate(shown):
         follows = index + 1 < len(shown) and shown[index + 1].file == frame.file
         parts.append(frame.function if follows else f"{frame.function} ({libraries.short(frame.file)})")
-    return " < ".join(parts) + (" < ..." if len(frames) > len(shown) else "")
+    return " < ".join(parts) + (" < ..." if len(known) > len(shown) else "")
 
 
 def in_callback(lock: LockFact, stack: NativeStack) -> bool:

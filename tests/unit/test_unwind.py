@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from stucktrace.collectors import cfi, dwarf_expressions, elf, kernel, regions, symbols, unwind
+from stucktrace.collectors.dwarf_bytes import Malformed
 from stucktrace.collectors.regions import Region
 
 ROUNDS = 300
@@ -77,7 +78,7 @@ def test_expressions(code: bytes, value: int) -> None:
 
 @pytest.mark.parametrize("code", ["", "22", "06ff", "0a34", "10ffffffffffffffffffffff01", "2f0100", "e0"])
 def test_expressions_that_make_no_sense(code: str) -> None:
-    with pytest.raises((cfi.Malformed, OSError)):
+    with pytest.raises((Malformed, OSError)):
         dwarf_expressions.evaluate(bytes.fromhex(code), {}, _unmapped)
 
 
@@ -117,7 +118,7 @@ def test_garbled_unwind_tables_are_refused_or_answered(libc: elf.Module, memory:
             for address in chance.sample(addresses, 10):
                 table.find(address)
                 answered += 1
-        except (cfi.Malformed, OSError):
+        except (Malformed, OSError):
             refused += 1
         assert time.monotonic() - began < 10
     assert answered and refused
