@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
-from stucktrace.collectors import pthread, pyspy, regions, usage, with_blocks, with_lines
+from stucktrace.collectors import pthread, pyspy, python_frames, regions, usage, with_blocks, with_lines
 from stucktrace.collectors.cpython_objects import LockObject, Reader
 from stucktrace.collectors.hand_acquires import Acquired, HandAcquires
 from stucktrace.collectors.interpreter import Interpreter
@@ -68,13 +68,20 @@ class BlockOwners:
             return False
 
     def _in_block(self, ns_tid: int, block: Block, held: LockObject, waiter: ThreadFact) -> LockOwner | None:
-        doubt = self._hands.gives_back(ns_tid, block.place, held.address) if self._hands is not None else ""
+        doubt = self._hands.gives_back(self._within(ns_tid, block), held.address) if self._hands is not None else ""
         if doubt is None:
             return None
         owner = self._owners.by_ns_tid(ns_tid, waiter, shared=False)
         assumes = block.assumes or (f"that {doubt} has not released it by hand" if doubt else "")
         how = "context manager" if block.assumes else "with block"
         return self._at(replace(owner, how=how, assumes=assumes), block)
+
+    def _within(self, ns_tid: int, block: Block) -> tuple[python_frames.Frame, ...]:
+        """The frames that run, or are suspended, inside of a block."""
+        stacks, held = self._reading
+        running = stacks.frames.get(ns_tid, ())[: block.place + 1] if stacks is not None else ()
+        suspended = held.suspended.get(ns_tid, ())
+        return (*running, *(frame for place, frame in suspended if place <= block.place))
 
     def _by_hand(self, held: LockObject, waiting: frozenset[int]) -> tuple[Acquired, ...]:
         try:

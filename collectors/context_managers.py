@@ -50,6 +50,10 @@ class Managers:
         self._stacks = stacks
         self._walk, self._values, self._reader = stacks.walk, stacks.values, stacks.walk.reader
         self._blocks = blocks
+        self.generators: list[Frame] = []
+        """The suspended generators of contextlib that were met since this was emptied."""
+        self.given_up: set[int] = set()
+        """Locks that a class's with block gives up while it is open, met since this was emptied."""
         self._depth = 0
         # A condition keeps its lock for life.
         self._conditions: dict[int, int | None] = {}
@@ -113,12 +117,11 @@ class Managers:
         attributes = self._values.attributes(ends.holder)
         if kind in _GENERATORS and "gen" in attributes:
             frame = self._frame_of(attributes["gen"])
-            for block in self._blocks(frame) if frame is not None else ():
-                name = self._stacks.named(frame.code).function if frame is not None else ""
-                yield (
-                    block.lock,
-                    block.assumes or f"that the with block of contextlib's generator {name} still holds it",
-                )
+            if frame is not None:
+                self.generators.append(frame)
+                told = f"that the with block of contextlib's generator {self._stacks.named(frame.code).function}"
+                for block in self._blocks(frame):
+                    yield block.lock, block.assumes or f"{told} still holds it"
         elif "_exit_callbacks" in attributes:
             for callback in self._callbacks(attributes["_exit_callbacks"]):
                 for lock in self._released_by(callback):
@@ -126,8 +129,10 @@ class Managers:
         else:
             for name, value in attributes.items():
                 inner = self.lock_in(value)
-                if inner and self._wraps(ends, name):
+                if inner and self._wraps(ends, name, _ACQUIRE, _RELEASE):
                     yield inner, f"that the with block of {kind}, which holds it as {name}, still does"
+                elif inner and self._wraps(ends, name, _RELEASE, _ACQUIRE):
+                    self.given_up.add(inner)
 
     def _frame_of(self, generator: int) -> Frame | None:
         """The frame of a generator."""
@@ -165,13 +170,11 @@ class Managers:
                 if called is not None and called.name == "release" and (lock := self.lock_in(called.holder)):
                     yield lock
 
-    def _wraps(self, ends: Exit, attribute: str) -> bool:
-        """Its `__enter__` acquires this attribute and its `__exit__` releases it, themselves or in a method of it."""
+    def _wraps(self, ends: Exit, attribute: str, enters: frozenset[str], exits: frozenset[str]) -> bool:
+        """Its `__enter__` does the one with this attribute and its `__exit__` the other, themselves or in a method."""
         methods = self._methods(ends.holder)
         entered = methods.get(ends.name.replace("exit", "enter"), 0)
-        return self._uses(entered, methods, attribute, _ACQUIRE) and self._uses(
-            ends.function, methods, attribute, _RELEASE
-        )
+        return self._uses(entered, methods, attribute, enters) and self._uses(ends.function, methods, attribute, exits)
 
     def _uses(self, function: int, methods: dict[str, int], attribute: str, how: frozenset[str]) -> bool:
         used = self._names_of(function)

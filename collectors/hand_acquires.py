@@ -9,7 +9,7 @@ which read it earlier, so the thread must not have run since.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,13 +61,14 @@ class HandAcquires:
                 return None
         return tuple(found) if time.thread_time() < self._ends else None
 
-    def gives_back(self, ns_tid: int, place: int, lock: int) -> str | None:
-        """Whether a frame that has the lock in a `with` block, or one called from it, may have released it by hand.
+    def gives_back(self, frames: Sequence[Frame], lock: int) -> str | None:
+        """Whether one of these frames may have released the lock by hand: the one that has it in a `with` block, those
+        called from there, those of generators whose own blocks are open.
 
         "": no. The name of a function whose source is not there to tell; None where one does release it.
         """
         unread = ""
-        for frame in self._stacks.frames.get(ns_tid, ())[: place + 1]:
+        for frame in frames:
             named = self._stacks.named(frame.code)
             if "release" not in named.used:
                 continue

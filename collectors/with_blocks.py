@@ -48,8 +48,10 @@ class Held:
 
     blocks: Mapping[int, tuple[Block, ...]]
     returned: Mapping[int, frozenset[int]]
-    """Locks that a thread gave back for the time of a `Condition.wait`."""
+    """Locks that a thread gave back for the time of a `Condition.wait`, or of a with block that does so."""
     complete: bool
+    suspended: Mapping[int, tuple[tuple[int, Frame], ...]] = field(default_factory=dict)
+    """The generators of contextlib whose blocks are open, each with the place of the frame that opened it."""
 
     def holders(self, lock: int) -> tuple[tuple[int, Block], ...]:
         """Who holds it, each with the block that was entered first and takes the least for granted."""
@@ -70,15 +72,14 @@ def look(reader: Reader, found: Interpreter | None, idents: Mapping[int, int]) -
     What a thread holds is read twice right after each other, while it is in the same frames. Answers NOTHING for a
     version whose frames are not known.
     """
-    seen: dict[tuple[int, int], tuple[tuple[Block, ...], frozenset[int]]] = {}
+    seen: dict[tuple[int, int], _Scan] = {}
 
     def examine(stacks: Stacks) -> Callable[[int, int, tuple[Frame, ...]], python_stacks.Examined]:
         reading = _Reading(stacks)
 
         def examined(ns_tid: int, outside: int, frames: tuple[Frame, ...]) -> python_stacks.Examined:
-            held = tuple(reading.held(frames))
-            seen[ns_tid, outside] = held, reading.all_returned(frames) if held else frozenset()
-            return [(len(frames) - block.place, block.lock, block.assumes, block.depth) for block in held]
+            scan = seen[ns_tid, outside] = reading.scan(frames)
+            return [(len(frames) - block.place, block.lock, block.assumes, block.depth) for block in scan.blocks]
 
         return examined
 
@@ -87,24 +88,40 @@ def look(reader: Reader, found: Interpreter | None, idents: Mapping[int, int]) -
         return None, NOTHING
     blocks: dict[int, tuple[Block, ...]] = {}
     returned: dict[int, frozenset[int]] = {}
-    for (ns_tid, outside), (held, given_back) in seen.items():
-        moved = tuple(replace(block, place=block.place + outside) for block in held)
+    suspended: dict[int, tuple[tuple[int, Frame], ...]] = {}
+    for (ns_tid, outside), scan in seen.items():
+        moved = tuple(replace(block, place=block.place + outside) for block in scan.blocks)
         blocks[ns_tid] = blocks.get(ns_tid, ()) + moved
-        returned[ns_tid] = returned.get(ns_tid, frozenset()) | given_back
-    return stacks, Held(blocks, returned, stacks.complete)
+        returned[ns_tid] = returned.get(ns_tid, frozenset()) | scan.returned
+        within = tuple((place + outside, frame) for place, frame in scan.suspended)
+        suspended[ns_tid] = suspended.get(ns_tid, ()) + within
+    return stacks, Held(blocks, returned, stacks.complete, suspended)
 
 
 def read(stacks: Stacks) -> Held:
     """What frames hold that were read before, of whoever they are."""
     reading = _Reading(stacks)
     try:
-        blocks = {each: tuple(reading.held(frames)) for each, frames in stacks.frames.items()}
-        returned = {each: reading.all_returned(frames) for each, frames in stacks.frames.items() if blocks[each]}
+        scans = {each: reading.scan(frames) for each, frames in stacks.frames.items()}
     except ProcessLookupError:
         raise
     except (OSError, struct.error):
         return NOTHING
-    return Held(blocks, returned, stacks.complete)
+    return Held(
+        {each: scan.blocks for each, scan in scans.items()},
+        {each: scan.returned for each, scan in scans.items()},
+        stacks.complete,
+        {each: scan.suspended for each, scan in scans.items()},
+    )
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """What one thread's frames tell."""
+
+    blocks: tuple[Block, ...]
+    returned: frozenset[int] = frozenset()
+    suspended: tuple[tuple[int, Frame], ...] = ()
 
 
 class _Reading:
@@ -114,13 +131,18 @@ class _Reading:
         self._offsets = stacks.walk.offsets
         self._managers = Managers(stacks, self.blocks)
 
-    def held(self, frames: Sequence[Frame]) -> Iterator[Block]:
+    def scan(self, frames: Sequence[Frame]) -> _Scan:
+        blocks: list[Block] = []
+        suspended: list[tuple[int, Frame]] = []
+        self._managers.given_up.clear()
         for place, frame in enumerate(frames):
-            for block in self.blocks(frame):
-                yield replace(block, place=place)
-
-    def all_returned(self, frames: Sequence[Frame]) -> frozenset[int]:
-        return frozenset(lock for frame in frames for lock in self.returned(frame))
+            self._managers.generators.clear()
+            blocks += (replace(block, place=place) for block in self.blocks(frame))
+            suspended += ((place, generator) for generator in self._managers.generators)
+        if not blocks:
+            return _Scan(())
+        returned = {lock for frame in frames for lock in self.returned(frame)} | self._managers.given_up
+        return _Scan(tuple(blocks), frozenset(returned), tuple(suspended))
 
     def blocks(self, frame: Frame) -> Iterator[Block]:
         for ends, depth in self._exits(self._values(frame)):

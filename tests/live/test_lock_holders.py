@@ -55,10 +55,11 @@ class Bystander:
 account, by_hand, guard, bystander = Account(), Account(), Guard(), Bystander()
 managed, stacked, pushed, again, by_hand_again = (threading.Lock() for _ in range(5))
 bare, given_back, in_generator, handed, other = (threading.Lock() for _ in range(5))
+given_back_by_a_manager, given_back_by_a_class = threading.Lock(), threading.Lock()
 waiting_line, empty, done, slots = queue.Queue(), queue.Queue(), threading.Event(), threading.Semaphore(0)
 condition = threading.Condition()
 recursive = threading.RLock()
-held, given = threading.Event(), threading.Event()
+held, given = threading.Event(), threading.Semaphore(0)
 
 @contextlib.contextmanager
 def manager(lock):
@@ -118,9 +119,35 @@ def wants_of_nobody():
 def releases_in_its_block():
     with given_back:
         given_back.release()
-        given.set()
+        given.release()
         time.sleep(600)
         given_back.acquire()
+@contextlib.contextmanager
+def unlocked(lock):
+    lock.release()
+    yield
+    lock.acquire()
+class Unlocked:
+    def __init__(self, lock):
+        self._lock = lock
+    def __enter__(self):
+        self._lock.release()
+    def __exit__(self, *_):
+        self._lock.acquire()
+def releases_in_a_manager():
+    with given_back_by_a_manager:
+        with unlocked(given_back_by_a_manager):
+            given.release()
+            time.sleep(600)
+def wants_what_a_manager_gave_back():
+    given_back_by_a_manager.acquire()
+def releases_in_a_class():
+    with given_back_by_a_class:
+        with Unlocked(given_back_by_a_class):
+            given.release()
+            time.sleep(600)
+def wants_what_a_class_gave_back():
+    given_back_by_a_class.acquire()
 def wants_what_was_given_back():
     given_back.acquire()
 def suspended():
@@ -168,11 +195,11 @@ def wants_beside_the_condition():
 takes_elsewhere(bare)
 takes_elsewhere(bystander.lock)
 holders = [account.holds_an_attribute, account.holds_an_attribute_of_the_class, by_hand.holds_by_hand, holds_in_a_manager,
-           holds_in_a_stack, holds_a_wrapper, is_in_a_bystander, holds_recursively, releases_in_its_block,
+           holds_in_a_stack, holds_a_wrapper, is_in_a_bystander, holds_recursively, releases_in_its_block, releases_in_a_manager, releases_in_a_class,
            has_a_suspended_generator, hands_over, takes_over, holds_the_queue, waits_for_a_condition, holds_the_condition]
 wanted = [account.wants_an_attribute, account.wants_an_attribute_of_the_class, by_hand.wants_by_hand, wants_in_a_manager,
           wants_in_a_stack, wants_a_callback, wants_a_wrapper, wants_of_a_bystander, wants_recursively,
-          wants_what_was_given_back, wants_of_a_generator, wants_what_is_handed_over, puts, wants_the_condition,
+          wants_what_was_given_back, wants_what_a_manager_gave_back, wants_what_a_class_gave_back, wants_of_a_generator, wants_what_is_handed_over, puts, wants_the_condition,
           wants_beside_the_condition, wants_of_nobody, holds_it_itself, holds_it_itself_by_hand, gets, waits_for_an_event,
           takes_a_slot]
 def start(function):
@@ -182,8 +209,10 @@ for function in holders:
 locked = [account.lock, account.shared, by_hand.lock, managed, stacked, pushed, guard._lock, in_generator,
           handed, waiting_line.mutex, other]
 held.wait()
-given.wait()
-takes_elsewhere(given_back)
+for lock in (given_back, given_back_by_a_manager, given_back_by_a_class):
+    given.acquire()
+for lock in (given_back, given_back_by_a_manager, given_back_by_a_class):
+    takes_elsewhere(lock)
 while not all(lock.locked() for lock in locked):
     time.sleep(0.01)
 for function in wanted:
@@ -210,6 +239,8 @@ HOLDERS = {
 NOBODY = (
     "wants_of_a_bystander",
     "wants_what_was_given_back",
+    "wants_what_a_manager_gave_back",
+    "wants_what_a_class_gave_back",
     "wants_of_a_generator",
     "wants_what_is_handed_over",
     "wants_of_nobody",
