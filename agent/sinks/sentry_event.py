@@ -133,8 +133,11 @@ def _threads(report: Json) -> list[Json]:
 
 
 def _frames(thread: Json) -> list[Json]:
-    """The outermost first, as Sentry has it; the innermost ones where there are too many. Native ones lie below."""
-    frames = [_native(frame) for frame in thread["native"]] + [_frame(frame) for frame in thread["python"]]
+    """The outermost first, as Sentry has it; the innermost ones where there are too many."""
+    frames = [_native(frame) for frame in thread["native"] if frame["inside"] == 0]
+    for number, frame in enumerate(thread["python"], 1):
+        frames.append(_frame(frame))
+        frames += [_native(called) for called in thread["native"] if called["inside"] == number]
     return frames[:MOST_FRAMES][::-1]
 
 

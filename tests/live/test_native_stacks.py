@@ -77,7 +77,7 @@ FLAVOURS = {
 @pytest.fixture(scope="module")
 def hung(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, crowd.Hung]]:
     folder = tmp_path_factory.mktemp("libraries")
-    with crowd.start("stuck_native.py", ["compares"]) as programs, contextlib.ExitStack() as stack:
+    with crowd.start("stuck_native.py", ["compares", "holds"]) as programs, contextlib.ExitStack() as stack:
         for name, flavour in FLAVOURS.items():
             library = str(flavour.build(folder / name))
             python_path = {"PYTHONPATH": str(folder / name)}
@@ -171,6 +171,18 @@ def test_c_code_between_python_frames(hung: dict[str, crowd.Hung]):
     between = [frame for frame in thread["native"] if "/libc" in frame["file"] and frame["inside"] == 2]
     assert between, thread["native"]
     assert all(frame["inside"] in (0, 2) for frame in thread["native"])
+
+
+@engines
+def test_where_the_holder_is(hung: dict[str, crowd.Hung], engine: str):
+    target = hung["holds"]
+    waiter, holder = target.words[1:]
+    target.wait("futex", 6, [waiter])
+    target.wait("poll", 6, [holder])
+    report = command.check(target.pid, "lock-held", "--engine", engine, "--stuck-after", 5)
+    assert report.verdict["tid"] == waiter
+    where = [line["text"] for line in report.verdict["evidence"] if line["source"] == "native stack"]
+    assert any(str(holder) in text and "its holder" in text and "is in poll" in text for text in where), where
 
 
 def snapshot_of(pid: int) -> Snapshot:

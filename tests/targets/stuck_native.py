@@ -38,6 +38,24 @@ def compares() -> None:
     libc.qsort((ctypes.c_int * 2)(2, 1), 2, 4, compare(order))
 
 
+def holds() -> None:
+    """A thread waits for a mutex whose holder is in C code for ever."""
+    libc = ctypes.CDLL(None)
+    mutex = ctypes.create_string_buffer(64)
+    held = threading.Event()
+
+    def hold() -> None:
+        libc.pthread_mutex_lock(mutex)
+        held.set()
+        libc.poll(None, 0, -1)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    say_ready(f"{os.getpid()} {threading.get_native_id()} {holder.native_id}")
+    libc.pthread_mutex_lock(mutex)
+
+
 def handles() -> None:
     """A handler in C (abort's) would not return; this one is sleep's, run by the kernel in the middle of a sleep."""
     libc = ctypes.CDLL(None)
@@ -55,4 +73,6 @@ def spins() -> None:
 
 
 if __name__ == "__main__":
-    {"calls": calls, "compares": compares, "handles": handles, "spins": spins}[sys.argv[1]](*sys.argv[2:])
+    {"calls": calls, "compares": compares, "holds": holds, "handles": handles, "spins": spins}[sys.argv[1]](
+        *sys.argv[2:]
+    )

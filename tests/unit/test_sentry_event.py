@@ -70,12 +70,19 @@ def test_frames_of_the_application(path, filename, in_app):
     assert (written["filename"], written["abs_path"], written["in_app"]) == (filename, path, in_app)
 
 
-def test_native_frames_are_marked_and_lie_below():
-    native = (frame("/lib/libc.so.6", "recv"),)
+def test_native_frames_are_marked_and_lie_where_they_belong():
+    native = (
+        {**frame("/lib/libc.so.6", "recv"), "inside": 0},
+        {**frame("/lib/libc.so.6", "qsort"), "inside": 1},
+    )
     frames = build(thread(5, frame("/srv/a.py", "wait"), native=native), tid=5)["threads"]["values"][0]["stacktrace"][
         "frames"
     ]
-    assert [(frame["function"], frame.get("platform")) for frame in frames] == [("wait", None), ("recv", "native")]
+    assert [(frame["function"], frame.get("platform")) for frame in frames] == [
+        ("qsort", "native"),
+        ("wait", None),
+        ("recv", "native"),
+    ]
 
 
 def test_a_process_with_many_threads_is_cut_to_what_sentry_takes():
