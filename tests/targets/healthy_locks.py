@@ -1,6 +1,6 @@
 """Healthy processes whose locks change hands, in every legal way. The first argument names the case.
 
-Nothing here is held for longer than a second or two: whoever looks with a budget of two seconds finds it healthy too.
+Nothing here is held for longer than a second: whoever looks with a budget of two seconds finds it healthy too.
 """
 
 import concurrent.futures
@@ -15,7 +15,7 @@ import time
 from ready import say_ready
 
 THREADS = 8
-STEP_S = 0.1
+STEP_S = 0.05
 fork = multiprocessing.get_context("fork")
 
 
@@ -174,7 +174,7 @@ def slow_producer():
         spawn(consumes)
     say_ready()
     while True:
-        time.sleep(1.5)
+        time.sleep(1)
         with news:
             items.append(1)
             news.notify()
@@ -317,7 +317,7 @@ def lock_as_a_signal():
     done = threading.Lock()
 
     def works_long():
-        time.sleep(1.5)
+        time.sleep(1)
         done.release()
 
     say_ready()
@@ -422,7 +422,7 @@ def given_up_by_a_helper():
             turn.wait()
             given_up.wait()
             lock.acquire()
-            time.sleep(1.5)
+            time.sleep(1)
             lock.release()
             given_up.clear()
 
@@ -469,7 +469,7 @@ def held_across_a_sleep():
     def sleeps():
         while True:
             with lock:
-                time.sleep(1.5)
+                time.sleep(1)
             works()
 
     spawn(sleeps)
