@@ -153,20 +153,30 @@ def _greenlets(
     python: PythonFact | None,
     locks: tuple[LockFact, ...],
 ) -> tuple[GreenletFact, ...]:
-    from stucktrace.collectors import greenlets
+    """What is suspended in the threads of hubs and event loops. It takes long enough to be left to who asks for one
+    process, and to a loop that waits for a lock."""
+    from stucktrace.collectors import asyncio_tasks, greenlets
 
-    if not greenlets.has_hub(process, python):
-        return ()
+    loops, hub = asyncio_tasks.loop_threads(python), greenlets.has_hub(process, python)
+    waiters = {lock.waiter_tid for lock in locks}
     # The hub's thread is nearly always the first one; the native threads of a pool wait in locks for their work.
-    stands_still = any(lock.waiter_tid == process.pid for lock in locks)
+    stands_still = waiters & {*loops, *((process.pid,) if hub else ())}
+    found: tuple[GreenletFact, ...] = ()
     if not run.options.greenlets and not stands_still:
-        return ()
-    seen = run.collect(
-        "greenlets", None, partial(greenlets.collect, process, threads, python, locks=bool(locks)), process.pid
-    )
-    for missing in seen.missing if seen else ():
-        run.miss(missing, process.pid)
-    return seen.facts if seen else ()
+        return found
+    if hub:
+        collect = partial(greenlets.collect, process, threads, python, locks=bool(waiters))
+        seen = run.collect("greenlets", greenlets.Greenlets(()), collect, process.pid)
+        found += seen.facts
+        for missing in seen.missing:
+            run.miss(missing, process.pid)
+    if loops and python is not None:
+        tasks = partial(asyncio_tasks.collect, process, python, locks=bool(waiters))
+        suspended = run.collect("asyncio tasks", asyncio_tasks.Tasks(()), tasks, process.pid)
+        found += suspended.facts
+        for missing in suspended.missing:
+            run.miss(missing, process.pid)
+    return found
 
 
 def _entries(run: Run, pid: int, sockets: tuple[SocketFact, ...], waited_fds: Collection[int]) -> Answers | None:

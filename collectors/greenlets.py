@@ -1,6 +1,6 @@
 """The greenlets that are switched out, of gevent, of eventlet or bare: found and read without stopping the target.
 
-`greenlet_objects.py` finds them, `python_frames.py` walks their frames, `with_blocks.py` tells which locks they hold.
+`greenlet_objects.py` finds them, `python_frames.py` walks their frames, `suspended_locks.py` tells what they hold.
 From CPython 3.12 on greenlet itself links the frames past those that lie on the C stack, for as long as it is switched
 out. Which thread's each of them is, its own C stack tells: it is copied back to where it was.
 
@@ -13,14 +13,22 @@ import struct
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from stucktrace.collectors import cpython_objects, greenlet_objects, interpreter, python_frames, regions, with_blocks
+from stucktrace.collectors import (
+    agreeing,
+    cpython_objects,
+    greenlet_objects,
+    interpreter,
+    python_frames,
+    regions,
+    suspended_locks,
+)
 from stucktrace.collectors.cpython_objects import Layout, Reader
 from stucktrace.collectors.frame_names import Names
 from stucktrace.collectors.greenlet_objects import Objects, Suspended
 from stucktrace.collectors.interpreter import Interpreter
 from stucktrace.collectors.python_frames import Walk
-from stucktrace.collectors.python_stacks import Stacks
 from stucktrace.collectors.python_values import Values
 from stucktrace.collectors.regions import Regions
 from stucktrace.errors import CollectorError
@@ -28,9 +36,8 @@ from stucktrace.facts import Frame, GreenletFact, Missing, ProcessFact, PythonFa
 
 WHAT = "greenlets"
 FRAMES_S = 0.5
-_READINGS = 4
-"""A greenlet counts as soon as two in a row agree."""
 _PARTLY = "they are searched for in memory, and there was more of it than time: more of them may wait"
+_AGAIN = "run stucktrace again, on a quieter machine if it can be"
 _PERMISSION = "run as root, or with CAP_SYS_PTRACE in the target's user namespace"
 _HUBS = ("/gevent/hub.py", "/eventlet/hubs/hub.py", "/eventlet/hubs/asyncio.py")
 _POOLS = ("/gevent/threadpool.py", "/eventlet/tpool.py")
@@ -107,19 +114,9 @@ class _Target:
 
     def read(self, begin: Sequence[int], locks: bool) -> Greenlets:
         places, whole = self._objects.find(begin)
-        agreed: dict[int, _Read] = {}
-        before = self._read(places, locks)
-        left = list(before)
-        for _ in range(_READINGS - 1):
-            now = self._read(left, locks)
-            agreed.update((place, read) for place, read in now.items() if before.get(place) == read)
-            left = [place for place in now if place not in agreed]
-            if not left or time.monotonic() > self._walk.ends:
-                break
-            before = now
+        agreed, in_time = agreeing.read(partial(self._read, locks=locks), places, self._walk.ends)
         facts = [self._fact(read) for read in agreed.values() if not _is_hub(read.frames)]
-        missing = () if whole else (Missing(WHAT, _PARTLY, "run stucktrace again, on a quieter machine if it can be"),)
-        return Greenlets(tuple(facts), missing)
+        return Greenlets(tuple(facts), () if whole and in_time else (Missing(WHAT, _PARTLY, _AGAIN),))
 
     def _read(self, places: Sequence[int], locks: bool) -> dict[int, _Read]:
         """One reading of all those at these places that are switched out."""
@@ -140,28 +137,12 @@ class _Target:
             frames = tuple(named for frame in walked if (named := self._names.frame(frame)) is not None)
             if not frames or len(frames) != len(walked):
                 return None
-            return _Read(suspended, frames, self._locks(suspended, walked) if locks else ())
+            held = suspended_locks.read(self._walk, self._values, self._minor, walked) if locks else ()
+            return _Read(suspended, frames, held)
         except (ProcessLookupError, PermissionError):
             raise
         except (OSError, struct.error):
             return None
-
-    def _locks(self, suspended: Suspended, walked: Sequence[python_frames.Frame]) -> tuple[tuple[int, int], ...]:
-        """What its open `with` blocks hold: (where a thread that waits for it sleeps, index of the frame)."""
-        stacks = Stacks(self._minor, self._walk, self._values, {suspended.address: tuple(walked)}, True)
-        held = with_blocks.read(stacks)
-        returned = held.returned.get(suspended.address, frozenset())
-        blocks = [
-            block
-            for block in held.blocks.get(suspended.address, ())
-            if held.complete and not block.assumes and block.lock not in returned
-        ]
-        return tuple((self._sleeps_at(block.lock), block.place) for block in blocks)
-
-    def _sleeps_at(self, lock: int) -> int:
-        """Up to CPython 3.13 a lock object points to its lock, from 3.14 on it is inside."""
-        inside = lock + self._reader.layout.head
-        return inside if self._minor >= (3, 14) else self._walk.word(inside)
 
     def _fact(self, read: _Read) -> GreenletFact:
         suspended, frames = read.suspended, read.frames

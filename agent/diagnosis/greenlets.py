@@ -9,20 +9,24 @@ from stucktrace.diagnosis import stacks
 from stucktrace.facts import Frame, GreenletFact, Snapshot
 
 _RECEIVES, _SENDS = "waits to receive from a socket", "waits to send on a socket"
+_CONNECTS = "waits for a connection to be made"
 _PRIMITIVES = {
     **dict.fromkeys(("recv", "recv_into", "recvfrom", "recvfrom_into", "recvmsg", "read", "readinto"), _RECEIVES),
+    **dict.fromkeys(("readline", "readexactly", "readuntil", "sock_recv"), _RECEIVES),
+    **dict.fromkeys(("drain", "sock_sendall"), _SENDS),
+    **dict.fromkeys(("create_connection", "open_connection", "sock_connect"), _CONNECTS),
     **dict.fromkeys(("send", "sendall", "sendto", "sendmsg", "write"), _SENDS),
-    "connect": "waits for a connection to be made",
+    "connect": _CONNECTS,
     "accept": "waits for a connection to accept",
     "sleep": "sleeps",
-    "acquire": "waits for a lock of its hub",
+    "acquire": "waits for a lock of its loop",
     "wait": "waits for a notification",
     "get": "waits for its queue",
     "put": "waits for room in its queue",
-    **dict.fromkeys(("join", "joinall", "waitall"), "waits for other greenlets"),
+    **dict.fromkeys(("join", "joinall", "waitall"), "waits for others to end"),
     **dict.fromkeys(("select", "poll"), "waits for files to be ready"),
 }
-"""Functions that switch to the hub, by their bare name: the modules of gevent and eventlet share them."""
+"""Functions that give way to the loop, by their bare name: gevent, eventlet and asyncio share them."""
 
 
 def own_frame(frames: tuple[Frame, ...]) -> int:
@@ -35,7 +39,8 @@ def own_frame(frames: tuple[Frame, ...]) -> int:
 
 def wait_of(greenlet: GreenletFact) -> str:
     """In words; "" when its frames do not tell: much of gevent is compiled and has none."""
-    return stacks.read(greenlet.frames).reason or _primitive(greenlet.frames)
+    reading = stacks.read(greenlet.frames)
+    return reading.reason if reading.reason and not reading.by_name else _primitive(greenlet.frames) or reading.reason
 
 
 def _primitive(frames: tuple[Frame, ...]) -> str:
@@ -46,7 +51,7 @@ def _primitive(frames: tuple[Frame, ...]) -> str:
 
 
 def _is_library(frame: Frame) -> bool:
-    return any(f"/{library}/" in frame.file for library in ("gevent", "eventlet"))
+    return any(f"/{library}/" in frame.file for library in ("gevent", "eventlet", "asyncio"))
 
 
 def of_thread(snapshot: Snapshot, tid: int) -> tuple[GreenletFact, ...]:

@@ -95,7 +95,7 @@ def test_a_patched_lock_lets_the_hub_go_on(programs: dict[tuple[str, str], crowd
     target = programs["green_lock", library]
     kernel.wait_until(lambda: kernel.asleep_s(target.pid, target.words[1]) >= 6, "the hub at rest")
     report = command.check(target.pid, "idle")
-    assert waits(report, "take") == {"waits for a lock of its hub"}
+    assert waits(report, "take") == {"waits for a lock of its loop"}
 
 
 @libraries

@@ -1,0 +1,29 @@
+"""The locks that frames hold which are switched out, by their open `with` blocks (`with_blocks.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stucktrace.collectors import with_blocks
+from stucktrace.collectors.python_frames import Frame, Walk
+from stucktrace.collectors.python_stacks import Stacks
+from stucktrace.collectors.python_values import Values
+
+_ALONE = 0
+"""Stands for the one stack that is asked about."""
+
+
+def read(walk: Walk, values: Values, minor: tuple[int, int], frames: Sequence[Frame]) -> tuple[tuple[int, int], ...]:
+    """(where a thread that waits for the lock sleeps, index of the frame); () when not all could be read."""
+    held = with_blocks.read(Stacks(minor, walk, values, {_ALONE: tuple(frames)}, True))
+    if not held.complete:
+        return ()
+    returned = held.returned.get(_ALONE, frozenset())
+    blocks = [each for each in held.blocks.get(_ALONE, ()) if not each.assumes and each.lock not in returned]
+    return tuple((_sleeps_at(walk, minor, each.lock), each.place) for each in blocks)
+
+
+def _sleeps_at(walk: Walk, minor: tuple[int, int], lock: int) -> int:
+    """Up to CPython 3.13 a lock object points to its lock, from 3.14 on it is inside."""
+    inside = lock + walk.reader.layout.head
+    return inside if minor >= (3, 14) else walk.word(inside)
