@@ -35,11 +35,10 @@ def told(snapshot: Snapshot, wait: Wait, loop: str, finding: Finding) -> Finding
     holder = suspended_holder(snapshot, wait)
     if holder is not None:
         held_in = evidence.where(_holding(holder, lock))
-        never = (
-            f"which a suspended greenlet of the same thread holds, in {held_in}: it cannot go on before its hub does"
-        )
+        one, _ = _nouns(holder)
+        never = f"which a suspended {one} of the same thread holds, in {held_in}: it cannot go on before its loop does"
         line = Evidence("memory", "holder", held_in, f"its with block in {held_in} is open, and it is switched out")
-        ends = [f"{named(lock)}, held by", f"the suspended greenlet in {held_in}", f"which goes on only after {name}"]
+        ends = [f"{named(lock)}, held by", f"the suspended {one} in {held_in}", f"which goes on only after {name}"]
         confidence = PROVEN
     else:
         never, *ends = _of_a_thread(snapshot, lock)
@@ -81,6 +80,13 @@ def _of_a_thread(snapshot: Snapshot, lock: LockFact) -> tuple[str, ...]:
 
 
 def _behind(snapshot: Snapshot, wait: Wait) -> str:
-    number = len(greenlets.of_thread(snapshot, wait.tid))
-    stand = "stands" if number == 1 else "stand"
-    return f"{count(number, 'greenlet')} {stand} still behind it" if number else ""
+    """ "7 greenlets stand still behind it"."""
+    behind = greenlets.of_thread(snapshot, wait.tid)
+    if not behind:
+        return ""
+    one, many = _nouns(behind[0])
+    return f"{count(len(behind), one, many)} {'stands' if len(behind) == 1 else 'stand'} still behind it"
+
+
+def _nouns(suspended: GreenletFact) -> tuple[str, str]:
+    return ("task", "tasks") if suspended.kind == "asyncio-task" else ("greenlet", "greenlets")

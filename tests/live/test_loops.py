@@ -55,8 +55,9 @@ def test_a_coroutine_waits_for_a_lock_that_another_one_holds(hung: dict[str, cro
     """The holder cannot go on before the loop turns, which it cannot."""
     target = hung["asyncio_in_a_thread"]
     target.wait("futex", 6)
-    report = command.check(target.pid, "deadlock", "--engine", engine)
-    assert "blocked-loop" in report.codes
+    report = command.check(target.pid, "blocked-loop", "--engine", engine, confidence="proven")
+    assert "which a suspended task of the same thread holds" in report.summary
+    assert "2 tasks stand still behind it" in report.summary
     assert report.verdict["tid"] == target.words[1]
 
 
