@@ -16,19 +16,18 @@ from stucktrace.collectors import (
     pools_futures,
     pools_multiprocessing,
     procfs,
-    python_frames,
+    python_stacks,
     regions,
     usage,
 )
 from stucktrace.collectors.cpython_objects import Layout, Reader
 from stucktrace.collectors.pool_stacks import Stacks
-from stucktrace.collectors.python_containers import Containers
-from stucktrace.collectors.python_values import Values
 from stucktrace.errors import CollectorError
 from stucktrace.facts import PoolFact, ProcessFact, PythonFact, ThreadFact
 
 WHAT = "pools"
-DEADLINE_S = 0.25
+_TRIES = 3
+"""A thread that runs can change its frames while they are read."""
 _PERMISSION = "run as root, or with CAP_SYS_PTRACE in the target's user namespace"
 
 
@@ -37,14 +36,9 @@ def collect(process: ProcessFact, threads: Sequence[ThreadFact], python: PythonF
     if python is None or not any(_may_wait(thread, python) for thread in threads):
         return ()
     try:
-        stacks = _stacks(process, threads, python)
-        if stacks is None:
-            return ()
-        first = _read(stacks)
-        if not first:
-            return ()
-        stacks.forget()
-        second = _read(stacks)
+        target = _Target(process, threads, python)
+        first = target.read()
+        second = target.read() if first else []
     except (ProcessLookupError, FileNotFoundError):
         raise CollectorError(WHAT, "the process ended", "") from None
     except PermissionError:
@@ -64,19 +58,28 @@ def _may_wait(thread: ThreadFact, python: PythonFact) -> bool:
     return pools_futures.waits(frames) is not None or pools_multiprocessing.waits(frames) is not None
 
 
-def _read(stacks: Stacks) -> list[PoolFact]:
-    return [*pools_futures.read(stacks), *pools_multiprocessing.read(stacks)]
+class _Target:
+    """What one reading after the other is made of."""
 
+    def __init__(self, process: ProcessFact, threads: Sequence[ThreadFact], python: PythonFact) -> None:
+        mapped = regions.read(process.pid)
+        self._found = interpreter.find(process.pid, mapped)
+        self._reader = Reader(process.pid, mapped, Layout())
+        self._threads, self._python = threads, python
+        numbers = {thread.tid: thread.ns_tid for thread in threads}
+        self._idents = {
+            thread.ident: numbers[thread.tid] for thread in python.threads if thread.ident and thread.tid in numbers
+        }
 
-def _stacks(process: ProcessFact, threads: Sequence[ThreadFact], python: PythonFact) -> Stacks | None:
-    mapped = regions.read(process.pid)
-    found = interpreter.find(process.pid, mapped)
-    reader = Reader(process.pid, mapped, Layout())
-    walk = python_frames.walk(reader, found, DEADLINE_S)
-    if walk is None or found is None or found.minor is None:
-        return None
-    values = Values(reader, found.minor)
-    return Stacks(walk, values, Containers(process.pid, values, found.minor), threads, python)
+    def read(self) -> list[PoolFact]:
+        for _ in range(_TRIES):
+            read = python_stacks.read(self._reader, self._found, self._idents)
+            if read is None or read.complete:
+                break
+        if read is None:
+            return []
+        stacks = Stacks(read, self._threads, self._python)
+        return [*pools_futures.read(stacks), *pools_multiprocessing.read(stacks)]
 
 
 def _settled(pool: PoolFact, woke: Collection[int]) -> PoolFact:

@@ -112,7 +112,7 @@ def _executors(stacks: Stacks) -> Iterator[_Executor]:
             queue, reference, member = found
             by_queue.setdefault(queue, []).append((member, reference))
     for queue, found_members in by_queue.items():
-        (address,) = memory.read_words(stacks.walk.pid, [found_members[0][1] + _REFERENT])
+        (address,) = memory.read_words(stacks.pid, [found_members[0][1] + _REFERENT])
         attributes: Mapping[str, int] = stacks.values.attributes(address, _EXECUTOR) if address else {}
         if not address or attributes.get("_work_queue") != queue:
             continue
@@ -136,7 +136,7 @@ def _member(stacks: Stacks, tid: int) -> tuple[int, int, PoolMember] | None:
     future = stacks.values.attribute(item, "future") if item else None
     # Inside it runs `_WorkItem.run`, and inside that the task.
     task = places[at - 2].function if future and at >= 2 else ""
-    member = PoolMember(stacks.walk.pid, tid, future, task, idle=at == 0 and future is None)
+    member = PoolMember(stacks.pid, tid, future, task, idle=at == 0 and future is None)
     return queue, reference, member
 
 

@@ -156,7 +156,7 @@ def _member(stacks: Stacks, tid: int, inqueue: int) -> PoolMember | None:
     task = variables.get("task")
     job = _job_of(stacks, task) if task else None
     does = places[at - 1].function if job is not None and at else ""
-    return PoolMember(stacks.walk.pid, tid, job, does, idle=at == 0 and job is None)
+    return PoolMember(stacks.pid, tid, job, does, idle=at == 0 and job is None)
 
 
 def _ours(place: Place) -> bool:
@@ -263,7 +263,7 @@ def _reader(stacks: Stacks, queue: int) -> int | None:
 def _workers(stacks: Stacks, pool: _Pool) -> tuple[tuple[PoolMember, ...], Mapping[int, str]]:
     """Every worker, and of the idle ones what they are blocked in: "reads" their pipe, or "locks" its lock."""
     fd, lock = _reader(stacks, pool["_inqueue"]), _semaphore(stacks, pool["_inqueue"])
-    pipe = _link(stacks.walk.pid, fd) if fd is not None else ""
+    pipe = _link(stacks.pid, fd) if fd is not None else ""
     pids = stacks.children()
     members: list[PoolMember] = []
     held: dict[int, str] = {}
@@ -283,8 +283,8 @@ def _semaphore(stacks: Stacks, queue: int) -> tuple[int, int] | None:
     """(inode, offset) of the semaphore behind a queue's read lock."""
     lock = stacks.values.attribute(queue, "_rlock")
     inner = stacks.values.attribute(lock, "_semlock") if lock else None
-    (handle,) = memory.read_words(stacks.walk.pid, [inner + _HANDLE if inner else 0])
-    return _mapped(stacks.walk.pid, handle) if handle else None
+    (handle,) = memory.read_words(stacks.pid, [inner + _HANDLE if inner else 0])
+    return _mapped(stacks.pid, handle) if handle else None
 
 
 def _mapped(pid: int, address: int) -> tuple[int, int] | None:

@@ -16,16 +16,6 @@ MOST_ITEMS = 1 << 13
 _BLOCK_ITEMS = 64
 
 
-class Everything:
-    """Contains every name."""
-
-    def __contains__(self, name: object) -> bool:
-        return True
-
-
-EVERYTHING = Everything()
-
-
 class Containers:
     def __init__(self, pid: int, values: Values, minor: tuple[int, int]) -> None:
         self._pid = pid

@@ -33,19 +33,19 @@ def every_thread():
     pool, meeting = ThreadPoolExecutor(3, "fetch"), threading.Barrier(3)
 
     def by_result():
-        inner = [pool.submit(pow, 2, n) for n in range(3)]
         meeting.wait()
+        inner = [pool.submit(pow, 2, n) for n in range(3)]
         park(threading.get_native_id())
         return [each.result() for each in inner]
 
     def by_wait():
-        inner = [pool.submit(pow, 3, n) for n in range(3)]
         meeting.wait()
+        inner = [pool.submit(pow, 3, n) for n in range(3)]
         return wait(inner)
 
     def by_completion():
-        inner = [pool.submit(pow, 4, n) for n in range(3)]
         meeting.wait()
+        inner = [pool.submit(pow, 4, n) for n in range(3)]
         return list(as_completed(inner))
 
     for task in (by_result, by_wait, by_completion):
