@@ -321,6 +321,7 @@ def _pool(pool: PoolFact) -> Json:
             for each in pool.awaited
         ],
         "complete": pool.complete,
+        "certain": pool.certain,
         "made_by": pool.made_by,
     }
 

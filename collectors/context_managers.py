@@ -116,7 +116,7 @@ class Managers:
         kind = self._reader.class_name(ends.holder)
         attributes = self._values.attributes(ends.holder)
         if kind in _GENERATORS and "gen" in attributes:
-            frame = self._frame_of(attributes["gen"])
+            frame = self.frame_of(attributes["gen"])
             if frame is not None:
                 self.generators.append(frame)
                 told = f"that the with block of contextlib's generator {self._stacks.named(frame.code).function}"
@@ -134,7 +134,7 @@ class Managers:
                 elif inner and self._wraps(ends, name, _RELEASE, _ACQUIRE):
                     self.given_up.add(inner)
 
-    def _frame_of(self, generator: int) -> Frame | None:
+    def frame_of(self, generator: int) -> Frame | None:
         """The frame of a generator."""
         if self._values.type(generator) not in ("generator", "async_generator"):
             return None

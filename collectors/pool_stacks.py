@@ -37,6 +37,8 @@ class Stacks:
         self.threads = {thread.tid: thread for thread in threads}
         self.frames: Mapping[int, tuple[Frame, ...]] = {thread.tid: thread.frames for thread in python.threads}
         """py-spy's."""
+        self.sources: dict[str, list[str]] = {}
+        """The lines of the source files read so far."""
         self._places: dict[int, tuple[Place, ...]] = {}
         self._variables: dict[Place, dict[str, int]] = {}
 

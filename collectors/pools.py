@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from stucktrace.collectors import (
     interpreter,
+    pools_connections,
     pools_futures,
     pools_multiprocessing,
     procfs,
@@ -55,7 +56,11 @@ def _may_wait(thread: ThreadFact, python: PythonFact) -> bool:
     frames = next((each.frames for each in python.threads if each.tid == thread.tid), ())
     if thread.state not in "SD" or not frames:
         return False
-    return pools_futures.waits(frames) is not None or pools_multiprocessing.waits(frames) is not None
+    return (
+        pools_futures.waits(frames) is not None
+        or pools_multiprocessing.waits(frames) is not None
+        or pools_connections.may_wait(thread, frames)
+    )
 
 
 class _Target:
@@ -79,7 +84,8 @@ class _Target:
         if read is None:
             return []
         stacks = Stacks(read, self._threads, self._python)
-        return [*pools_futures.read(stacks), *pools_multiprocessing.read(stacks)]
+        families = (pools_futures, pools_multiprocessing, pools_connections)
+        return [pool for family in families for pool in family.read(stacks)]
 
 
 def _settled(pool: PoolFact, woke: Collection[int]) -> PoolFact:

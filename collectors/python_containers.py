@@ -36,7 +36,7 @@ class Containers:
                 return self._deque(address)
             if kind == "_queue.SimpleQueue":
                 return self._simple_queue(address)
-            if kind in ("Queue", "LifoQueue", "PriorityQueue"):
+            if kind.endswith("Queue"):
                 inner = self._values.attribute(address, "queue")
                 return self.items(inner) if inner else None
             found = self._values.pairs(address)
@@ -46,6 +46,20 @@ class Containers:
         except (OSError, struct.error):
             pass
         return None
+
+    def past_items(self, address: int) -> tuple[int, ...]:
+        """What may have been in a queue lately: the words that a deque's block still has, in use or not.
+
+        They tell of objects that are known to live by other means, and of nothing else.
+        """
+        kind = self._values.type(address)
+        if kind.endswith("Queue"):
+            inner = self._values.attribute(address, "queue")
+            return self.past_items(inner) if inner else ()
+        if kind != "collections.deque":
+            return ()
+        (block,) = self._words(address + 24, 1)
+        return tuple(word for word in self._words(block + 8, _BLOCK_ITEMS) if word and word % 8 == 0)
 
     def _list(self, address: int) -> tuple[int, ...] | None:
         size, start = self._words(address + 16, 2)

@@ -124,6 +124,12 @@ class _Scan:
     suspended: tuple[tuple[int, Frame], ...] = ()
 
 
+def exits(stacks: Stacks, frame: Frame) -> list[Exit]:
+    """What ends each open `with` block of a frame; raises OSError where the frame moves on meanwhile."""
+    reading = _Reading(stacks)
+    return [ends for ends, _ in reading.open(frame)]
+
+
 class _Reading:
     def __init__(self, stacks: Stacks) -> None:
         self._stacks = stacks
@@ -148,6 +154,9 @@ class _Reading:
         for ends, depth in self._exits(self._values(frame)):
             for lock, assumes in self._managers.locks(ends):
                 yield Block(lock, 0, assumes, frame, depth)
+
+    def open(self, frame: Frame) -> Iterator[tuple[Exit, int]]:
+        return self._exits(self._values(frame))
 
     def returned(self, frame: Frame) -> Iterator[int]:
         """The lock of the condition that this frame waits for."""

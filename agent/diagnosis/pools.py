@@ -136,10 +136,12 @@ def _starved(
     )
 
 
-def caller(wait: Wait, frame: int | None) -> int | None:
-    """The frame of the program's own code that waits: the one that called the pool's."""
+def caller(wait: Wait, frame: int | None, *, of_pool: bool = True) -> int | None:
+    """The frame of the program's own code that waits: the one that called the pool's, if `frame` is of the pool."""
     if frame is None:
         return wait.reading.frame
+    if not of_pool:
+        return frame
     file = wait.frames[frame].file if frame < len(wait.frames) else ""
     return next(
         (
