@@ -8,7 +8,7 @@ starved. Source: process_vm_readv; nothing is stopped.
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from stucktrace.collectors import (
@@ -63,6 +63,11 @@ def _may_wait(thread: ThreadFact, python: PythonFact) -> bool:
     )
 
 
+def _nothing_more(_: python_stacks.Stacks) -> Callable[[int, int, object], python_stacks.Examined]:
+    """What is read of the frames here is read as a whole once more."""
+    return lambda *_: []
+
+
 class _Target:
     """What one reading after the other is made of."""
 
@@ -78,7 +83,7 @@ class _Target:
 
     def read(self) -> list[PoolFact]:
         for _ in range(_TRIES):
-            read = python_stacks.read(self._reader, self._found, self._idents)
+            read = python_stacks.read(self._reader, self._found, self._idents, _nothing_more)
             if read is None or read.complete:
                 break
         if read is None:

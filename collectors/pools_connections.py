@@ -180,13 +180,15 @@ def _live(stacks: Stacks, addresses: set[int], chain: tuple[int, ...]) -> set[in
 
 
 def _limits(stacks: Stacks, chain: tuple[int, ...]) -> list[int]:
-    found = []
+    """As many as the pool may have, if its numbers tell: the highest one by its name, and what may come on top."""
+    found, more = [], 0
     for owner in chain:
         for name, address in stacks.values.attributes(owner).items():
             number = stacks.values.integer(address) if _LIMIT.search(name) and not _NO_LIMIT.search(name) else None
             if number is not None and 0 < number <= _MOST_SIZE:
                 found.append(number)
-    return found
+                more += number if "overflow" in name else 0
+    return [max(found) + more] if found else []
 
 
 def _lent(

@@ -67,13 +67,25 @@ def _explained(snapshot: Snapshot, finding: Finding, stuck: list[Finding]) -> bo
     if finding.code not in CONSEQUENCES:
         return False
     causes = [other for other in stuck if other.code not in CONSEQUENCES]
-    tids = {finding.tid, *_owners(snapshot, finding)} - {None}
+    tids = {finding.tid, *_owners(snapshot, finding), *_holders(snapshot, finding)} - {None}
     if any(other.tid in tids or tids & set(other.explains) for other in causes):
         return True
     if finding.code == "lock-held":
         owners = _owners(snapshot, finding)
         return any(other.tid in owners for other in stuck if other is not finding and other.code != "lock-held")
     return False
+
+
+def _holders(snapshot: Snapshot, finding: Finding) -> set[int | None]:
+    """Who has the connections of the pool that the finding's thread waits for."""
+    if finding.code != "pool-starved":
+        return set()
+    return {
+        member.tid
+        for pool in snapshot.pools
+        if pool.kind == "connections" and any(each.tid == finding.tid for each in pool.awaited)
+        for member in pool.members
+    }
 
 
 def _owners(snapshot: Snapshot, finding: Finding) -> set[int]:

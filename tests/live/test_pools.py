@@ -57,3 +57,35 @@ def test_a_pool_that_was_made_before_the_fork(case: str):
         kernel.wait_for_call(pid, "futex")
         report = command.check(pid, "work-lost", confidence="proven")
         assert "by fork" in report.summary
+
+
+@pytest.mark.parametrize(
+    ("case", "confidence", "lent"),
+    [
+        ("one_for_the_order_and_one_for_the_log", "likely", 1),
+        ("in_blocks", "likely", 2),
+        ("each_of_two", "proven", 2),
+        ("by_semaphore", "proven", 1),
+    ],
+)
+def test_who_waits_for_a_connection_has_them_all(case: str, confidence: str, lent: int):
+    with targets.start("stuck_connections.py", case) as target:
+        tid = int(target.said.split()[1])
+        kernel.wait_until(lambda: kernel.in_call(target.pid, "futex", tid=tid), "it waits for a connection")
+        kernel.wait_until(lambda: kernel.asleep_s(target.pid, tid) > 6, "it has waited for a while")
+        report = command.check(target.pid, "pool-starved", confidence=confidence)
+        assert report.evidence("lent") == lent
+        (pool,) = report["pools"]
+        assert pool["kind"] == "connections"
+        assert tid in {member["tid"] for member in pool["members"]}
+
+
+def test_the_connection_is_with_a_thread_that_sits_elsewhere():
+    with targets.start("stuck_connections.py", "held_by_a_silent_server") as target:
+        kernel.wait_until(lambda: kernel.in_call(target.pid, "futex", tid=target.pid), "it waits for a connection")
+        kernel.wait_until(lambda: kernel.asleep_s(target.pid) > 3, "it has waited for a while")
+        within = command.explain(target.pid, "--stuck-after", 3600)
+        assert within.verdict["class"] == "healthy"
+        report = command.check(target.pid, "pool-starved", "--stuck-after", 2, confidence="likely")
+        assert "recvfrom" in report.summary
+        assert report.verdict["tid"] == target.pid

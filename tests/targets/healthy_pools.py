@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import queue
 import sys
 import threading
 import time
@@ -202,6 +203,156 @@ def process_executor_at_work():
         results = [pool.submit(time.sleep, LONG_S) for _ in range(6)]
         say_ready()
         wait(results)
+
+
+class _Jobs:
+    """A queue of jobs that calls itself a pool: its idle consumers have their last jobs in variables."""
+
+    def __init__(self):
+        self.queue, self.max_clients = queue.Queue(maxsize=2), 2
+
+    def acquire(self):
+        return self.queue.get()
+
+
+class _Job:
+    pass
+
+
+def _consumed(consumer) -> None:
+    jobs = _Jobs()
+    for _ in range(2):
+        threading.Thread(target=consumer, args=(jobs,), daemon=True).start()
+    for _ in range(20):
+        jobs.queue.put(_Job())
+    while not jobs.queue.empty():
+        time.sleep(0.02)
+    say_ready()
+    threading.Event().wait()
+
+
+def consumers_of_a_pool():
+    def consumer(jobs):
+        while True:
+            job = jobs.acquire()
+            time.sleep(0.001 if job else 0)
+
+    _consumed(consumer)
+
+
+def consumers_with_a_function_between():
+    def fetch(jobs):
+        return jobs.acquire()
+
+    def consumer(jobs):
+        while True:
+            job = fetch(jobs)
+            time.sleep(0.001 if job else 0)
+
+    _consumed(consumer)
+
+
+def consumers_with_a_walrus():
+    def consumer(jobs):
+        while (job := jobs.acquire()) is not None:
+            last = job
+            time.sleep(0.001 if last else 0)
+
+    _consumed(consumer)
+
+
+def consumers_of_an_iterator():
+    def consumer(jobs):
+        for job in iter(jobs.acquire, None):
+            time.sleep(0.001 if job else 0)
+
+    _consumed(consumer)
+
+
+def consumers_over_two_lines():
+    def consumer(jobs):
+        while True:
+            job = jobs.acquire()
+            time.sleep(0.001 if job else 0)
+
+    _consumed(consumer)
+
+
+class _Connections:
+    def __init__(self, size):
+        self.max_size, self.free, self.used = size, [_Job() for _ in range(size)], set()
+        self.changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def connection(self):
+        with self.changed:
+            while not self.free:
+                self.changed.wait()
+            connection = self.free.pop()
+            self.used.add(connection)
+        try:
+            yield connection
+        finally:
+            with self.changed:
+                self.used.remove(connection)
+                self.free.append(connection)
+                self.changed.notify()
+
+
+def connections_at_work():
+    """All are out, each with a thread that works in short steps; a third one waits for its turn."""
+    pool = _Connections(2)
+
+    def works():
+        with pool.connection():
+            while True:
+                time.sleep(0.2)
+
+    for _ in range(2):
+        threading.Thread(target=works, daemon=True).start()
+    while len(pool.used) < 2:
+        time.sleep(0.02)
+    say_ready()
+    with pool.connection():
+        pass
+
+
+def connections_that_come_and_go():
+    pool = _Connections(2)
+
+    def works():
+        while True:
+            with pool.connection():
+                time.sleep(0.05)
+
+    for _ in range(6):
+        threading.Thread(target=works, daemon=True).start()
+    say_ready()
+    threading.Event().wait()
+
+
+def one_connection_each():
+    """Two threads have one each and wait for something else; a third one waits for one, and has none."""
+    pool = _Connections(2)
+
+    def works():
+        with pool.connection():
+            while True:
+                time.sleep(0.2)
+
+    def asks(turn):
+        with pool.connection():
+            turn.wait()
+
+    turn = threading.Event()
+    for _ in range(2):
+        threading.Thread(target=works, daemon=True).start()
+    while len(pool.used) < 2:
+        time.sleep(0.02)
+    for _ in range(4):
+        threading.Thread(target=asks, args=(turn,), daemon=True).start()
+    say_ready()
+    turn.wait()
 
 
 if __name__ == "__main__":
