@@ -49,17 +49,24 @@ class HandAcquires:
         self._stacks, self._ways, self._shown, self._still = ways.stacks, ways, shown, still
         self._functions: dict[int, Function] = {}
         self._places: dict[str, list[tuple[int, int, Frame]]] = {}
-        self._ends = time.thread_time() + BUDGET_S
+        self._spent_s = 0.0
 
     def holders(self, lock: int, waiting: frozenset[int]) -> tuple[Acquired, ...] | None:
         """`waiting`: the threads that wait for this lock. None where nothing can be said: no time, or the lock is one
         that another thread's frame may release."""
-        found = [each for place in self._using("acquire") if (each := self._acquired(*place, lock, waiting))]
+        began = time.thread_time()
+        found: list[Acquired] = []
+        for ns_tid, place, frame in self._using("acquire"):
+            if self._spent_s + time.thread_time() - began > BUDGET_S:
+                return None
+            if (place or ns_tid not in waiting) and (each := self._acquired(ns_tid, place, frame, lock)):
+                found.append(each)
         holders = {each.ns_tid for each in found}
         for ns_tid, _, frame in self._using("release") if found else ():
             if ns_tid not in holders | waiting and self._releases(frame, lock):
                 return None
-        return tuple(found) if time.thread_time() < self._ends else None
+        self._spent_s += time.thread_time() - began
+        return tuple(found)
 
     def gives_back(self, frames: Sequence[Frame], lock: int) -> str | None:
         """Whether one of these frames may have released the lock by hand: the one that has it in a `with` block, those
@@ -89,16 +96,14 @@ class HandAcquires:
             ]
         return self._places[name]
 
-    def _acquired(self, ns_tid: int, place: int, frame: Frame, lock: int, waiting: frozenset[int]) -> Acquired | None:
-        if (place == 0 and ns_tid in waiting) or time.thread_time() > self._ends or not self._still(ns_tid):
-            return None
+    def _acquired(self, ns_tid: int, place: int, frame: Frame, lock: int) -> Acquired | None:
         names = self._names(frame, lock)
         shown = self._shown.get(ns_tid, ())
         index = self._stacks.index(ns_tid, place, shown) if names else None
         if index is None:
             return None
         line = self._function(frame).acquired(names, shown[index].line)
-        return Acquired(ns_tid, place, shown[index].function, line) if line else None
+        return Acquired(ns_tid, place, shown[index].function, line) if line and self._still(ns_tid) else None
 
     def _releases(self, frame: Frame, lock: int) -> bool:
         """It leads to the lock and releases it by that name; where its source is not there, it may."""

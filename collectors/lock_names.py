@@ -24,7 +24,7 @@ class LockNames:
 
     def __init__(self, ways: Ways) -> None:
         self._ways, self._stacks, self._values = ways, ways.stacks, ways.stacks.values
-        self._ends = time.thread_time() + BUDGET_S
+        self._spent_s = 0.0
         self._seen: dict[tuple[object, ...], tuple[str, str]] = {}
 
     def named(self, ns_tid: int, held: LockObject, source: str) -> tuple[str, str]:
@@ -32,10 +32,12 @@ class LockNames:
         frames = self._frames(ns_tid)
         key = (held.address, source, *(frame.code for frame in frames))
         if key not in self._seen:
-            if time.thread_time() > self._ends:
+            if self._spent_s > BUDGET_S:
                 return source, ""
+            began = time.thread_time()
             path = source if self.is_notification(ns_tid, held) else self._path(frames, held.address, source)
             self._seen[key] = (path, self._container(frames, held.address))
+            self._spent_s += time.thread_time() - began
         return self._seen[key]
 
     def is_notification(self, ns_tid: int, held: LockObject) -> bool:

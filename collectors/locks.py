@@ -8,34 +8,22 @@ about it. A kind that is not known has no owner.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from stucktrace.collectors import (
-    cpython_objects,
-    futexes,
-    import_locks,
-    interpreter,
-    libc,
-    memory,
-    musl_futexes,
-    regions,
-    source_lines,
-    usage,
-)
+from stucktrace.collectors import import_locks, interpreter, libc, regions, source_lines
 from stucktrace.collectors.block_owners import BlockOwners
 from stucktrace.collectors.cpython_objects import LOCK_TYPES, QUEUE_TYPE, RLOCK_TYPE, Layout, LockObject, Reader
-from stucktrace.collectors.futexes import Wait, Word
+from stucktrace.collectors.futexes import Wait
 from stucktrace.collectors.interpreter import Interpreter
 from stucktrace.collectors.lock_owners import Owners
+from stucktrace.collectors.lock_waiters import Place, Waiter, in_call, look, wait_of, woke
 from stucktrace.collectors.regions import Regions
 from stucktrace.collectors.semlocks import SemLocks
 from stucktrace.errors import CollectorError
 from stucktrace.facts import Frame, LockFact, LockOwner, ProcessFact, PythonFact, Relative, ThreadFact
 
 WHAT = "locks"
-_PAGE_BYTES = 4096
 _PERMISSION = "run as root, or with CAP_SYS_PTRACE in the target's user namespace"
 
 
@@ -53,25 +41,7 @@ class _Target:
     frames: Mapping[int, tuple[Frame, ...]]
     minor: tuple[int, int] | None
     semlocks: SemLocks
-    libc: str
-
-
-@dataclass(frozen=True)
-class _Waiter:
-    thread: ThreadFact
-    wait: Wait
-    word: Word
-    lock: int
-    """The lock's identity: the word's address, or the address that CPython parked the thread on."""
-    parked: int | None = None
-    """The first byte of a parked-on address."""
-    event: bool = False
-    """Parked for an event and not for a mutex."""
-
-    @property
-    def locked(self) -> bool:
-        """A semaphore at 0, or the lowest bit of a parked-on mutex."""
-        return bool(self.parked & 1) if self.parked is not None else self.word.word == 0
+    place: Place
 
 
 def collect(
@@ -81,7 +51,7 @@ def collect(
     relatives: Sequence[Relative] = (),
 ) -> tuple[LockFact, ...]:
     """One fact for each thread that waits in a futex. Raises CollectorError when the memory may not be read."""
-    calls = [(thread, wait) for thread in threads if (wait := _wait(thread)) is not None]
+    calls = [(thread, wait) for thread in threads if (wait := wait_of(thread)) is not None]
     if not calls:
         return ()
     try:
@@ -103,7 +73,7 @@ def collect(
             frames,
             minor,
             semlocks,
-            libc.of(process.pid, mapped),
+            Place(process.pid, mapped, libc.of(process.pid, mapped), owners.ns_tids),
         )
         return _collect(target, calls)
     except (ProcessLookupError, FileNotFoundError):
@@ -114,33 +84,30 @@ def collect(
         raise CollectorError(WHAT, f"its memory could not be read: {error.strerror}", "run stucktrace again") from None
 
 
-def _wait(thread: ThreadFact) -> Wait | None:
-    call = thread.syscall
-    return Wait.of(call.args) if call is not None and call.name == "futex" and len(call.args) >= 3 else None
-
-
 def _collect(target: _Target, calls: Sequence[tuple[ThreadFact, Wait]]) -> tuple[LockFact, ...]:
     facts = [_gil(target, thread, wait) for thread, wait in calls if _is_gil(target, thread, wait)]
     others = [(thread, wait) for thread, wait in calls if not _is_gil(target, thread, wait)]
-    waiters = [waiter for thread, wait in others if (waiter := _look(target, thread, wait)) is not None]
+    waiters = [waiter for thread, wait in others if (waiter := look(target.place, thread, wait)) is not None]
     objects = _objects(target.reader, waiters)
     sources: dict[str, Mapping[int, str]] = {}
+    waiting: dict[int, set[int]] = {}
+    for waiter in waiters:
+        waiting.setdefault(waiter.lock, set()).add(waiter.thread.ns_tid)
     for waiter in waiters:
         held = objects.get(waiter.lock)
-        if _look(target, waiter.thread, waiter.wait) != waiter or not _in_call(target.pid, waiter):
+        if look(target.place, waiter.thread, waiter.wait) != waiter or not in_call(target.pid, waiter):
             continue
         if held is not None and target.reader.again(held, inside=waiter.parked is not None) != held:
             continue
-        waiting = frozenset(each.thread.ns_tid for each in waiters if each.lock == waiter.lock)
-        fact = _fact(target, waiter, held, waiting)
-        if fact.owner is not None and _woke(target.pid, waiter.thread):
+        fact = _fact(target, waiter, held, frozenset(waiting[waiter.lock]))
+        if fact.owner is not None and woke(target.pid, waiter.thread):
             continue
         facts.append(_named(target, fact, waiter, held, sources) if held is not None else fact)
     return tuple(facts)
 
 
 def _named(
-    target: _Target, fact: LockFact, waiter: _Waiter, held: LockObject, sources: dict[str, Mapping[int, str]]
+    target: _Target, fact: LockFact, waiter: Waiter, held: LockObject, sources: dict[str, Mapping[int, str]]
 ) -> LockFact:
     """With the name that the code gives it, and with what it is inside of."""
     if fact.path:
@@ -169,62 +136,7 @@ def _gil(target: _Target, thread: ThreadFact, wait: Wait) -> LockFact:
     return LockFact(wait.address, "gil", thread.tid, target.mapped.describe(wait.address, None))
 
 
-def _look(target: _Target, thread: ThreadFact, wait: Wait) -> _Waiter | None:
-    try:
-        after = memory.read_some(target.pid, wait.address, futexes.AFTER_BYTES)
-    except ProcessLookupError:
-        raise
-    except OSError as error:
-        if error.errno == errno.EFAULT:
-            # Unmapped while the thread waits in it: nobody can ever wake it through this word, but nothing is known.
-            return None
-        raise
-    if len(after) < 4:
-        return None
-    before = _before(target.pid, wait.address)
-    layout = futexes if target.libc == libc.GLIBC else musl_futexes
-    word = layout.classify(wait, before, after, target.owners.ns_tids)
-    if word.kind == "semaphore" and (parked := _parked(target, thread, wait, before)) is not None:
-        return _Waiter(thread, wait, word, *parked)
-    return _Waiter(thread, wait, word, word.address)
-
-
-def _before(pid: int, address: int) -> bytes:
-    """What lies before the word: fewer bytes where its mapping begins there."""
-    for length in (futexes.BEFORE_BYTES, min(address % _PAGE_BYTES, futexes.BEFORE_BYTES)):
-        try:
-            return memory.read(pid, address - length, length) if length else b""
-        except ProcessLookupError:
-            raise
-        except OSError:
-            continue
-    return b""
-
-
-def _parked(target: _Target, thread: ThreadFact, wait: Wait, before: bytes) -> tuple[int, int, bool] | None:
-    """Where CPython 3.13+ parked the thread, as it says beside the semaphore on the thread's own stack.
-
-    (address, its first byte, an event and not a mutex.)
-    """
-    if len(before) < 16:
-        return None
-    argument, address = int.from_bytes(before[-16:-8], "little"), int.from_bytes(before[-8:], "little")
-    region = target.mapped.find(wait.address)
-    if region is None or target.mapped.find(address) is None:
-        return None
-    pointer = cpython_objects.stack_pointer(target.pid, thread.tid)
-    if pointer is None or not region.start <= pointer < wait.address < region.end:
-        return None
-    try:
-        value = memory.read(target.pid, address, 1)[0]
-    except ProcessLookupError:
-        raise
-    except OSError:
-        return None
-    return address, value, argument == 0
-
-
-def _objects(reader: Reader, waiters: Sequence[_Waiter]) -> Mapping[int, LockObject]:
+def _objects(reader: Reader, waiters: Sequence[Waiter]) -> Mapping[int, LockObject]:
     found: dict[int, LockObject] = {}
     searched: dict[int, list[int]] = {}
     for waiter in waiters:
@@ -238,22 +150,6 @@ def _objects(reader: Reader, waiters: Sequence[_Waiter]) -> Mapping[int, LockObj
     return {**reader.find(searched), **found} if searched else found
 
 
-def _in_call(pid: int, waiter: _Waiter) -> bool:
-    """Still in the same call on the same word; True where that cannot be read, for the word itself did not move."""
-    fields = cpython_objects.call_fields(pid, waiter.thread.tid)
-    if fields is None:
-        return True
-    return len(fields) > 3 and fields[1] == hex(waiter.wait.address)
-
-
-def _woke(pid: int, thread: ThreadFact) -> bool:
-    """It has run since it was looked at. A thread that waits again and again for a busy lock is its owner in between:
-    who it waited for then is not known. One that polls with a timeout runs all the time, and is taken as it is."""
-    if thread.syscall is None or thread.syscall.endless is not True or thread.switches is None:
-        return False
-    return usage.switches(pid, thread.tid) != thread.switches
-
-
 def _runtime(found: Interpreter | None, mapped: Regions) -> tuple[tuple[int, int], ...]:
     """Where CPython keeps its own conditions: inside `_PyRuntime`, else anywhere in the interpreter's static data."""
     if found is None:
@@ -263,7 +159,7 @@ def _runtime(found: Interpreter | None, mapped: Regions) -> tuple[tuple[int, int
     return tuple((region.start, region.end) for region in interpreter.data_of(mapped, found.library))
 
 
-def _fact(target: _Target, waiter: _Waiter, held: LockObject | None, waiting: frozenset[int]) -> LockFact:
+def _fact(target: _Target, waiter: Waiter, held: LockObject | None, waiting: frozenset[int]) -> LockFact:
     thread, word, owners = waiter.thread, waiter.word, target.owners
     region = target.mapped.find(waiter.lock)
     fact = LockFact(
@@ -293,7 +189,7 @@ def _fact(target: _Target, waiter: _Waiter, held: LockObject | None, waiting: fr
     return fact
 
 
-def _parked_lock(target: _Target, fact: LockFact, waiter: _Waiter) -> LockFact:
+def _parked_lock(target: _Target, fact: LockFact, waiter: Waiter) -> LockFact:
     """A lock of CPython's own that is in no object; the event of a thread's handle says whose end is waited for."""
     if not waiter.event:
         return replace(fact, kind="pymutex")
@@ -307,7 +203,7 @@ def _from_field(owner: LockOwner) -> LockOwner:
     return replace(owner, how="owner field")
 
 
-def _import_lock(target: _Target, fact: LockFact, waiter: _Waiter, held: LockObject) -> LockFact:
+def _import_lock(target: _Target, fact: LockFact, waiter: Waiter, held: LockObject) -> LockFact:
     note = "a module is being imported"
     if target.minor is None:
         return replace(fact, note=note)
@@ -317,7 +213,7 @@ def _import_lock(target: _Target, fact: LockFact, waiter: _Waiter, held: LockObj
 
 
 def _python_lock(
-    target: _Target, fact: LockFact, waiter: _Waiter, held: LockObject, waiting: frozenset[int]
+    target: _Target, fact: LockFact, waiter: Waiter, held: LockObject, waiting: frozenset[int]
 ) -> LockFact:
     if held.type_name in LOCK_TYPES:
         fact = replace(fact, kind="lock")

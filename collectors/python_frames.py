@@ -10,10 +10,11 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from stucktrace.collectors import memory
+from stucktrace.collectors import frame_offsets, memory
 from stucktrace.collectors.cpython_objects import Reader
+from stucktrace.collectors.frame_offsets import Offsets
 from stucktrace.collectors.interpreter import Interpreter
 
 MAX_FRAMES = 2_000
@@ -25,92 +26,6 @@ _HEAD_BYTES = 80
 _CODE_BYTES = 136
 _EXCEPTION_TABLE = 40
 _PAGE_BYTES = 4096
-
-
-@dataclass(frozen=True)
-class Offsets:
-    """Where CPython keeps what is walked here, in bytes. From the headers of 3.8.18, 3.9.18, 3.10.13, 3.11.7, 3.12.1,
-    3.13.0 and 3.14.10; the same within a minor version."""
-
-    interpreters: int
-    threads: int
-    frame: tuple[int, ...]
-    """From the thread's state to its current frame: offsets to follow."""
-    code: int
-    previous: int
-    instruction: int = 0
-    variables: int = 72
-    """In the frame: its variables, and from 3.11 on the value stack behind them."""
-    local_count: int = 72
-    """In the code object, from 3.11 on: how many variables, cells and free ones included."""
-    first_instruction: int = 0
-    function_name: int = 32
-    next_interpreter: int = 0
-    blocks: int = 0
-    """Up to 3.10: the number of open blocks, and behind it the blocks."""
-    globals: int = 24
-    owner: int = 0
-    """From 3.11 on a byte of the frame: below `_SHIM` for one that runs Python code."""
-    code_names: int = 32
-    """In the code object: the names that it uses, a tuple."""
-    first_line: int = 68
-    generator: int = 72
-    """In a generator object: its frame, up to 3.10 a pointer to it."""
-
-
-_KNOWN = {
-    (3, 8): Offsets(
-        32,
-        8,
-        (24,),
-        32,
-        24,
-        variables=360,
-        function_name=64,
-        blocks=112,
-        globals=48,
-        code_names=64,
-        first_line=40,
-        generator=16,
-    ),
-    (3, 9): Offsets(
-        32,
-        8,
-        (24,),
-        32,
-        24,
-        variables=360,
-        function_name=64,
-        blocks=112,
-        globals=48,
-        code_names=64,
-        first_line=40,
-        generator=16,
-    ),
-    (3, 10): Offsets(
-        32, 8, (24,), 32, 24, variables=352, blocks=104, globals=48, code_names=64, first_line=40, generator=16
-    ),
-    (3, 11): Offsets(
-        40,
-        16,
-        (56, 8),
-        32,
-        48,
-        56,
-        local_count=76,
-        first_instruction=184,
-        globals=8,
-        owner=69,
-        first_line=72,
-        generator=80,
-    ),
-    (3, 12): Offsets(40, 72, (56, 0), 0, 8, 56, first_instruction=192, owner=70),
-    (3, 13): Offsets(632, 7344, (72,), 0, 8, 56, first_instruction=200, next_interpreter=7264, owner=70),
-    (3, 14): Offsets(808, 7344, (72,), 0, 8, 56, variables=80, first_instruction=208, next_interpreter=7272, owner=74),
-}
-_SHIM = 3
-_TABLES = {(3, 13): (184, 232, 344), (3, 14): (208, 256, 384)}
-"""Where `_Py_DebugOffsets` says: the thread's current frame; the frame's fields; where a code object's code begins."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +136,7 @@ class Walk:
 
     def runs_python(self, frame: Frame) -> bool:
         """False for the interpreter's own shims between Python and C."""
-        if self.offsets.owner and frame.head[self.offsets.owner] >= _SHIM:
+        if self.offsets.owner and frame.head[self.offsets.owner] >= frame_offsets.SHIM:
             return False
         return self.code(frame.code) is not None
 
@@ -287,36 +202,7 @@ def object_of(word: int) -> int:
 
 def walk(reader: Reader, found: Interpreter | None, deadline_s: float) -> Walk | None:
     """None for a version whose frames are not known. Raises OSError."""
-    if found is None or found.runtime is None or found.free_threaded or found.minor not in _KNOWN:
+    if found is None or found.runtime is None or found.free_threaded or found.minor not in frame_offsets.KNOWN:
         return None
-    offsets = _offsets(reader.pid, found.minor, found.runtime[0])
+    offsets = frame_offsets.of(reader.pid, found.minor, found.runtime[0])
     return Walk(reader, offsets, found.runtime[0], time.monotonic() + deadline_s)
-
-
-def _offsets(pid: int, minor: tuple[int, int], runtime: int) -> Offsets:
-    """From 3.13 on the runtime begins with a table of offsets, the truth about its own build."""
-    known = _KNOWN[minor]
-    if minor not in _TABLES:
-        return known
-    table = memory.read(pid, runtime, 400)
-    if table[:8] != b"xdebugpy":
-        return known
-
-    def told(position: int) -> int:
-        offset: int = struct.unpack_from("<Q", table, position)[0]
-        return offset
-
-    current, frame, first = _TABLES[minor]
-    return replace(
-        known,
-        interpreters=told(40),
-        next_interpreter=told(64),
-        threads=told(72),
-        frame=(told(current),),
-        previous=told(frame),
-        code=told(frame + 8),
-        instruction=told(frame + 16),
-        variables=told(frame + 24),
-        owner=told(frame + 32),
-        first_instruction=told(first),
-    )

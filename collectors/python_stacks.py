@@ -21,8 +21,8 @@ from stucktrace.collectors.python_frames import Frame, Walk
 from stucktrace.collectors.python_values import Values
 from stucktrace.facts import Frame as Shown
 
-DEADLINE_S = 2.0
-BUDGET_S = 0.4
+DEADLINE_S = 3.0
+BUDGET_S = 0.8
 """Of processor time: a busy machine must not change the answer before the deadline."""
 _READINGS = 3
 _LONGEST_PATH = 4096
