@@ -61,11 +61,11 @@ def deepen(run: Run, snapshot: Snapshot, tids: Collection[int]) -> Snapshot:
         if stopped is not None:
             stacks = (*(stack for stack in stacks if stack.tid not in left), *stopped.stacks)
             source, pause_s = " and ".join(filter(None, (source, native_pyspy.SOURCE))), stopped.pause_s
-    elif left:
+    elif left and collected is not None:
         missing = Missing(
             "native stacks",
             f"{len(left)} of {len(tids)} threads ran meanwhile, or their code has no unwind tables",
-            "--native, which may stop the process for a moment",
+            "" if run.options.native else "--native, which may stop the process for a moment",
         )
         run.miss(missing, pid)
     hooks = {**snapshot.seen.hooks, "native": source} if source else snapshot.seen.hooks

@@ -11,7 +11,6 @@
 #include "sleep.h"
 
 ANCHOR(thread_record);
-ANCHOR(registers_record);
 
 /* A stack record is too large for the BPF stack. The reader runs on one CPU at a time and is not preempted within a program. */
 struct {
@@ -20,6 +19,14 @@ struct {
 	__type(key, __u32);
 	__type(value, struct stack_record);
 } stack_scratch SEC(".maps");
+
+/* Nor does this one fit beside a thread_record. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct registers_record);
+} registers_scratch SEC(".maps");
 
 static __always_inline void emit_stack(struct seq_file *seq, struct task_struct *task, __u32 tid)
 {
@@ -51,13 +58,17 @@ static __always_inline void emit_stack(struct seq_file *seq, struct task_struct 
 /* pt_regs as a whole: user-space programs (ptrace, core files) know it by this order, so it is not relocated. */
 static __always_inline void emit_registers(struct seq_file *seq, const struct pt_regs *regs, __u32 tid)
 {
-	struct registers_record record = {};
+	struct registers_record *record;
+	__u32 zero = 0;
 
-	record.header.kind = RECORD_REGISTERS;
-	record.header.length = sizeof(record);
-	record.tid = tid;
-	bpf_probe_read_kernel(record.words, SAVED_REGISTERS * sizeof(__u64), regs);
-	bpf_seq_write(seq, &record, sizeof(record));
+	record = bpf_map_lookup_elem(&registers_scratch, &zero);
+	if (!record)
+		return;
+	record->header.kind = RECORD_REGISTERS;
+	record->header.length = sizeof(*record);
+	record->tid = tid;
+	bpf_probe_read_kernel(record->words, SAVED_REGISTERS * sizeof(__u64), regs);
+	bpf_seq_write(seq, record, sizeof(*record));
 }
 
 SEC("iter/task")

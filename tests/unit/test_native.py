@@ -174,6 +174,8 @@ def test_other_shapes_of_it(stack: tuple[Frame, ...]):
         (LOCK, c("take_turns", "/x/libclient.so"), c("open_session", "/x/libclient.so")),
         (LOCK, c("pgtls_init", LIBPQ), c("PQconnectdb", LIBPQ)),
         (LOCK, c("locking_callback", "/x/libcurl.so.4"), *ABOVE, c("curl_easy_perform", "/x/libcurl.so.4")),
+        (LOCK, c("free_block_cb", "/x/pool.so"), c("PQexec", LIBPQ)),
+        (LOCK, c("locking_callback", "/x/a.so"), c("pqueue_push", "/x/a.so"), *ABOVE),
         (LOCK, c("CRYPTO_MUTEX_lock", "/usr/lib/libcrypto.so.3"), c("PQexec", LIBPQ)),
         (),
     ],
