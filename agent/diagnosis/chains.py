@@ -10,11 +10,12 @@ from collections.abc import Collection, Iterator
 
 from stucktrace.diagnosis import evidence, graph
 from stucktrace.diagnosis.futexes import is_notified
-from stucktrace.diagnosis.lock_words import acquires_in, acquiring, by_tid, holding, title, waiters
+from stucktrace.diagnosis.lock_words import acquires_in, by_tid, holding, title, waiters
 from stucktrace.diagnosis.waits import Wait
 from stucktrace.diagnosis.words import age, count, listing, process
 from stucktrace.facts import LockFact, LockOwner, Snapshot
 
+CLOSED = ": the circle is closed"
 LONGEST = 16
 """Steps; of a longer chain the middle is left out."""
 
@@ -32,7 +33,7 @@ def _steps(snapshot: Snapshot, tid: int, ends: tuple[str, ...]) -> Iterator[str]
     known, passed = by_tid(snapshot), dict[int, None]()
     members = _members(snapshot, tid)
     yield evidence.who(snapshot, tid) + acquires_in(known.get(tid))
-    shown: int | None = acquiring(known[tid]) if tid in known else None
+    shown = acquires_in(known.get(tid))
     links = graph.links(snapshot)
     while True:
         passed[tid] = None
@@ -44,32 +45,32 @@ def _steps(snapshot: Snapshot, tid: int, ends: tuple[str, ...]) -> Iterator[str]
             return
         owner = lock.owner
         if ends_a_thread and owner is not None and owner.tid is not None:
-            again = " again: the circle is closed" if owner.tid in passed else ""
-            yield _end(snapshot, lock, wait, owner.tid) + again
-            if again or snapshot.thread(owner.tid) is None:
+            closed = owner.tid in passed
+            yield _end(snapshot, lock, wait, owner.tid, " again" if closed else "") + (CLOSED if closed else "")
+            if closed or snapshot.thread(owner.tid) is None:
                 return
-            shown, tid = None, owner.tid
+            shown, tid = "", owner.tid
             continue
-        yield _lock(snapshot, lock, wait, members, place=wait is not None and acquiring(wait) != shown)
+        yield _lock(snapshot, lock, wait, members, place=acquires_in(wait) != shown)
         if owner is None or owner.tid is None or (owner.tid not in passed and snapshot.thread(owner.tid) is None):
             yield from ends or (_elsewhere(owner),)
             return
         if owner.tid in passed:
             again = "itself" if owner.tid == tid else f"{evidence.who(snapshot, owner.tid)} again"
-            yield f"held by {again}{_taken(snapshot, owner, ', which took it')}: the circle is closed"
+            yield f"held by {again}{_taken(snapshot, owner, ', which took it')}{CLOSED}"
             return
         yield f"held by {evidence.who(snapshot, owner.tid)}{_taken(snapshot, owner)}"
-        shown, tid = owner.frame, owner.tid
+        shown, tid = _taken(snapshot, owner), owner.tid
 
 
 def _takes(lock: LockFact, wait: Wait | None) -> bool:
     return lock.kind in graph.EXCLUSIVE_KINDS and (wait is None or not is_notified(wait))
 
 
-def _end(snapshot: Snapshot, lock: LockFact, wait: Wait | None, tid: int) -> str:
+def _end(snapshot: Snapshot, lock: LockFact, wait: Wait | None, tid: int, again: str) -> str:
     since = f", for {age(wait.age_s)}" if wait is not None and wait.age_s is not None else ""
     what = "for the end of" if lock.kind == "join" else "for the result that is worked on by"
-    return f"waits{acquires_in(wait)} {what} {evidence.who(snapshot, tid)}{since}"
+    return f"waits{acquires_in(wait)} {what} {evidence.who(snapshot, tid)}{again}{since}"
 
 
 def _members(snapshot: Snapshot, tid: int) -> frozenset[int]:

@@ -188,7 +188,8 @@ def _member(snapshot: Snapshot, lock: LockFact, wait: Wait, following: Wait) -> 
     name, next_one = evidence.who(snapshot, lock.waiter_tid), evidence.name_of(snapshot, owner.tid or 0)
     if lock.kind in graph.ENDS:
         return f"{name}{acquires_in(wait)} for the {'end' if lock.kind == 'join' else 'result'} of {next_one}"
-    taken, waits_in = holding(snapshot, owner), acquiring(following)
+    taken = holding(snapshot, owner)
+    where = f" in {evidence.where(taken)}" if taken else ""
     # Where it waits stands there next.
-    where = f" in {evidence.where(taken)}" if taken and owner.frame != waits_in else ""
+    where = "" if where == acquires_in(following) else where
     return f"{name}{acquires_in(wait)} for {named(lock)}, held by {next_one}{where}"

@@ -10,6 +10,7 @@ from tests.harness import command, crowd, targets
 
 pytestmark = pytest.mark.xdist_group("locks")
 
+RESULT = "awaits_a_result_under_a_lock"
 CIRCLES = ["mutexes_crossed", "mutexes_in_a_ring", "rlocks_crossed", "locks_crossed", "rlock_and_mutex_crossed"]
 HELD = ["held_by_a_receiver", "held_by_a_sleeper"]
 ENTERED = ["entered_by_a_handler", "entered_by_a_finaliser", "entered_by_a_call"]
@@ -20,7 +21,7 @@ engines = pytest.mark.parametrize("engine", ["auto", "none"])
 @pytest.fixture(scope="module")
 def hung() -> Iterator[dict[str, crowd.Hung]]:
     with crowd.start(
-        "stuck_locks.py", ["mutex_twice", "lock_twice", "ended_owner", *CIRCLES, *HELD, *ENTERED, *SERVERS]
+        "stuck_locks.py", ["mutex_twice", "lock_twice", "ended_owner", *CIRCLES, *HELD, *ENTERED, *SERVERS, RESULT]
     ) as programs:
         yield programs
 
@@ -98,7 +99,7 @@ def test_a_lock_taken_twice_in_one_stack(hung: dict[str, crowd.Hung], case: str,
     target.wait("futex", 1, target.words[1:])
     report = command.check(target.pid, "deadlock", "--engine", engine, confidence="proven")
     (outer,) = lines("holds", ("class Registry", "def entered_by_a_handler"))
-    (inner,) = lines("waits", (f"def {case}", "def silent_server"))[:1]
+    inner = lines("waits", (f"def {case}", "def silent_server"))[0]
     assert f"stuck_locks.py:{inner}), which it took itself in" in report.summary
     assert f"update (targets/stuck_locks.py:{outer})" in report.summary
     assert ("as an object was finalised" in report.summary) == (case == "entered_by_a_finaliser")
@@ -131,3 +132,16 @@ def test_the_verdict_on_a_lock_behind_a_silent_server_is_the_servers(
     (lock,) = {to for source, to in edges if source == f"thread:{readers[0]}"}
     assert (lock, f"thread:{holder}") in edges
     assert any(source == f"thread:{holder}" and to.startswith("socket:") for source, to in edges)
+
+
+@engines
+def test_a_result_that_needs_the_lock_under_which_it_is_awaited(hung: dict[str, crowd.Hung], engine: str):
+    target = hung[RESULT]
+    main, worker = target.words[1:]
+    target.wait("futex")
+    report = command.check(target.pid, "deadlock", "--engine", engine, confidence="proven")
+    assert report.verdict["tid"] == worker
+    assert "for the result of" in report.summary
+    assert report.verdict["chain"][-1].endswith(": the circle is closed")
+    edges = {(edge["from"].partition(":")[0], edge["to"]) for edge in report["graph"]["edges"]}
+    assert {("pool", f"thread:{worker}"), ("lock", f"thread:{main}")} <= edges

@@ -1,9 +1,11 @@
 """Locks that cannot be had. The first argument names the case; each says "PID TID..." of the threads that hang."""
 
+import concurrent.futures
 import ctypes
 import gc
 import http.client
 import os
+import queue
 import signal
 import socket
 import sys
@@ -176,6 +178,22 @@ def entered_by_a_call():
             pass
 
     hang(lambda: Registry().update(inner))
+
+
+def awaits_a_result_under_a_lock():
+    pool, started = concurrent.futures.ThreadPoolExecutor(4), queue.SimpleQueue()
+
+    def task():
+        started.put(threading.get_native_id())
+        with Registry.lock:
+            pass
+
+    def ask():
+        result = pool.submit(task)
+        say_ready(f"{os.getpid()} {os.getpid()} {started.get()}")
+        result.result()
+
+    Registry().update(ask)
 
 
 def silent_server():

@@ -125,6 +125,18 @@ def test_a_circle_names_the_line_that_waits_and_the_line_that_holds_of_each_memb
     assert found.chain[-1].startswith("held by Thread-1 (tid 101) again, which took it in holds (app/bank.py:4)")
 
 
+def test_the_with_statement_that_took_a_lock_goes_before_the_line_that_its_frame_is_at():
+    took = Frame("holds", "/srv/app/bank.py", 3)
+    facts = ring(2)
+    locks = [replace(own, owner=replace(own.owner, frame=0, taken=took)) for own in facts.locks]
+    found = verdict(replace(facts, locks=tuple(locks)))
+    assert found.summary.count(" in holds (app/bank.py:3)") == 2
+    assert found.chain[2:4] == (
+        "held by Thread-2 (tid 102) in holds (app/bank.py:3)",
+        "waits in waits (app/bank.py:7) for the lock to.lock101 at 0x65000, for 60 s",
+    )
+
+
 def test_a_circle_of_forty_fits_a_screen():
     found = verdict(ring(40))
     assert found.code == "deadlock" and len(found.explains) == 39
@@ -173,7 +185,7 @@ def test_a_circle_through_a_result():
     assert found.chain[-1].startswith(
         "waits in Future.result (futures/_base.py:451) for the result that is worked on by"
     )
-    assert found.chain[-1].endswith("again: the circle is closed")
+    assert found.chain[-1].endswith("Thread-1 (tid 101) again, for 60 s: the circle is closed")
 
 
 @pytest.mark.parametrize("more", [{"timed": True}, {"of": 2}, {"state": "queued"}])
