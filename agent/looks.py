@@ -155,9 +155,9 @@ def _greenlets(
 ) -> tuple[GreenletFact, ...]:
     """What is suspended in the threads of hubs and event loops. It takes long enough to be left to who asks for one
     process, and to a loop that waits for a lock."""
-    from stucktrace.collectors import asyncio_tasks, greenlets
+    from stucktrace.collectors import hubs
 
-    loops, hub = asyncio_tasks.loop_threads(python), greenlets.has_hub(process, python)
+    loops, hub = hubs.loop_threads(python), hubs.has_greenlets(process, python)
     waiters = {lock.waiter_tid for lock in locks}
     # The hub's thread is nearly always the first one; the native threads of a pool wait in locks for their work.
     stands_still = waiters & {*loops, *((process.pid,) if hub else ())}
@@ -165,12 +165,16 @@ def _greenlets(
     if not run.options.greenlets and not stands_still:
         return found
     if hub:
+        from stucktrace.collectors import greenlets
+
         collect = partial(greenlets.collect, process, threads, python, locks=bool(waiters))
         seen = run.collect("greenlets", greenlets.Greenlets(()), collect, process.pid)
         found += seen.facts
         for missing in seen.missing:
             run.miss(missing, process.pid)
     if loops and python is not None:
+        from stucktrace.collectors import asyncio_tasks
+
         tasks = partial(asyncio_tasks.collect, process, python, locks=bool(waiters))
         suspended = run.collect("asyncio tasks", asyncio_tasks.Tasks(()), tasks, process.pid)
         found += suspended.facts

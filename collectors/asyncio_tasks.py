@@ -18,6 +18,7 @@ from stucktrace.collectors import agreeing, interpreter, memory, python_frames, 
 from stucktrace.collectors.coroutines import KNOWN, Coroutines
 from stucktrace.collectors.cpython_objects import Layout, Reader
 from stucktrace.collectors.frame_names import Names
+from stucktrace.collectors.hubs import LOOP_FILES, loop_threads
 from stucktrace.collectors.python_frames import Walk
 from stucktrace.collectors.python_values import Values
 from stucktrace.errors import CollectorError
@@ -26,7 +27,6 @@ from stucktrace.facts import Frame, GreenletFact, Missing, ProcessFact, PythonFa
 WHAT = "asyncio tasks"
 DEADLINE_S = 1.0
 MOST = 2_000
-_LOOP_FILES = ("/asyncio/base_events.py", "/asyncio/runners.py")
 _SETS = ("_scheduled_tasks", "_all_tasks")
 _TASK_BYTES = 192
 _MODULE_DICT = 16
@@ -53,12 +53,6 @@ class _Read:
     loop: int
     frames: tuple[Frame, ...]
     locks: tuple[tuple[int, int], ...]
-
-
-def loop_threads(python: PythonFact | None) -> tuple[int, ...]:
-    """tids of the threads that run an event loop of asyncio."""
-    threads = python.threads if python is not None else ()
-    return tuple(thread.tid for thread in threads if any(frame.file.endswith(_LOOP_FILES) for frame in thread.frames))
 
 
 def collect(process: ProcessFact, python: PythonFact, *, locks: bool) -> Tasks:
@@ -123,7 +117,7 @@ class _Target:
                 continue
             for frame in self._walk.frames(state):
                 named = self._names.frame(frame) if self._walk.runs_python(frame) else None
-                if named is not None and named.file.endswith(_LOOP_FILES):
+                if named is not None and named.file.endswith(LOOP_FILES):
                     return self._set_of(python_frames.object_of(frame.word(self._walk.offsets.globals)))
         return None
 

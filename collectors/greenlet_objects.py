@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from stucktrace.collectors import interpreter, memory
 from stucktrace.collectors.cpython_objects import Reader
+from stucktrace.collectors.hubs import GREENLET
 from stucktrace.collectors.regions import Region, Regions
 
 SCAN_BYTES = 96 << 20
@@ -23,7 +24,6 @@ SCAN_S = 0.15
 """Of the tool's own CPU time: on a busy machine the same work takes longer."""
 LONGEST_S = 1.0
 MOST = 2_000
-MODULE = "_greenlet"
 _CHUNK_BYTES = 4 << 20
 _TABLES = ("_ZTVN8greenlet12UserGreenletE", "_ZTVN8greenlet12MainGreenletE")
 _TABLE_HEAD = 16
@@ -52,7 +52,7 @@ class Suspended:
 
 def tables(pid: int, mapped: Regions) -> tuple[int, ...]:
     """What the C++ objects begin with; () for a release that is not known. Raises OSError."""
-    paths = {region.path for region in mapped.regions if region.path.rpartition("/")[2].startswith(MODULE)}
+    paths = {region.path for region in mapped.regions if region.path.rpartition("/")[2].startswith(GREENLET)}
     symbols = (interpreter.symbol(pid, mapped, path, name) for path in paths for name in _TABLES)
     return tuple(symbol[0] + _TABLE_HEAD for symbol in symbols if symbol is not None)
 

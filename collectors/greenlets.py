@@ -27,6 +27,7 @@ from stucktrace.collectors import (
 from stucktrace.collectors.cpython_objects import Layout, Reader
 from stucktrace.collectors.frame_names import Names
 from stucktrace.collectors.greenlet_objects import Objects, Suspended
+from stucktrace.collectors.hubs import green_library, is_gevent
 from stucktrace.collectors.interpreter import Interpreter
 from stucktrace.collectors.python_frames import Walk
 from stucktrace.collectors.python_values import Values
@@ -41,7 +42,6 @@ _AGAIN = "run stucktrace again, on a quieter machine if it can be"
 _PERMISSION = "run as root, or with CAP_SYS_PTRACE in the target's user namespace"
 _HUBS = ("/gevent/hub.py", "/eventlet/hubs/hub.py", "/eventlet/hubs/asyncio.py")
 _POOLS = ("/gevent/threadpool.py", "/eventlet/tpool.py")
-_LIBRARIES = ("gevent", "eventlet")
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,6 @@ class _Read:
     suspended: Suspended
     frames: tuple[Frame, ...]
     locks: tuple[tuple[int, int], ...]
-
-
-def has_hub(process: ProcessFact, python: PythonFact | None) -> bool:
-    """Greenlets are loaded, and gevent or eventlet runs them: by its own libraries or a frame of its code."""
-    if not any(name.startswith(greenlet_objects.MODULE) for name in process.libraries):
-        return False
-    if any(_is_gevent(name) for name in process.libraries):
-        return True
-    frames = (frame for thread in python.threads for frame in thread.frames) if python else ()
-    return any(_library(frame) for frame in frames)
-
-
-def _is_gevent(library: str) -> bool:
-    return library.startswith("_gevent_c")
 
 
 def collect(
@@ -108,7 +94,7 @@ class _Target:
         self._minor = minor
         self._values = Values(walk.reader, minor)
         self._names = Names(walk, self._values, minor)
-        self._has_gevent = any(_is_gevent(region.path.rpartition("/")[2]) for region in self._mapped.regions)
+        self._has_gevent = any(is_gevent(region.path.rpartition("/")[2]) for region in self._mapped.regions)
         self._stacks = stacks
         self._objects = Objects(walk.reader, minor, stacks.keys())
 
@@ -161,18 +147,14 @@ class _Target:
     def _kind(self, frames: Sequence[Frame]) -> str:
         """By the library whose code it waits in, or whose code spawned it; much of gevent is compiled."""
         for frame in (*frames[:4], frames[-1]):
-            if library := _library(frame):
+            if library := green_library(frame):
                 return library
         return "gevent" if self._has_gevent else "greenlet"
 
 
 def _spawned(frames: Sequence[Frame]) -> Frame:
     """The outermost frame that is not of the library that spawned it."""
-    return next((frame for frame in reversed(frames) if not _library(frame)), frames[-1])
-
-
-def _library(frame: Frame) -> str:
-    return next((library for library in _LIBRARIES if f"/{library}/" in frame.file), "")
+    return next((frame for frame in reversed(frames) if not green_library(frame)), frames[-1])
 
 
 def _is_hub(frames: Sequence[Frame]) -> bool:
