@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,7 +75,7 @@ def test_a_native_lock_of_a_thread_stops_the_hub(programs: dict[tuple[str, str],
     report = command.check(target.pid, "blocked-loop", "--stuck-after", 3600, confidence="likely")
     assert report.verdict["tid"] == target.words[1]
     assert "7 greenlets stand still behind it" in report.summary
-    assert f"hold (targets/greenlets.py:{line_of('native_read(silence, 1)')}), which is in read" in report.summary
+    assert re.search(r"held by \S+ \(tid \d+\) in hold \(targets/greenlets.py:\d+\), which is in read", report.summary)
     assert report.verdict["lock"] in {lock["address"] for lock in report["locks"]}
 
 
