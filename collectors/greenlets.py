@@ -38,6 +38,7 @@ from stucktrace.facts import Frame, GreenletFact, Missing, ProcessFact, PythonFa
 WHAT = "greenlets"
 FRAMES_S = 0.5
 _PARTLY = "they are searched for in memory, and there was more of it than time: more of them may wait"
+_NOWHERE = "none was found where they are searched for, though there must be some"
 _AGAIN = "run stucktrace again, on a quieter machine if it can be"
 _PERMISSION = "run as root, or with CAP_SYS_PTRACE in the target's user namespace"
 _HUBS = ("/gevent/hub.py", "/eventlet/hubs/hub.py", "/eventlet/hubs/asyncio.py")
@@ -100,6 +101,8 @@ class _Target:
 
     def read(self, begin: Sequence[int], locks: bool) -> Greenlets:
         places, whole = self._objects.find(begin)
+        if not places:
+            raise CollectorError(WHAT, _NOWHERE, "none; the frames of its threads are shown")
         agreed, in_time = agreeing.read(partial(self._read, locks=locks), places, self._walk.ends)
         facts = [self._fact(read) for read in agreed.values() if not _is_hub(read.frames)]
         return Greenlets(tuple(facts), () if whole and in_time else (Missing(WHAT, _PARTLY, _AGAIN),))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness import command, crowd, kernel
+from tests.harness import command, crowd, gunicorn, kernel
 
 pytestmark = pytest.mark.xdist_group("greenlets")
 
@@ -113,3 +114,20 @@ def test_greenlets_that_come_and_go_are_read_without_a_wrong_one(
         report = command.explain(target.pid)
         assert report.verdict["class"] == "healthy", report.text()
         assert places(report, library).keys() <= known
+
+
+def test_the_requests_of_a_gevent_worker_are_listed_and_it_is_well():
+    with gunicorn.serve("-k", "gevent", app="serving:application") as server, contextlib.ExitStack() as clients:
+        for _ in range(6):
+            clients.enter_context(server.request("/"))
+        (worker,) = server.workers
+
+        def views() -> list[Any]:
+            report = command.explain(worker)
+            assert report.verdict["class"] == "healthy", report.text()
+            return [each for each in report["greenlets"] if "Framework.view" in str(each["python"])]
+
+        kernel.wait_until(lambda: len(views()) == 6, "six requests in their view")
+        for view in views():
+            assert (view["kind"], view["tid"]) == ("gevent", worker)
+            assert view["python"][view["frame"]]["function"] == "Framework.view"
