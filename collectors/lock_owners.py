@@ -19,7 +19,7 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
-from stucktrace.collectors import memory, pthread, regions, sharers
+from stucktrace.collectors import memory, pthread, regions
 from stucktrace.collectors.regions import Regions
 from stucktrace.errors import CannotInspect
 from stucktrace.facts import LockOwner, ProcessFact, PythonFact, Relative, ThreadFact
@@ -171,6 +171,8 @@ class Owners:
 
         Each process writes the number that its thread has in its own PID namespace, so several can be meant.
         """
+        from stucktrace.collectors import sharers
+
         try:
             shared = sharers.of(self.pid, address)
             if shared is None:

@@ -10,7 +10,7 @@ import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from stucktrace.collectors import cpython_objects, futexes, libc, memory, musl_futexes, usage
+from stucktrace.collectors import cpython_objects, futexes, libc, memory, usage
 from stucktrace.collectors.futexes import Wait, Word
 from stucktrace.collectors.regions import Regions
 from stucktrace.facts import ThreadFact
@@ -64,8 +64,10 @@ def look(place: Place, thread: ThreadFact, wait: Wait) -> Waiter | None:
     if len(after) < 4:
         return None
     before = _before(place.pid, wait.address)
-    layout = futexes if place.libc == libc.GLIBC else musl_futexes
-    word = layout.classify(wait, before, after, place.ns_tids)
+    classify = futexes.classify
+    if place.libc != libc.GLIBC:
+        from stucktrace.collectors.musl_futexes import classify
+    word = classify(wait, before, after, place.ns_tids)
     if word.kind == "semaphore" and (parked := _parked(place, thread, wait, before)) is not None:
         return Waiter(thread, wait, word, *parked)
     return Waiter(thread, wait, word, word.address)

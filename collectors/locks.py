@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from stucktrace.collectors import import_locks, interpreter, libc, regions, source_lines
 from stucktrace.collectors.block_owners import BlockOwners
@@ -19,9 +21,11 @@ from stucktrace.collectors.interpreter import Interpreter
 from stucktrace.collectors.lock_owners import Owners
 from stucktrace.collectors.lock_waiters import Place, Waiter, in_call, look, wait_of, woke
 from stucktrace.collectors.regions import Regions
-from stucktrace.collectors.semlocks import SemLocks
 from stucktrace.errors import CollectorError
 from stucktrace.facts import Frame, LockFact, LockOwner, ProcessFact, PythonFact, Relative, ThreadFact
+
+if TYPE_CHECKING:
+    from stucktrace.collectors.semlocks import SemLocks
 
 WHAT = "locks"
 _PERMISSION = "run as root, or with CAP_SYS_PTRACE in the target's user namespace"
@@ -39,9 +43,19 @@ class _Target:
     """Where CPython keeps its own conditions."""
     blocks: BlockOwners
     frames: Mapping[int, tuple[Frame, ...]]
-    minor: tuple[int, int] | None
-    semlocks: SemLocks
+    interpreter: Interpreter | None
+    family: tuple[int, ...]
     place: Place
+
+    @property
+    def minor(self) -> tuple[int, int] | None:
+        return self.interpreter.minor if self.interpreter is not None else None
+
+    @cached_property
+    def semlocks(self) -> SemLocks:
+        from stucktrace.collectors.semlocks import SemLocks
+
+        return SemLocks(self.pid, self.reader.layout, self.interpreter, self.family)
 
 
 def collect(
@@ -61,8 +75,6 @@ def collect(
         reader = Reader(process.pid, mapped, Layout.of(found.free_threaded if found else False))
         blocks = BlockOwners(reader, found, owners, python)
         frames = {thread.tid: thread.frames for thread in python.threads} if python is not None else {}
-        minor = found.minor if found is not None else None
-        semlocks = SemLocks(process.pid, reader.layout, found, [relative.pid for relative in relatives])
         target = _Target(
             process.pid,
             mapped,
@@ -71,8 +83,8 @@ def collect(
             _runtime(found, mapped),
             blocks,
             frames,
-            minor,
-            semlocks,
+            found,
+            tuple(relative.pid for relative in relatives),
             Place(process.pid, mapped, libc.of(process.pid, mapped), owners.ns_tids),
         )
         return _collect(target, calls)
