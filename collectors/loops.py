@@ -1,8 +1,9 @@
-"""Whether a variable's value may be left over from an earlier turn of a loop, by the lines of source.
+"""Whether a variable's value may be left over, from an earlier turn of a loop or from before it was given back, by the
+lines of source.
 
-A frame stands at a line. Inside a loop, a variable that is only assigned at this line or further down the loop's body
-has what the turn before gave it. Lines are told apart by their indentation; where a statement cannot be made out, every
-variable counts as left over.
+A frame stands at a line. What a line above gave back is left over. Inside a loop, a variable that is only assigned at
+this line or further down the loop's body has what the turn before gave it. Lines are told apart by their indentation;
+where a statement cannot be made out, every variable counts as left over.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Sequence
 
 _LOOP = re.compile(r"\s*(?:async\s+)?(?:for|while)\b")
 _DEF = re.compile(r"\s*(?:async\s+)?(?:def|class)\b")
+_BACK = r"(?:put|release|return|give|close|check_?in|free|back|restore|discard|invalidate)"
 _MOST_LINES = 2_000
 
 
@@ -26,9 +28,21 @@ def stale(lines: Sequence[str], number: int, names: Iterable[str]) -> list[str]:
         here = _assigns(current, name)
         above = any(_assigns(line, name) for line in lines[body.start : number - 1]) if body else False
         inside = any(_assigns(line, name) for line in lines[body.start : body.stop]) if body else False
-        if here or (inside and not above):
+        if here or (inside and not above) or _given_back(lines, number - 1, name):
             found.append(name)
     return found
+
+
+def _given_back(lines: Sequence[str], at: int, name: str) -> bool:
+    """A line above, of the same function, gives it back by the name of what it calls."""
+    word = re.escape(name)
+    back = re.compile(rf"{_BACK}\w*\([^)]*\b{word}\b|\b{word}\.\w*{_BACK}|\bdel\b.*\b{word}\b", re.I)
+    for index in range(at - 1, max(-1, at - _MOST_LINES), -1):
+        if back.search(lines[index]):
+            return True
+        if _DEF.match(lines[index]) and _indent(lines[index]) < _indent(lines[at]):
+            return False
+    return False
 
 
 def _whole(line: str) -> bool:

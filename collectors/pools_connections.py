@@ -5,7 +5,8 @@ shape is read. The waiter's frames lead from what it waits on outwards to the ob
 and so on: the last of them is the pool, the next frame its user. That it lends things, its own names have to say.
 What is out is told by
 - the pool's own lists and sets: what is in them, and what was lately in its queue, when a thread's variable has it too;
-- a `with` block of one of the pool's methods that is still open.
+- a `with` block of one of the pool's methods that is still open;
+- else a connection that knows its pool.
 A variable that may have kept its value from an earlier turn of a loop does not count (`loops.py`): who takes jobs from
 a queue has the last one there.
 Source: process_vm_readv; the lines of source through the target's root.
@@ -28,6 +29,7 @@ _NOT_HERE = ("concurrent/futures/", "multiprocessing/", "billiard/", "asyncio/",
 _LENDS = re.compile(
     r"conn|pool|acquire|check_?out|borrow|lease|lend|resource|session|cursor|channel|client|sock|engine|driver", re.I
 )
+_CONNECTION = re.compile(r"conn(?!.*pool)|session|channel|client", re.I)
 _LIMIT = re.compile(r"max|size|limit|capacity|bound|initial_value|total", re.I)
 _NO_LIMIT = re.compile(r"min|time|age|wait|idle|retr", re.I)
 _NOT_LENT = PLAIN_TYPES | {"float", "Condition", "Event", "Thread", "collections.deque", "weakref", "type", "frame"}
@@ -127,6 +129,8 @@ class _Lent:
     tid: int
     address: int
     name: str
+    block: bool = False
+    """An open `with` block has it."""
 
 
 def _pool(stacks: Stacks, waits: list[_Wait]) -> PoolFact | None:
@@ -142,7 +146,7 @@ def _pool(stacks: Stacks, waits: list[_Wait]) -> PoolFact | None:
     size = max([*limits, len(seen)])
     pool = waits[0].chain[-1]
     out = {each.address for each in lent}
-    certain = bool(limits) and max(limits) >= len(seen) and not any(each in past and each not in kept for each in out)
+    certain = bool(limits) and max(limits) >= len(seen) and all(each.block for each in lent)
     return PoolFact(
         pool,
         "connections",
@@ -211,10 +215,36 @@ def _lent(
                 if name not in stale and name != "self":
                     by_address.setdefault(address, set()).add(_Lent(tid, address, name))
             for address, name in _blocks(stacks, place, chain, kept | past):
-                by_block.setdefault(address, set()).add(_Lent(tid, address, name))
-    best = by_address if len(by_address) >= len(by_block) else by_block
+                by_block.setdefault(address, set()).add(_Lent(tid, address, name, block=True))
+    if not by_address and not by_block:
+        by_address = _that_know_their_pool(stacks, users, chain[-1])
+    best = by_address if len(by_address) > len(by_block) else by_block
     alone = (min(lent, key=lambda each: each.name) for lent in best.values() if len({each.tid for each in lent}) == 1)
     return tuple(sorted(alone, key=lambda each: (each.tid, each.address)))
+
+
+def _that_know_their_pool(stacks: Stacks, users: Mapping[int, int], pool: int) -> dict[int, set[_Lent]]:
+    """Connections that have their pool as an attribute, or what a variable's object has inside does (SQLAlchemy)."""
+    found: dict[int, set[_Lent]] = {}
+    for tid in stacks.threads:
+        for place in stacks.of(tid)[users.get(tid, 0) :]:
+            variables = {name: each for name, each in stacks.variables(place).items() if name != "self"}
+            kinds = stacks.values.types(list(variables.values())) if variables else []
+            likely = [pair for pair, kind in zip(variables.items(), kinds, strict=True) if _CONNECTION.search(kind)]
+            stale = _stale(stacks, tid, place, [name for name, _ in likely]) if likely else set()
+            for name, address in likely:
+                if name not in stale and (inner := _of_pool(stacks, address, pool)):
+                    found.setdefault(inner, set()).add(_Lent(tid, inner, name))
+    return found
+
+
+def _of_pool(stacks: Stacks, address: int, pool: int) -> int | None:
+    held = list(stacks.values.attributes(address).values())
+    if pool in held:
+        return address
+    kinds = stacks.values.types(held) if held else []
+    inside = (each for each, kind in zip(held, kinds, strict=True) if _CONNECTION.search(kind))
+    return next((each for each in inside if pool in stacks.values.attributes(each).values()), None)
 
 
 def _stale(stacks: Stacks, tid: int, place: Place, names: Iterable[str]) -> set[str]:

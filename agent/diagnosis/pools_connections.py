@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from stucktrace.diagnosis import evidence, remedies
 from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Evidence, Finding, Later
 from stucktrace.diagnosis.pools import caller, endless
+from stucktrace.diagnosis.purposes import Purpose
 from stucktrace.diagnosis.waits import Wait, waits
 from stucktrace.diagnosis.words import age, count, listing
 from stucktrace.facts import PoolFact, PoolMember, Snapshot
@@ -21,10 +22,11 @@ _SHOWN = 4
 def connections_out(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
     """A thread waits without a timeout for a connection, and each one is with a thread that does not give it back.
 
-    `proven`: as many as the pool may have are known to be out, and every thread that has one waits for another of the
-    same pool without a timeout. `likely`: the same where the pool keeps no list of what is out; or those that have them
-    sleep elsewhere for longer than a request may take, and their own wait is the reason. A holder that has moved lately
-    may give its connection back soon: then the wait is `waiting`.
+    `proven`: open `with` blocks have as many as the pool may have, and every thread that has one waits for another of
+    the same pool without a timeout. `likely`: the same where variables tell who has them (one may keep what was given
+    back), and no other thread does anything; or those that have them sleep elsewhere for longer than a request may
+    take, and their own wait is the reason. A holder that has moved lately may give its connection back soon: then the
+    wait is `waiting`.
     """
     known = {wait.tid: wait for wait in waits(snapshot)}
     limit_s = budgets.request_s(snapshot.process.worker.timeout_s)
@@ -36,13 +38,23 @@ def connections_out(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
         if not stuck:
             continue
         oldest_s = max((wait.age_s or 0.0) for wait in stuck.values())
-        if holders <= stuck.keys() and (pool.certain or oldest_s >= budgets.owed_s):
+        everybody = [known.get(thread.tid) for thread in snapshot.threads if thread.tid not in stuck]
+        quiet = oldest_s >= budgets.owed_s and all(_rests(wait, budgets.owed_s) for wait in everybody)
+        if holders <= stuck.keys() and (pool.certain or quiet):
             yield _told(snapshot, pool, stuck, "", PROVEN if pool.certain else LIKELY)
         elif oldest_s >= limit_s and all(
             tid in stuck or _sits(known.get(tid), limit_s) for tid in holders
         ):  # fmt: skip
             elsewhere = [known[tid] for tid in holders if tid not in stuck]
             yield _told(snapshot, pool, stuck, _where(snapshot, elsewhere), LIKELY)
+
+
+_RESTS = frozenset({Purpose.WORK, Purpose.CONDITION, Purpose.JOIN, Purpose.LOCK})
+
+
+def _rests(wait: Wait | None, at_least_s: float) -> bool:
+    """It waits for work or for others, or has slept for a while: it does nothing with a connection."""
+    return wait is not None and (wait.purpose in _RESTS or _sits(wait, at_least_s))
 
 
 def _sits(wait: Wait | None, limit_s: float) -> bool:
@@ -90,7 +102,7 @@ def _told(snapshot: Snapshot, pool: PoolFact, stuck: dict[int, Wait], elsewhere:
             "lent",
             size,
             f"{pool.name}: {listing([has(snapshot, member) for member in pool.members], _SHOWN)}"
-            + (f"; it may have {pool.size}" if pool.certain else "; these were lately in its queue"),
+            + (f"; it may have {pool.size}" if pool.certain else "; their variables have them"),
         ),
         evidence.call_line(snapshot, first.thread, first.age_s),
     ]

@@ -24,7 +24,7 @@ from stucktrace.diagnosis.process_locks import holder
 from stucktrace.diagnosis.purposes import Purpose
 from stucktrace.diagnosis.waits import Wait
 from stucktrace.diagnosis.words import age, listing, process
-from stucktrace.facts import PipeFact, Snapshot, SocketFact, ThreadFact
+from stucktrace.facts import PipeFact, PoolFact, Snapshot, SocketFact, ThreadFact
 
 IDLE, WORKING, WAITING, INCONCLUSIVE = "idle", "working", "waiting", "inconclusive"
 JOINING = "joining"
@@ -84,6 +84,8 @@ def _runs(snapshot: Snapshot, thread: ThreadFact) -> bool:
 
 def _by_purpose(snapshot: Snapshot, budgets: Budgets, wait: Wait) -> Status:
     thread, purpose, reason = wait.thread, wait.reading.purpose, wait.reading.reason
+    if lent := next((pool for pool in snapshot.pools if pool.kind == "connections" and _awaited(pool, thread)), None):
+        return Status(thread, WAITING, f"waits for a connection of {lent.name}, whose connections are out", wait)
     if purpose in (Purpose.WORK, Purpose.SUBSCRIPTION):
         return Status(thread, IDLE, reason or "waits for work", wait, _behind(wait))
     if purpose is Purpose.SLEEP:
@@ -105,6 +107,10 @@ def _by_purpose(snapshot: Snapshot, budgets: Budgets, wait: Wait) -> Status:
     if purpose in _PEER:
         return _peer(snapshot, budgets, wait, reason)
     return _by_call(snapshot, budgets, wait)
+
+
+def _awaited(pool: PoolFact, thread: ThreadFact) -> bool:
+    return pool.complete and any(each.tid == thread.tid for each in pool.awaited)
 
 
 def _moved(snapshot: Snapshot, wait: Wait) -> bool:

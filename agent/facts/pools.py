@@ -61,8 +61,8 @@ class PoolFact:
     complete: bool = False
     """Every member is in `members`; of connections: all that the pool may ever open are checked out, by these."""
     certain: bool = False
-    """Of connections: the pool itself keeps them, or open `with` blocks have them, and its limit was read; else what
-    was lately in its queue tells."""
+    """Of connections: open `with` blocks have them, and the pool's limit was read; else variables tell, which may keep
+    what was given back."""
     made_by: int | None = None
     """The process that made it, in the target's own pid words, where that is not this one."""
     helpers: tuple[int, ...] = ()

@@ -64,7 +64,7 @@ def test_a_pool_that_was_made_before_the_fork(case: str):
     [
         ("one_for_the_order_and_one_for_the_log", "likely", 1),
         ("in_blocks", "likely", 2),
-        ("each_of_two", "proven", 2),
+        ("each_of_two", "likely", 2),
         ("by_semaphore", "proven", 1),
     ],
 )
