@@ -103,7 +103,7 @@ class _Target:
                 "asyncio-task",
                 name or read.frames[-1].function,
                 read.frames,
-                self._tid(read.loop),
+                tid=self._tid(read.loop),
                 locks=read.locks,
             )
             for (task, read), name in zip(agreed.items(), names, strict=True)

@@ -22,6 +22,7 @@ from stucktrace.collectors import (
     interpreter,
     python_frames,
     regions,
+    source_lines,
     suspended_locks,
 )
 from stucktrace.collectors.cpython_objects import Layout, Reader
@@ -97,6 +98,7 @@ class _Target:
         self._names = Names(walk, self._values, minor)
         self._has_gevent = any(is_gevent(region.path.rpartition("/")[2]) for region in self._mapped.regions)
         self._stacks = stacks
+        self._sources: dict[str, Mapping[int, str]] = {}
         self._objects = Objects(walk.reader, minor, stacks.keys())
 
     def read(self, begin: Sequence[int], locks: bool) -> Greenlets:
@@ -142,6 +144,7 @@ class _Target:
             self._kind(frames),
             _spawned(frames).function,
             frames,
+            calls="" if green_library(frames[0]) else source_lines.called(self._walk.pid, frames[0], self._sources),
             tid=tid,
             main=suspended.main,
             locks=read.locks,

@@ -20,6 +20,23 @@ _WITH = re.compile(rf"^\s*(?:async\s+)?with\s+\(?\s*({_NAME})\s*(?:as\s+\w+\s*)?
 _CALL = re.compile(rf"({_NAME})\.(?:acquire|__enter__)\(")
 
 
+def called(pid: int, frame: Frame, seen: dict[str, Mapping[int, str]]) -> str:
+    """What the frame's line calls, for example "self.ready.wait", if it is a single call; else ""."""
+    if frame.native or not frame.file.startswith("/"):
+        return ""
+    if frame.file not in seen:
+        seen[frame.file] = _lines(pid, frame.file)
+    return called_in(seen[frame.file].get(frame.line, ""))
+
+
+def called_in(line: str) -> str:
+    """The only call in one line of code. In a string or a definition there is none."""
+    if re.match(r"\s*(?:async\s+)?(?:def|class)\b", line) or re.search(r"[\"'#]", line):
+        return ""
+    calls = re.findall(rf"({_NAME})\(", line)
+    return calls[0][:_MAX_NAME] if len(calls) == 1 and line.count("(") == 1 else ""
+
+
 def lock_name(pid: int, frame: Frame, seen: dict[str, Mapping[int, str]]) -> str:
     """What the code calls the lock that this frame acquires, "" when its line does not tell.
 

@@ -38,9 +38,12 @@ def own_frame(frames: tuple[Frame, ...]) -> int:
 
 
 def wait_of(greenlet: GreenletFact) -> str:
-    """In words; "" when its frames do not tell: much of gevent is compiled and has none."""
+    """In words; "" when nothing tells. Much of gevent is compiled and has no frames: the line says what it calls."""
     reading = stacks.read(greenlet.frames)
-    return reading.reason if reading.reason and not reading.by_name else _primitive(greenlet.frames) or reading.reason
+    if reading.reason and not reading.by_name:
+        return reading.reason
+    called = f"waits in {greenlet.calls}()" if greenlet.calls else ""
+    return _primitive(greenlet.frames) or called or reading.reason
 
 
 def _primitive(frames: tuple[Frame, ...]) -> str:

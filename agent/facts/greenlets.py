@@ -18,6 +18,8 @@ class GreenletFact:
     """The function that it runs, by its outermost frame that is not of its library, or the name of the task."""
     frames: tuple[Frame, ...]
     """Innermost first."""
+    calls: str = ""
+    """What the line of its innermost frame calls, where compiled code without frames of its own is the rest of it."""
     tid: int | None = None
     """The thread it belongs to: the one its C stack is copied back to, or that runs its loop."""
     main: bool = False

@@ -131,3 +131,4 @@ def test_the_requests_of_a_gevent_worker_are_listed_and_it_is_well():
         for view in views():
             assert (view["kind"], view["tid"]) == ("gevent", worker)
             assert view["python"][view["frame"]]["function"] == "Framework.view"
+            assert view["waits_for"] == "waits in never.wait()"

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from stucktrace.collectors import source_lines
 from stucktrace.diagnosis import greenlets
 from stucktrace.facts import GreenletFact, Snapshot
 from stucktrace.sinks import text_greenlets
@@ -40,6 +41,23 @@ HOLDER = greenlet(f"sleep {SITE}/gevent/hub.py:166", "hold /srv/app/jobs.py:4", 
 def test_its_frames_say_what_it_waits_for(stack: list[str], words: str):
     said = greenlets.wait_of(greenlet(*stack))
     assert words.lower() in said.lower() if words else not said
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("    never.wait()", "never.wait"),
+        ("    job = self.jobs.get(timeout=5)", "self.jobs.get"),
+        ("    green.joinall([green.spawn(work)])", ""),
+        ("    print('a.b(')", ""),
+        ("def wait(self):", ""),
+        ("    pass", ""),
+    ],
+)
+def test_a_line_with_one_call_says_what_compiled_code_waits_in(line: str, name: str):
+    assert source_lines.called_in(line) == name
+    suspended = greenlet("work /srv/app/jobs.py:7", calls=name)
+    assert greenlets.wait_of(suspended) == (f"waits in {name}()" if name else "")
 
 
 def test_the_frame_shown_is_the_programs_own():
