@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from stucktrace.diagnosis.model import STUCK, Diagnosis
 from stucktrace.facts import LockFact, Missing, NativeStack, Snapshot
+from stucktrace.facts.native import NO_TABLE
 
 if TYPE_CHECKING:
     from stucktrace.run import Run
@@ -53,18 +54,21 @@ def deepen(run: Run, snapshot: Snapshot, tids: Collection[int]) -> Snapshot:
     collected = run.collect("native", None, partial(native_stacks.collect, snapshot, tids, run.kernel), pid)
     stacks: tuple[NativeStack, ...] = collected.stacks if collected else ()
     source, pause_s = (collected.source, 0.0) if collected and stacks else ("", None)
-    left = set(tids) - {stack.tid for stack in stacks}
-    if left and run.options.native and snapshot.python is not None:
+    left = set(tids) - {stack.tid for stack in stacks if not stack.ended.startswith(NO_TABLE)}
+    # py-spy knows threads with Python frames alone.
+    if run.options.native and any(snapshot.frames(tid) for tid in left):
         from stucktrace.collectors import native_pyspy
 
         stopped = run.collect("native", None, partial(native_pyspy.collect, snapshot, left), pid)
         if stopped is not None:
-            stacks = (*(stack for stack in stacks if stack.tid not in left), *stopped.stacks)
+            best = {stack.tid: stack for stack in stacks}
+            best |= {s.tid: s for s in stopped.stacks if s.tid not in best or len(s.frames) > len(best[s.tid].frames)}
+            stacks = tuple(best.values())
             source, pause_s = " and ".join(filter(None, (source, native_pyspy.SOURCE))), stopped.pause_s
-    elif left and collected is not None:
+    elif left - {stack.tid for stack in stacks} and collected is not None:
         missing = Missing(
             "native stacks",
-            f"{len(left)} of {len(tids)} threads ran meanwhile, or their code has no unwind tables",
+            f"{len(tids) - len(stacks)} of {len(tids)} threads ran meanwhile",
             "" if run.options.native else "--native, which may stop the process for a moment",
         )
         run.miss(missing, pid)

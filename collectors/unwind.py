@@ -16,6 +16,7 @@ from stucktrace.collectors import cfi, elf, memory
 from stucktrace.collectors.dwarf_bytes import Malformed
 from stucktrace.collectors.dwarf_expressions import evaluate
 from stucktrace.collectors.regions import Regions
+from stucktrace.facts.native import NO_TABLE
 
 MAX_FRAMES = 512
 _BLOCK_BYTES = 1 << 14
@@ -145,7 +146,7 @@ class Unwinder:
                 frames.append(Frame(address, self.module(address)))
                 function = self._function(address)
                 if function is None:
-                    return Stack(tuple(frames), f"no unwind table for {region.path or 'generated code'}")
+                    return Stack(tuple(frames), f"{NO_TABLE} for {region.path or 'generated code'}")
                 stepped = self._step(machine, function, known)
             except (Malformed, OSError, KeyError) as error:
                 return Stack(tuple(frames), _why(error))

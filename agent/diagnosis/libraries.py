@@ -55,7 +55,7 @@ def words(path: str) -> str:
     name = stem(path)
     if name == "pq" and "/psycopg" in path:
         return "psycopg's libpq wrapper"
-    if name.startswith("ld-musl"):
+    if name.startswith("ld-musl") or path.removesuffix(" (deleted)").endswith("/libc.so"):
         return "musl"
     # Builds of one library: libcurl-gnutls, libopenblasp-r0.
     return WORDS.get(name) or WORDS.get(name.partition("-")[0], "")
@@ -65,7 +65,7 @@ def short(path: str) -> str:
     """For one line: the known stem ("libpq"), else the file's name."""
     name = path.removesuffix(" (deleted)").rpartition("/")[2]
     known = words(path)
-    return (known if known == "glibc" else stem(path)) if known else name
+    return (known if known in ("glibc", "musl") else stem(path)) if known else name
 
 
 def openssl(names: Iterable[str]) -> tuple[str, ...]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from stucktrace.facts.python import Frame
 
+NO_TABLE = "no unwind table"
+
 
 @dataclass(frozen=True)
 class NativeStack:
@@ -21,4 +23,4 @@ class NativeStack:
     """Of each frame: how many of the thread's Python frames lie inside of it. 0: it is what the innermost Python line
     called; as many as there are: it called them all."""
     ended: str = ""
-    """Why outer frames may be missing; "" for a whole stack."""
+    """Why outer frames may be missing, NO_TABLE and for what among them; "" for a whole stack."""

@@ -75,6 +75,8 @@ def test_a_thread_without_python_frames():
         ("/v/psycopg_binary/pq.cpython-311-x86_64-linux-gnu.so", "psycopg's libpq wrapper", "pq"),
         ("/lib/x86_64-linux-gnu/libc-2.31.so", "glibc", "libc"),
         ("/lib/x86_64-linux-gnu/libpthread-2.31.so", "glibc", "libpthread"),
+        ("/usr/lib/x86_64-linux-musl/libc.so", "musl", "libc"),
+        ("/lib/x86_64-linux-gnu/libc.so.6", "glibc", "libc"),
         ("/lib/ld-musl-x86_64.so.1", "musl", "ld-musl-x86_64"),
         ("/usr/lib/libcurl-gnutls.so.4.8.0", "libcurl", "libcurl-gnutls"),
         ("/opt/libpqueue.so.1", "", "libpqueue"),
