@@ -11,8 +11,8 @@ import pytest
 from tests.harness import command, crowd, kernel
 from tests.harness.crowd import Hung
 
-CASES = ("pool_reader_killed", "billiard_reader_killed", "queue_reader_killed", "holder_killed",
-         "recursive_holder_killed", "held", "crossed", "own")  # fmt: skip
+CASES = ("pool_reader_killed", "billiard_reader_killed", "queue_reader_killed", "holder_killed", "attribute_killed",
+         "global_killed", "recursive_holder_killed", "held", "crossed", "own")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,9 @@ def test_a_replaced_worker_waits_too(forked: dict[str, Hung]):
     command.check(replaced, "orphaned-lock", confidence="proven")
 
 
-def test_without_a_with_block_somebody_else_may_release_it(forked: dict[str, Hung]):
-    report = command.check(forked["holder_killed"].pid, "orphaned-lock", confidence="likely")
+@pytest.mark.parametrize("case", ["holder_killed", "attribute_killed", "global_killed"])
+def test_without_a_with_block_somebody_else_may_release_it(forked: dict[str, Hung], case: str):
+    report = command.check(forked[case].pid, "orphaned-lock", confidence="likely")
     assert "who acquires it releases it" in report.summary
 
 

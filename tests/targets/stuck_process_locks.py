@@ -32,6 +32,22 @@ def acquires(lock) -> None:
     lock.acquire()
 
 
+class Account:
+    def __init__(self, lock) -> None:
+        self.lock = lock
+
+    def take(self) -> None:
+        self.lock.acquire()
+
+
+def takes(lock) -> None:
+    Account(lock).take()
+
+
+def acquires_its_own() -> None:
+    everybodys.acquire()
+
+
 def gets(items) -> None:
     while True:
         items.get()
@@ -99,11 +115,25 @@ def queue_reader_killed(context):
 
 
 def holder_killed(context):
-    """Acquired without a `with` block on both sides."""
-    lock = context.Lock()
+    """Acquired without a `with` block."""
+    _killed_before(context, acquires, context.Lock())
+
+
+def attribute_killed(context):
+    _killed_before(context, takes, context.Lock())
+
+
+def global_killed(context):
+    global everybodys
+    everybodys = context.Lock()
+    _killed_before(context, acquires_its_own)
+
+
+def _killed_before(context, function, *args):
+    lock = args[0] if args else everybodys
     holder = start(context, holds, lock)
     until(lambda: lock._semlock._is_zero())
-    waiter = start(context, acquires, lock)
+    waiter = start(context, function, *args)
     until(lambda: inside(waiter, "futex"))
     os.kill(holder, signal.SIGKILL)
     os.waitpid(holder, 0)
@@ -111,14 +141,7 @@ def holder_killed(context):
 
 
 def recursive_holder_killed(context):
-    lock = context.RLock()
-    holder = start(context, holds, lock)
-    until(lambda: lock._semlock._is_zero())
-    waiter = start(context, acquires, lock)
-    until(lambda: inside(waiter, "futex"))
-    os.kill(holder, signal.SIGKILL)
-    os.waitpid(holder, 0)
-    over([waiter])
+    _killed_before(context, acquires, context.RLock())
 
 
 def held(context):
