@@ -9,7 +9,7 @@ Sources: these two modules of CPython 3.8 to 3.14.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from stucktrace.collectors import memory
@@ -51,7 +51,10 @@ def read(stacks: Stacks) -> Iterator[PoolFact]:
     waiting = {tid: found for tid in stacks.sleeping() if (found := _futures(stacks, tid))}
     if not waiting:
         return
-    for executor in _executors(stacks):
+    executors = list(_executors(stacks))
+    if stacks.whole:
+        yield from _inherited(stacks, waiting, {executor.address for executor in executors})
+    for executor in executors:
         runs = {member.work: member.tid for member in executor.members if member.work is not None}
         queued = executor.queue or ()
         awaited = tuple(
@@ -78,6 +81,43 @@ def read(stacks: Stacks) -> Iterator[PoolFact]:
                 awaited,
                 complete=len(executor.members) == executor.size,
             )
+
+
+def _inherited(stacks: Stacks, waiting: Mapping[int, tuple[int, ...]], alive: Collection[int]) -> Iterator[PoolFact]:
+    """Executors that have threads, of which not one is in this process: it was forked from the one that they are in.
+
+    Who waits leads to the executor, by a variable, a global or an attribute; its queue has the future. One that may
+    start another thread would, if anybody submitted something more: nobody does where the waiter is alone.
+    """
+    for tid, futures in waiting.items():
+        for address in _near(stacks, tid):
+            attributes = stacks.values.attributes(address, _EXECUTOR)
+            if address in alive or not all(name in attributes for name in _EXECUTOR):
+                continue
+            threads = stacks.containers.items(attributes["_threads"])
+            size = stacks.values.integer(attributes["_max_workers"])
+            queued = _queued(stacks, attributes["_work_queue"])
+            lost = [future for future in futures if future in (queued or ())]
+            if not threads or len(lost) != len(futures) or (len(threads) != size and len(stacks.threads) > 1):
+                continue
+            name = stacks.values.text(attributes["_thread_name_prefix"], 80) or "ThreadPoolExecutor"
+            index = waits(stacks.frames.get(tid, ()))
+            awaited = (Awaited(tid, future, "unsent", None, len(futures), index) for future in lost)
+            yield PoolFact(address, "threads", name, size, (), len(queued or ()), tuple(awaited))
+            break
+
+
+def _near(stacks: Stacks, tid: int) -> Iterator[int]:
+    """What the waiter's frames lead to in one step or two."""
+    seen: set[int] = set()
+    for place in stacks.of(tid):
+        used = stacks.read.named(place.frame.code).used
+        globals_ = stacks.values.entries(stacks.read.globals(place.frame), used) or {} if used else {}
+        for address in (*stacks.variables(place).values(), *globals_.values()):
+            for each in (address, *stacks.values.attributes(address).values()):
+                if each not in seen:
+                    seen.add(each)
+                    yield each
 
 
 def _futures(stacks: Stacks, tid: int) -> tuple[int, ...]:

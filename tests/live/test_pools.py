@@ -50,7 +50,7 @@ def _idle_workers(pid: int) -> int:
     return sum(kernel.in_call(child, "read", "futex") for child in kernel.children(pid))
 
 
-@pytest.mark.parametrize("case", ["inherited", "inherited_threads"])
+@pytest.mark.parametrize("case", ["inherited", "inherited_threads", "inherited_executor"])
 def test_a_pool_that_was_made_before_the_fork(case: str):
     with targets.start("stuck_pools.py", case) as target:
         pid = int(target.said.split()[0])

@@ -147,5 +147,18 @@ def inherited_threads():
     pool.apply(pow, (2, 3))
 
 
+executor = ThreadPoolExecutor(1)
+
+
+def inherited_executor():
+    """An executor at module level that was used once before the fork."""
+    executor.submit(pow, 2, 3).result()
+    if os.fork():
+        os.wait()
+    result = executor.submit(pow, 2, 3)
+    park()
+    result.result()
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]]()
