@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from stucktrace.diagnosis import chains, evidence, graph, remedies
-from stucktrace.diagnosis.entered_again import self_deadlock, waits_for_itself
+from stucktrace.diagnosis.entered_again import is_a_signal, self_deadlock, waits_for_itself
 from stucktrace.diagnosis.futexes import settled
 from stucktrace.diagnosis.lock_words import (
     acquires_in,
@@ -43,7 +43,7 @@ def deadlock(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
     known = by_tid(snapshot)
     for lock in snapshot.locks:
         wait = known.get(lock.waiter_tid)
-        if wait is not None and waits_for_itself(lock) and for_ever(wait):
+        if wait is not None and waits_for_itself(lock) and for_ever(wait) and not is_a_signal(snapshot, budgets, wait):
             yield self_deadlock(snapshot, lock, wait)
     for circle in graph.cycles(snapshot):
         here = [known[lock.waiter_tid] for lock in circle if lock.waiter_tid in known]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from stucktrace.diagnosis import chains, evidence, graph, remedies
-from stucktrace.diagnosis.futexes import bare
+from stucktrace.diagnosis.futexes import all_parked, bare
 from stucktrace.diagnosis.lock_words import (
     acquires_in,
     acquiring,
@@ -22,7 +22,7 @@ from stucktrace.diagnosis.lock_words import (
     sure,
     waiters,
 )
-from stucktrace.diagnosis.model import LIKELY, PROVEN, Finding, Later
+from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Finding, Later
 from stucktrace.diagnosis.waits import Wait
 from stucktrace.facts import Frame, LockFact, Snapshot
 
@@ -35,6 +35,21 @@ def waits_for_itself(lock: LockFact) -> bool:
     if lock.kind not in _SELF_EXCLUSIVE or owner is None or not lock.stable:
         return False
     return owner.state == "self" or (owner.state == "alive" and owner.tid == lock.waiter_tid)
+
+
+def is_a_signal(snapshot: Snapshot, budgets: Budgets, wait: Wait) -> bool:
+    """A plain lock that was taken by hand may be one that another thread, or a handler, releases to say "go on".
+
+    Nobody is left to do so where all threads are parked and no signal has a handler. Else the wait may last as long as
+    any other for a result; a main thread that has handlers may park in it for ever.
+    """
+    if wait.lock is None or wait.lock.owner is None or wait.lock.owner.how != "acquire":
+        return False
+    if snapshot.process.handles_signals and wait.tid == snapshot.process.pid:
+        return True
+    if all_parked(snapshot) and not snapshot.process.handles_signals:
+        return False
+    return wait.age_s is None or wait.age_s < budgets.request_s(snapshot.process.worker.timeout_s)
 
 
 def self_deadlock(snapshot: Snapshot, lock: LockFact, wait: Wait) -> Finding:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from stucktrace.diagnosis import behind, chains, evidence, graph, remedies
 from stucktrace.diagnosis.deadlocks import joined_waiters
+from stucktrace.diagnosis.futexes import bare
 from stucktrace.diagnosis.lock_words import (
     acquires_in,
     acquiring,
@@ -19,7 +20,8 @@ from stucktrace.diagnosis.lock_words import (
     waiters,
 )
 from stucktrace.diagnosis.model import LIKELY, Budgets, Finding, Later
-from stucktrace.diagnosis.waits import Wait, waits
+from stucktrace.diagnosis.purposes import Purpose
+from stucktrace.diagnosis.waits import ACCEPT_CALLS, Wait, waits
 from stucktrace.diagnosis.words import age, count
 from stucktrace.facts import LockFact, LockOwner, Snapshot
 
@@ -44,10 +46,36 @@ def lock_held(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
         if wait.age_s is None or wait.age_s < budgets.owed_s or lock.address in told:
             continue
         holder = known.get(owner.tid)
+        if holder is not None and _takes_turns(snapshot, lock, holder):
+            continue
         story = _other_process(snapshot, owner) if holder is None else _why_not(snapshot, holder, limit_s)
         if story and (wait.age_s >= limit_s or owner.tid in circles):
             told.add(lock.address)
             yield _held(snapshot, wait, lock, holder, story)
+
+
+def _takes_turns(snapshot: Snapshot, lock: LockFact, holder: Wait) -> bool:
+    """The owner waits for work, and all who wait for the lock want the same: one at a time accepts, or reads a queue.
+
+    Whoever wants the lock elsewhere may be the one who would bring the work.
+    """
+    own = holder.lock.note if holder.lock is not None else ""
+    if holder.call in ACCEPT_CALLS:
+        return True
+    if holder.reading.purpose not in (Purpose.WORK, Purpose.SUBSCRIPTION) and not own.startswith("of a "):
+        return False
+    taken, known = holding(snapshot, lock.owner) if lock.owner else None, by_tid(snapshot)
+    if taken is None:
+        return False
+    for other in snapshot.locks:
+        wait = known.get(other.waiter_tid) if other.address == lock.address else None
+        index = acquiring(wait) if wait is not None else None
+        if wait is None or index is None:
+            continue
+        frame = wait.frames[index]
+        if (frame.file, bare(frame)) != (taken.file, bare(taken)):
+            return False
+    return True
 
 
 def _why_not(snapshot: Snapshot, holder: Wait, limit_s: float) -> str:

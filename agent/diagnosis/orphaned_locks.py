@@ -33,9 +33,10 @@ def orphaned_lock(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
     `proven` with an owner that was read: a mutex or RLock can be released by its owner alone. `likely` without one:
     every thread of the process is parked without a timeout and one of them acquires a lock, so nobody runs who could
     release it; a signal handler that releases a lock is the one thing left (never for conditions, events, queues or
-    semaphores). `proven` where there is no such handler, no futex that another process could wake, and the lock is of
-    a kind that is a mutex always: an idle program can park in a plain lock of its own. In a forked child with one
-    thread that is `orphaned-lock`, else `deadlock`.
+    semaphores), and the main thread of a program that has one may park in a lock by design. `proven` where there is no
+    such handler, no futex that another process could wake, and the lock is of a kind that is a mutex always: an idle
+    program can park in a plain lock of its own. In a forked child with one thread that is `orphaned-lock`, else
+    `deadlock`.
     """
     seen: set[int] = set()
     parked = all_parked(snapshot)
@@ -113,12 +114,24 @@ def _nobody_can_release(snapshot: Snapshot, wait: Wait, budgets: Budgets) -> boo
     lock = wait.lock
     if lock is None or lock.shared or (lock.owner is not None and lock.owner.state != "unknown"):
         return False
-    if suspended_holder(snapshot, wait) is not None:
+    if suspended_holder(snapshot, wait) is not None or _may_be_parked(snapshot, wait):
         return False
     old_enough = wait.age_s is not None and wait.age_s >= budgets.owed_s
     # musl writes no owner into a plain mutex.
     mutex = lock.kind == "pthread-mutex" and lock.owner is None
     return old_enough and (mutex or acquires(wait) or _inside_c(snapshot, wait, lock))
+
+
+def _may_be_parked(snapshot: Snapshot, wait: Wait) -> bool:
+    """The main thread sleeps in a plain lock until a signal's handler releases it. A forked child has its parent's
+    handlers, and its parent's locks."""
+    return (
+        wait.tid == snapshot.process.pid
+        and snapshot.process.handles_signals
+        and snapshot.process.is_python
+        and not (snapshot.parent is not None and snapshot.parent.same_program)
+        and not is_mutex(wait)
+    )
 
 
 def _inside_c(snapshot: Snapshot, wait: Wait, lock: LockFact) -> bool:

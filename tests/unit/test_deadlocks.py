@@ -228,3 +228,21 @@ def test_a_timed_join_breaks_the_circle():
 )
 def test_what_a_lock_is_called(path, part_of, called):
     assert title(lock(kind="lock", path=path, part_of=part_of, address=0x10)) == called
+
+
+def entered_by_hand(blocked_s, tid=100, **more):
+    stack = ["Request.wait /srv/app/client.py:20", "Request.run /srv/app/client.py:30"]
+    by_hand = owned_by(tid, "self", how="acquire", assumes="that Request.run did not release it", frame=1)
+    other = thread(102, "epoll_wait", 4)
+    facts = snapshot(
+        thread(tid, blocked_s=blocked_s), other, stacks={tid: stack}, locks=[lock(tid, "lock", owner=by_hand)], **more
+    )
+    return verdict(facts).code
+
+
+def test_a_lock_taken_twice_by_hand_may_be_a_signal_that_another_thread_gives():
+    assert entered_by_hand(6.0) != "deadlock"
+    assert entered_by_hand(60.0) == "deadlock"
+    handles = process(handles_signals=True)
+    assert entered_by_hand(86_400.0, process=handles) != "deadlock", "the main thread is parked until a handler runs"
+    assert entered_by_hand(60.0, 101, process=handles) == "deadlock"

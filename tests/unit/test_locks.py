@@ -270,6 +270,28 @@ def test_a_lock_whose_holder_sleeps_past_the_budget():
     assert "waits to be notified" in found.summary
 
 
+ACCEPT = ["socket.accept /usr/lib/python3.11/socket.py:294", "serve /srv/app/server.py:8"]
+
+
+@pytest.mark.parametrize(
+    ("held", "second", "stuck"),
+    [
+        ([*QUEUE, "serve /srv/app/server.py:8"], "serve /srv/app/server.py:8", False),
+        ([*QUEUE, "serve /srv/app/server.py:8"], "fill /srv/app/server.py:20", True),
+        (ACCEPT, "serve /srv/app/server.py:8", False),
+        ([*EVENT, "serve /srv/app/server.py:8"], "serve /srv/app/server.py:8", True),
+    ],
+    ids=["all read the queue", "one may bring the work", "all accept", "an event that should have come"],
+)
+def test_idle_threads_that_take_turns(held, second, stuck):
+    stacks = {100: ["serve /srv/app/server.py:8"], 101: held, 102: [second]}
+    owner = owned_by(101, frame=len(held) - 1)
+    locks = [lock(100, "lock", owner=owner), lock(102, "lock", owner=owner)]
+    call_of_holder = thread(101, "accept4", 3) if held is ACCEPT else thread(101)
+    facts = snapshot(thread(), call_of_holder, thread(102), stacks=stacks, locks=locks)
+    assert (verdict(facts).code == "lock-held") == stuck
+
+
 @pytest.mark.parametrize(
     ("waiter_s", "holder"),
     [
@@ -366,6 +388,14 @@ RUN = [
 def test_a_lock_inside_c_code_inherited_over_fork(more, code):
     facts = snapshot(thread(), stacks={100: RUN}, locks=[lock(kind="semaphore", **more)], relatives=[parent()])
     assert verdict(facts).code == code
+
+
+def test_a_main_thread_parked_in_a_lock_until_a_signal_handler_releases_it():
+    handles = process(handles_signals=True)
+    facts = snapshot(thread(), stacks={100: APP}, locks=[lock(kind="lock")], process=handles)
+    assert verdict(facts).verdict_class != "stuck"
+    forked = replace(facts, relatives=(parent(),))
+    assert codes(forked)[0] == ("orphaned-lock", "likely")
 
 
 def test_a_lock_inside_c_code_that_a_signal_handler_may_post():
