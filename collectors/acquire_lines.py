@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import warnings
 from collections.abc import Collection, Iterator, Sequence
 from tokenize import TokenError
 
@@ -27,12 +28,12 @@ class Function:
         lines = text.splitlines(keepends=True)
         try:
             if name == "<module>":
-                self._body = ast.parse(text).body
+                self._body = _parsed(text).body
                 return
             block = "".join(inspect.getblock(lines[first_line - 1 :])) if 0 < first_line <= len(lines) else ""
             indented = block[:1].isspace()
-            tree = ast.parse("if 1:\n" + block if indented else block)
-        except (SyntaxError, TokenError, ValueError, RecursionError):
+            tree = _parsed("if 1:\n" + block if indented else block)
+        except (SyntaxError, TokenError, ValueError, RecursionError, MemoryError):
             return
         ast.increment_lineno(tree, first_line - (2 if indented else 1))
         found = tree.body[0] if tree.body else None
@@ -52,6 +53,13 @@ class Function:
     def acquired(self, names: Collection[str], line: int) -> int | None:
         """The line whose `acquire` of one of these names still holds at `line`; None where none does for certain."""
         return _at(self._body, names, line, None)
+
+
+def _parsed(text: str) -> ast.Module:
+    """The parser's warnings are for who wrote it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(text)
 
 
 def _at(body: Sequence[ast.stmt], names: Collection[str], line: int, held: int | None) -> int | None:
@@ -126,16 +134,26 @@ def _calls(within: ast.AST, names: Collection[str], method: str) -> list[ast.Cal
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
         and node.func.attr == method
-        and ast.unparse(node.func.value) in names
+        and _dotted(node.func.value) in names
     ]
 
 
+def _dotted(node: ast.expr) -> str:
+    """ "self._lock"; "" for anything but names with dots between."""
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.append(node.attr)
+        node = node.value
+    return ".".join((node.id, *reversed(names))) if isinstance(node, ast.Name) else ""
+
+
 def _own(node: ast.AST) -> Iterator[ast.AST]:
-    """The nodes below this one, those of functions in it left out."""
-    yield node
-    for child in ast.iter_child_nodes(node):
-        if not isinstance(child, _SCOPES):
-            yield from _own(child)
+    """This node and those below it, those of functions in it left out. An expression can be deep: no recursion."""
+    left = [node]
+    while left:
+        each = left.pop()
+        yield each
+        left.extend(child for child in ast.iter_child_nodes(each) if not isinstance(child, _SCOPES))
 
 
 def _bodies(each: ast.stmt) -> Iterator[Sequence[ast.stmt]]:

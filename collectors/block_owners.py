@@ -68,13 +68,22 @@ class BlockOwners:
             return False
 
     def _in_block(self, ns_tid: int, block: Block, held: LockObject, waiter: ThreadFact) -> LockOwner | None:
-        doubt = self._hands.gives_back(self._within(ns_tid, block), held.address) if self._hands is not None else ""
+        doubt = self._doubt(ns_tid, block, held)
         if doubt is None:
             return None
         owner = self._owners.by_ns_tid(ns_tid, waiter, shared=False)
         assumes = block.assumes or (f"that {doubt} has not released it by hand" if doubt else "")
         how = "context manager" if block.assumes else "with block"
         return self._at(replace(owner, how=how, assumes=assumes), block)
+
+    def _doubt(self, ns_tid: int, block: Block, held: LockObject) -> str | None:
+        """As `HandAcquires.gives_back`; None too where that cannot be read any more."""
+        try:
+            return self._hands.gives_back(self._within(ns_tid, block), held.address) if self._hands is not None else ""
+        except ProcessLookupError:
+            raise
+        except (OSError, struct.error):
+            return None
 
     def _within(self, ns_tid: int, block: Block) -> tuple[python_frames.Frame, ...]:
         """The frames that run, or are suspended, inside of a block."""
@@ -148,7 +157,12 @@ class BlockOwners:
         stacks, shown = self._first, self._shown.get(owner.tid or 0, ())
         if stacks is None or owner.ns_tid is None:
             return None
-        return stacks.index(owner.ns_tid, place, shown)
+        try:
+            return stacks.index(owner.ns_tid, place, shown)
+        except ProcessLookupError:
+            raise
+        except (OSError, struct.error):
+            return None
 
     def _holders(self, held: LockObject) -> tuple[tuple[int, Block], ...] | None:
         """The threads inside a block of this lock, by ns_tid; None where that could not be read for certain."""
@@ -210,9 +224,8 @@ def _taken(stacks: Stacks | None, block: Block) -> Frame | None:
         return None
     try:
         return with_lines.taken(stacks, block.frame, block.depth)
-    except ProcessLookupError:
-        raise
     except (OSError, struct.error):
+        # A parent that has ended is none of the target's faults.
         return None
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 _MAX_DEPTH = 1 << 10
+_MAX_NUMBER = 1 << 32
 
 
 class Entry(NamedTuple):
@@ -26,7 +27,7 @@ class Entry(NamedTuple):
 
 
 def entries(table: bytes) -> Iterator[Entry]:
-    """In the order of their instructions; a table that is cut off ends early."""
+    """In the order of their instructions; a table that is cut off, or makes no sense, ends early."""
     position = 0
 
     def number() -> int:
@@ -35,6 +36,8 @@ def entries(table: bytes) -> Iterator[Entry]:
         while table[position] & 0x40:
             position += 1
             value = value << 6 | table[position] & 0x3F
+            if value > _MAX_NUMBER:
+                raise IndexError
         position += 1
         return value
 

@@ -77,13 +77,15 @@ def read_each(pid: int, addresses: Sequence[int], length: int) -> list[bytes]:
 
 
 def read_ranges(pid: int, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-    """Up to so many bytes at each address, b"" where nothing is mapped. One system call for each 1024 that are."""
+    """Up to so many bytes at each address, b"" where nothing is mapped. One system call for each 1024 that are, or for
+    each `MAX_BYTES`."""
     found: list[bytes] = []
     while len(found) < len(ranges):
         batch = ranges[len(found) : len(found) + _MAX_VECTORS]
-        size = sum(length for _, length in batch)
-        if size > MAX_BYTES:
-            raise ValueError(f"{size} bytes in one read")
+        while (size := sum(length for _, length in batch)) > MAX_BYTES:
+            if len(batch) == 1:
+                raise ValueError(f"{size} bytes in one read")
+            batch = batch[: len(batch) // 2]
         buffer = ctypes.create_string_buffer(size)
         try:
             taken = _call(pid, batch, buffer, size)

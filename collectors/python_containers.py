@@ -14,6 +14,8 @@ from stucktrace.collectors.python_values import Values
 
 MOST_ITEMS = 1 << 13
 _BLOCK_ITEMS = 64
+_MOST_AROUND = 3
+"""Queues around a queue."""
 
 
 class Containers:
@@ -37,7 +39,7 @@ class Containers:
             if kind == "_queue.SimpleQueue":
                 return self._simple_queue(address)
             if kind.endswith("Queue"):
-                inner = self._values.attribute(address, "queue")
+                inner = self._inside(address)
                 return self.items(inner) if inner else None
             found = self._values.pairs(address)
             return None if found is None else tuple(value for _, value in found)
@@ -52,14 +54,23 @@ class Containers:
 
         They tell of objects that are known to live by other means, and of nothing else.
         """
-        kind = self._values.type(address)
-        if kind.endswith("Queue"):
-            inner = self._values.attribute(address, "queue")
-            return self.past_items(inner) if inner else ()
-        if kind != "collections.deque":
+        address = self._inside(address) or address
+        if self._values.type(address) != "collections.deque":
             return ()
         (block,) = self._words(address + 24, 1)
         return tuple(word for word in self._words(block + 8, _BLOCK_ITEMS) if word and word % 8 == 0)
+
+    def _inside(self, address: int) -> int | None:
+        """What an object of a class like `queue.Queue` keeps its items in; None for any other object."""
+        inner: int | None = address
+        for _ in range(_MOST_AROUND):
+            kind = self._values.type(inner) if inner else ""
+            if not inner or kind == "_queue.SimpleQueue" or not kind.endswith("Queue"):
+                break
+            inner = self._values.attribute(inner, "queue")
+        else:
+            return None
+        return inner if inner != address else None
 
     def _list(self, address: int) -> tuple[int, ...] | None:
         size, start = self._words(address + 16, 2)

@@ -92,16 +92,17 @@ class Walk:
 
     def states(self) -> Iterator[int]:
         """The thread states of all interpreters; a thread has one in each that it ran in."""
-        interpreter = self.word(self._runtime + self.offsets.interpreters)
-        state = self.word(interpreter + self.offsets.threads)
-        for _ in range(_MAX_THREADS):
-            while not state:
+        interpreter, state = self.word(self._runtime + self.offsets.interpreters), 0
+        for step in range(_MAX_THREADS):
+            if state:
+                yield state
+                state = self.word(state + 8)
+                continue
+            if step:
                 interpreter = self.word(interpreter + self.offsets.next_interpreter)
-                if not interpreter:
-                    return
-                state = self.word(interpreter + self.offsets.threads)
-            yield state
-            state = self.word(state + 8)
+            if not interpreter:
+                return
+            state = self.word(interpreter + self.offsets.threads)
 
     def owner(self, state: int, idents: Mapping[int, int]) -> int | None:
         """Whose state it is, of `idents` (pthread address -> tid): it holds the thread's pthread address."""

@@ -8,6 +8,7 @@ pointers are not guessed at.
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -148,7 +149,7 @@ class Unwinder:
                 if function is None:
                     return Stack(tuple(frames), f"{NO_TABLE} for {region.path or 'generated code'}")
                 stepped = self._step(machine, function, known)
-            except (Malformed, OSError, KeyError) as error:
+            except (Malformed, OSError, KeyError, struct.error) as error:
                 return Stack(tuple(frames), _why(error))
             if stepped is None:
                 return Stack(tuple(frames))

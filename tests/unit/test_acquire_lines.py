@@ -182,3 +182,14 @@ def test_what_a_function_releases():
     text = "def run(self):\n    with self.lock:\n        self.lock.release()\n        def other(): lock.release()\n"
     function = Function(text, 1, "run")
     assert function.releases({"self.lock"}) and not function.releases({"lock"})
+
+
+def test_deep_expressions_and_what_the_parser_warns_of(recwarn: pytest.WarningsRecorder):
+    text = (
+        "def f(lock):\n    lock.acquire()\n    x = "
+        + " + ".join(["1"] * 2000)
+        + '\n    y = "\\d"\n    lock.release()\n'
+    )
+    assert Function(text, 1, "f").acquired({"lock"}, 4) == 2
+    assert Function(text, 1, "f").releases({"lock"})
+    assert not recwarn.list

@@ -5,7 +5,7 @@ import sys
 import threading
 
 from stucktrace.collectors import code_lines, with_lines
-from stucktrace.collectors.exception_table import alive, ends_at
+from stucktrace.collectors.exception_table import alive, ends_at, entries
 
 one, two = threading.Lock(), threading.Lock()
 
@@ -119,3 +119,7 @@ def test_blocks_of_the_old_bytecode():
     code = bytes([1, 0, 144, 1, 143, 4, 9, 0, 143, 2, 9, 0])
     assert list(with_lines.leading(code, 1)) == [(6 + 260, 4), (10 + 2, 8)]
     assert list(with_lines.leading(code, 2)) == [(6 + 520, 4), (10 + 4, 8)]
+
+
+def test_a_table_that_makes_no_sense_ends_at_once():
+    assert list(entries(b"\x7f" * (1 << 20))) == []
