@@ -20,13 +20,15 @@ _MOST_LOCKS = 4
 def collect(process: ProcessFact, relatives: Sequence[Relative]) -> tuple[LockFact, ...]:
     """One fact a child that waits without a timeout for a lock that nobody holds, by its main thread."""
     children = [relative.pid for relative in relatives if relative.relation == "child"][:_MOST_CHILDREN]
-    waiting: dict[int, list[int]] = {}
+    waiting: dict[tuple[int, tuple[str, int]], list[int]] = {}
     for pid in children:
-        if address := awaited(cpython_objects.call_fields(pid, pid) or ()):
-            waiting.setdefault(address, []).append(pid)
+        address = awaited(cpython_objects.call_fields(pid, pid) or ())
+        file = _file(pid, address) if address else None
+        if file is not None:
+            waiting.setdefault((address, file), []).append(pid)
     found: list[LockFact] = []
     # The children of a fork have it at the same address.
-    for address, pids in list(waiting.items())[:_MOST_LOCKS]:
+    for (address, _), pids in list(waiting.items())[:_MOST_LOCKS]:
         fact = _dead(pids[0], address, [process.pid, *children])
         found += [
             LockFact(address, fact.kind, pid, fact.mapping, shared=True, owner=fact.owner) for pid in pids if fact
@@ -49,6 +51,7 @@ def _dead(pid: int, address: int, family: Sequence[int]) -> LockFact | None:
 
 
 def _file(pid: int, address: int) -> tuple[str, int] | None:
+    """What is mapped there, by device and inode: of two children that forked apart it may be another lock's."""
     try:
         shared = sharers.of(pid, address)
     except CannotInspect:

@@ -9,13 +9,13 @@ own code, and that takes something for granted, which `locks` says in words:
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stucktrace.collectors import memory
 from stucktrace.collectors.cpython_objects import LOCK_TYPES, RLOCK_TYPE
+from stucktrace.collectors.python_containers import Containers
 from stucktrace.collectors.python_frames import Frame
 from stucktrace.collectors.python_stacks import Stacks
 
@@ -26,7 +26,6 @@ _DEEPEST = 4
 _MAX_CALLBACKS = 256
 _TYPE_DICT, _TYPE_MRO = 264, 344
 _GENERATORS = ("_GeneratorContextManager", "_AsyncGeneratorContextManager")
-_DEQUE_BLOCK = 64
 _ACQUIRE, _RELEASE = frozenset({"acquire", "__enter__"}), frozenset({"release", "__exit__"})
 
 
@@ -49,6 +48,7 @@ class Managers:
     def __init__(self, stacks: Stacks, blocks: Callable[[Frame], Iterable[Block]]) -> None:
         self._stacks = stacks
         self._walk, self._values, self._reader = stacks.walk, stacks.values, stacks.walk.reader
+        self._containers = Containers(stacks.walk.pid, stacks.values, stacks.minor)
         self._blocks = blocks
         self.generators: list[Frame] = []
         """The suspended generators of contextlib that were met since this was emptied."""
@@ -105,9 +105,15 @@ class Managers:
         if kind != "Condition":
             return None
         if address not in self._conditions:
-            inner = self._values.attribute(address, "_lock")
+            inner = self._values.attribute(address, "_lock") if self._is_of_threading(address) else None
             self._conditions[address] = inner if inner and self._is_lock(inner) else None
         return self._conditions[address]
+
+    def _is_of_threading(self, instance: int) -> bool:
+        """Other classes have the name too, and do as they like in their blocks."""
+        kind = self._walk.word(instance + 8)
+        module = self._values.mapping(self._walk.word(kind + _TYPE_DICT)).get("__module__", 0)
+        return self._values.text(module, 16) == "threading"
 
     def _is_lock(self, address: int) -> bool:
         return self._reader.class_name(address) in (*LOCK_TYPES, RLOCK_TYPE)
@@ -145,19 +151,10 @@ class Managers:
 
     def _callbacks(self, deque: int) -> Iterator[int]:
         """The callbacks of an ExitStack: a deque of pairs, the callback second."""
-        if self._values.type(deque) != "collections.deque":
-            return
-        count, block, _, first, _ = self._walk.words(deque + 16, 5)
-        if not 0 < count <= _MAX_CALLBACKS or first >= _DEQUE_BLOCK:
-            return
-        for _ in range(count):
-            if first == _DEQUE_BLOCK:
-                # A block: the one before it, its items, the one behind it.
-                block, first = self._walk.word(block + 8 * (_DEQUE_BLOCK + 1)), 0
-            pair = self._values.items(self._walk.word(block + 8 + 8 * first)) or ()
-            first += 1
-            if len(pair) == 2:
-                yield pair[1]
+        for pair in (self._containers.items(deque) or ())[:_MAX_CALLBACKS]:
+            items = self._values.items(pair) or ()
+            if len(items) == 2:
+                yield items[1]
 
     def _released_by(self, callback: int) -> Iterator[int]:
         """The locks that an ExitStack's callback releases: an `__exit__`, or a function around `lock.release`."""
@@ -188,7 +185,7 @@ class Managers:
 
     def _methods(self, instance: int) -> dict[str, int]:
         """What an object's class has, and what it inherits."""
-        (kind,) = struct.unpack("<Q", memory.read(self._walk.pid, instance + 8, 8))
+        kind = self._walk.word(instance + 8)
         found: dict[str, int] = {}
         for each in reversed((self._values.items(self._walk.word(kind + _TYPE_MRO)) or ())[:-1]):
             found |= self._values.mapping(self._walk.word(each + _TYPE_DICT))

@@ -37,6 +37,7 @@ _ACQUIRING_BYTES = 2 << 10
 _RECURSIVE = 0
 _FUTEX = next((number for number, name in BY_MACHINE.get(platform.machine(), {}).items() if name == "futex"), -1)
 _MOST_STEPS = 16
+_RELEASED_BY_HOLDER = "who acquires it releases it"
 _TRIES = 3
 _SETTLED_S = 0.1
 LOCK, RLOCK, SEMAPHORE = "process-lock", "process-rlock", "process-semaphore"
@@ -130,7 +131,7 @@ class SemLocks:
         own, name = own_number(holder.pid, thread), _thread_name(holder.pid, thread)
         owner = LockOwner("alive", thread, own, holder.pid, name, how="semaphore count")
         if (holder.pid, thread) != (here.pid, tid):
-            return owner
+            return owner if released_by_holder else replace(owner, assumes=_RELEASED_BY_HOLDER)
         shared = sharers.of(here.pid, semlock.handle)
         if shared is not None and sharers.all_of(shared) == ([here.pid], False):
             return replace(owner, state="self")
@@ -147,7 +148,7 @@ class SemLocks:
         if any(sharers.may_share(pid, {each.pid for each in seen.objects}) for pid in hidden):
             assumes.append("no process whose mappings may not be read has this lock")
         if not released_by_holder:
-            assumes.append("who acquires it releases it")
+            assumes.append(_RELEASED_BY_HOLDER)
         return LockOwner("absent", how="semaphore count", assumes=" and ".join(assumes))
 
     def _is_acquired(self, seen: _Objects, semlock: SemLock) -> bool:
@@ -218,6 +219,7 @@ class SemLocks:
                     address if found is not None else None,
                     found.kind if found is not None else "",
                     usage.switches(owner.pid, owner.tid),
+                    found.owner.assumes if found is not None and found.owner is not None else "",
                 )
             )
             seen.add((owner.pid, owner.tid))

@@ -153,15 +153,19 @@ def _with_itself(snapshot: Snapshot, wait: Wait, lock: LockFact) -> Finding:
 def _circle(snapshot: Snapshot, wait: Wait, lock: LockFact) -> Finding:
     name = evidence.who(snapshot, wait.tid)
     members = lock.beyond[: next(index for index, step in enumerate(lock.beyond) if step.tid == wait.tid)]
+    assumed = dict.fromkeys(
+        filter(None, (lock.owner.assumes if lock.owner else "", *(each.assumes for each in members)))
+    )
+    provided = f", provided that {' and '.join(assumed)}" if assumed else ""
     others = " and ".join(_step(step) for step in members)
     chain = [name, f"{title(lock)}, held by"]
     for step in members:
         chain += [_step(step), f"the {step.kind.replace('-', ' ')} at {step.lock or 0:#x} of that process, held by"]
     return Finding(
         "deadlock",
-        PROVEN if settled(wait.thread) else LIKELY,
+        PROVEN if settled(wait.thread) and not assumed else LIKELY,
         f"{name} {since(wait)} {title(lock)}, and waits in a circle with {others}: each holds the lock that the one "
-        "before it waits for",
+        f"before it waits for{provided}",
         evidence=(
             _owner_line(snapshot, lock),
             *(

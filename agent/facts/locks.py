@@ -75,6 +75,8 @@ class OwnerElsewhere:
     kind: str = ""
     """Of that lock, as `LockFact.kind`."""
     switches: int | None = None
+    assumes: str = ""
+    """What is taken for granted to name that lock's owner, as `LockOwner.assumes`."""
 
 
 @dataclass(frozen=True)

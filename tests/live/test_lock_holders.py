@@ -52,7 +52,12 @@ class Bystander:
     def __exit__(self, *_):
         self.closed = True
 
-account, by_hand, guard, bystander = Account(), Account(), Guard(), Bystander()
+class Condition(Bystander):
+    # It has nothing but the name of threading's.
+    def __init__(self):
+        self._lock = threading.Lock()
+
+account, by_hand, guard, bystander, namesake = Account(), Account(), Guard(), Bystander(), Condition()
 managed, stacked, pushed, again, by_hand_again = (threading.Lock() for _ in range(5))
 bare, given_back, in_generator, handed, other = (threading.Lock() for _ in range(5))
 given_back_by_a_manager, given_back_by_a_class = threading.Lock(), threading.Lock()
@@ -94,6 +99,11 @@ def is_in_a_bystander():
         time.sleep(600)
 def wants_of_a_bystander():
     bystander.lock.acquire()
+def is_in_a_namesake():
+    with namesake:
+        time.sleep(600)
+def wants_of_a_namesake():
+    namesake._lock.acquire()
 def holds_it_itself():
     with again:
         wants_itself()
@@ -194,11 +204,12 @@ def wants_beside_the_condition():
 
 takes_elsewhere(bare)
 takes_elsewhere(bystander.lock)
+takes_elsewhere(namesake._lock)
 holders = [account.holds_an_attribute, account.holds_an_attribute_of_the_class, by_hand.holds_by_hand, holds_in_a_manager,
-           holds_in_a_stack, holds_a_wrapper, is_in_a_bystander, holds_recursively, releases_in_its_block, releases_in_a_manager, releases_in_a_class,
+           holds_in_a_stack, holds_a_wrapper, is_in_a_bystander, is_in_a_namesake, holds_recursively, releases_in_its_block, releases_in_a_manager, releases_in_a_class,
            has_a_suspended_generator, hands_over, takes_over, holds_the_queue, waits_for_a_condition, holds_the_condition]
 wanted = [account.wants_an_attribute, account.wants_an_attribute_of_the_class, by_hand.wants_by_hand, wants_in_a_manager,
-          wants_in_a_stack, wants_a_callback, wants_a_wrapper, wants_of_a_bystander, wants_recursively,
+          wants_in_a_stack, wants_a_callback, wants_a_wrapper, wants_of_a_bystander, wants_of_a_namesake, wants_recursively,
           wants_what_was_given_back, wants_what_a_manager_gave_back, wants_what_a_class_gave_back, wants_of_a_generator, wants_what_is_handed_over, puts, wants_the_condition,
           wants_beside_the_condition, wants_of_nobody, holds_it_itself, holds_it_itself_by_hand, gets, waits_for_an_event,
           takes_a_slot]
@@ -238,6 +249,7 @@ HOLDERS = {
 }
 NOBODY = (
     "wants_of_a_bystander",
+    "wants_of_a_namesake",
     "wants_what_was_given_back",
     "wants_what_a_manager_gave_back",
     "wants_what_a_class_gave_back",

@@ -77,6 +77,19 @@ def test_a_circle_over_two_processes():
     assert "python (pid 300)" in found.summary
 
 
+@pytest.mark.parametrize("ours, theirs", [("", "who acquires it releases it"), ("who acquires it releases it", "")])
+def test_a_circle_of_locks_that_others_may_release(ours: str, theirs: str):
+    beyond = (
+        OwnerElsewhere(300, 300, "python", "S", 0x7000, "process-lock", assumes=theirs),
+        OwnerElsewhere(100, 100, "python", "S"),
+    )
+    owner = owned_by(300, pid=300, assumes=ours)
+    facts = snapshot(FOREVER, stacks={100: QUEUE}, locks=[shared(owner=owner, beyond=beyond)])
+    found = verdict(facts)
+    assert (found.code, found.confidence) == ("deadlock", "likely")
+    assert "provided that who acquires it releases it" in found.summary
+
+
 def test_a_circle_that_it_only_waits_for_is_not_its_own():
     beyond = (
         OwnerElsewhere(300, 300, "python", "S", 0x7000, "process-lock"),
