@@ -63,7 +63,7 @@ def complete_pid(_context: click.Context, _parameter: click.Parameter, typed: st
     """What could be looked at, with its command line as the shell's hint."""
     from click.shell_completion import CompletionItem
     from stucktrace.collectors.candidates import list_candidates as found
-    from stucktrace.sinks.text import clean
+    from stucktrace.sinks.page import clean
 
     return [
         CompletionItem(str(candidate.pid), help=clean(f"{candidate.kind} {candidate.command}", 60))
@@ -232,7 +232,7 @@ def list_candidates(as_json: bool) -> int:
     from dataclasses import asdict
 
     from stucktrace.collectors.candidates import list_candidates as found
-    from stucktrace.sinks.text import clean
+    from stucktrace.sinks.page import clean
 
     candidates = found()
     if as_json:

@@ -87,7 +87,7 @@ def run(as_json: bool) -> int:
 
 def text(result: Result) -> str:
     """One result as a person reads it."""
-    from stucktrace.sinks.text import clean
+    from stucktrace.sinks.page import clean
 
     mark = "ok  " if result.works else "NO  " if result.needed else "note"
     lines = [f"{mark}  {result.name:<18} {clean(result.seen, 200)}"]

@@ -37,7 +37,7 @@ def write_json(data: Any) -> None:
 
 def complain(message: str, remedy: str) -> None:
     """One line on stderr: what is wrong, and what would help."""
-    from stucktrace.sinks.text import clean
+    from stucktrace.sinks.page import clean
 
     line = f"stucktrace: {message}" + (f"; {remedy}" if remedy else "")
     data = (clean(line, LONGEST_COMPLAINT) + "\n").encode(_encoding(sys.stderr), "backslashreplace")

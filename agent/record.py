@@ -16,7 +16,7 @@ from stucktrace.inspection import Inspection, Opening, follow, inspect_all
 from stucktrace.output import complain, write
 from stucktrace.run import Options
 from stucktrace.sinks import journal
-from stucktrace.sinks.text import clean
+from stucktrace.sinks.page import clean
 
 LEAST_PAUSE_S = 1.0
 Watchdog = Callable[[], threading.Timer]

@@ -19,6 +19,7 @@ from stucktrace.inspection import Inspection
 from stucktrace.output import colour_wanted, complain, terminal_width, write, write_json
 from stucktrace.recording import Examination, Json
 from stucktrace.sinks import journal, stream, text
+from stucktrace.sinks.page import clean
 
 
 def run(path: Path, *, as_json: bool, verbose: bool) -> set[int]:
@@ -123,7 +124,7 @@ def _compare(examined: Examination, diagnosis: Diagnosis) -> None:
 def _note(record: Json) -> str:
     pid = f"pid {record['pid']}: " if isinstance(record.get("pid"), int) else ""
     line = f"{_at(record.get('time'))} {record.get('category')}: {pid}{record.get('message')}"
-    return text.clean(line, 500) + "\n"
+    return clean(line, 500) + "\n"
 
 
 def _at(when: object) -> str:

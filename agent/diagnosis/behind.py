@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from stucktrace.diagnosis import chains, evidence, graph
-from stucktrace.diagnosis.lock_words import assuming, by_tid, holding, named, owner_line
+from stucktrace.diagnosis.lock_words import assuming, by_tid, held_in, named, owner_line
 from stucktrace.diagnosis.model import POSSIBLE, STUCK, Finding
 from stucktrace.diagnosis.words import age, count
 from stucktrace.facts import LockFact, Snapshot
@@ -101,12 +101,7 @@ def _blocks(snapshot: Snapshot, first: LockFact, behind: Crowd) -> str:
     if first.kind in graph.ENDS:
         return f"for its {'end' if first.kind == 'join' else 'result'}, and in locks behind that, {wait}"
     holds = "most likely holds" if first.owner and first.owner.assumes else "holds"
-    return f"it {holds} {named(first)}{_taken(snapshot, first)}, for which {wait}{assuming([first])}"
-
-
-def _taken(snapshot: Snapshot, lock: LockFact) -> str:
-    frame = holding(snapshot, lock.owner) if lock.owner else None
-    return f", taken in {evidence.where(frame)}" if frame else ""
+    return f"it {holds} {named(first)}{held_in(snapshot, first.owner)}, for which {wait}{assuming([first])}"
 
 
 def _chain(snapshot: Snapshot, finding: Finding, first: LockFact) -> tuple[str, ...]:
@@ -115,4 +110,4 @@ def _chain(snapshot: Snapshot, finding: Finding, first: LockFact) -> tuple[str, 
     if first.kind in graph.ENDS:
         return (*steps, *finding.chain[1:])
     thread = finding.chain[0] if finding.chain else evidence.who(snapshot, finding.tid)
-    return (*steps, f"held by {thread}{_taken(snapshot, first)}", *finding.chain[1:])
+    return (*steps, f"held by {thread}{held_in(snapshot, first.owner)}", *finding.chain[1:])

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 
 from stucktrace.diagnosis import evidence, graph
 from stucktrace.diagnosis.futexes import is_notified
-from stucktrace.diagnosis.lock_words import acquires_in, by_tid, holding, title, waiters
+from stucktrace.diagnosis.lock_words import acquires_in, by_tid, held_in, title, waiters
 from stucktrace.diagnosis.waits import Wait
 from stucktrace.diagnosis.words import age, count, listing, process
 from stucktrace.facts import LockFact, LockOwner, Snapshot
@@ -57,10 +57,11 @@ def _steps(snapshot: Snapshot, tid: int, ends: tuple[str, ...]) -> Iterator[str]
             return
         if owner.tid in passed:
             again = "itself" if owner.tid == tid else f"{evidence.who(snapshot, owner.tid)} again"
-            yield f"held by {again}{_taken(snapshot, owner, ', which took it')}{CLOSED}"
+            place = held_in(snapshot, owner).removeprefix(", taken")
+            yield f"held by {again}{', which took it' if place else ''}{place}{CLOSED}"
             return
-        yield f"held by {evidence.who(snapshot, owner.tid)}{_taken(snapshot, owner)}"
-        shown, tid = _taken(snapshot, owner), owner.tid
+        yield f"held by {evidence.who(snapshot, owner.tid)}{held_in(snapshot, owner)}"
+        shown, tid = held_in(snapshot, owner), owner.tid
 
 
 def _takes(lock: LockFact, wait: Wait | None) -> bool:
@@ -99,11 +100,6 @@ def crowd(snapshot: Snapshot, lock: LockFact, members: Collection[int]) -> str:
         return ""
     names = listing([evidence.name_of(snapshot, tid) for tid in others])
     return f" (so {'do' if len(others) > 1 else 'does'} {count(len(others), 'more thread')}: {names})"
-
-
-def _taken(snapshot: Snapshot, owner: LockOwner, words: str = "") -> str:
-    frame = holding(snapshot, owner)
-    return f"{words} in {evidence.where(frame)}" if frame else ""
 
 
 def _elsewhere(owner: LockOwner | None) -> str:

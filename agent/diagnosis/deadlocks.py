@@ -17,7 +17,7 @@ from stucktrace.diagnosis.lock_words import (
     assuming,
     by_tid,
     for_ever,
-    holding,
+    held_in,
     named,
     owner_line,
     since,
@@ -188,8 +188,7 @@ def _member(snapshot: Snapshot, lock: LockFact, wait: Wait, following: Wait) -> 
     name, next_one = evidence.who(snapshot, lock.waiter_tid), evidence.name_of(snapshot, owner.tid or 0)
     if lock.kind in graph.ENDS:
         return f"{name}{acquires_in(wait)} for the {'end' if lock.kind == 'join' else 'result'} of {next_one}"
-    taken = holding(snapshot, owner)
-    where = f" in {evidence.where(taken)}" if taken else ""
+    where = held_in(snapshot, owner)
     # Where it waits stands there next.
     where = "" if where == acquires_in(following) else where
     return f"{name}{acquires_in(wait)} for {named(lock)}, held by {next_one}{where}"

@@ -8,7 +8,7 @@ from stucktrace.diagnosis import evidence
 from stucktrace.diagnosis.futexes import is_notified
 from stucktrace.diagnosis.model import Evidence
 from stucktrace.diagnosis.waits import Wait, waits
-from stucktrace.diagnosis.words import age, count, listing
+from stucktrace.diagnosis.words import a, age, count, listing
 from stucktrace.facts import Frame, LockFact, LockOwner, Snapshot
 
 _PASSED = ("/threading.py", "<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")
@@ -48,6 +48,14 @@ def holding(snapshot: Snapshot, owner: LockOwner) -> Frame | None:
     return owner.taken or (frames[owner.frame] if known and owner.frame is not None else None)
 
 
+def held_in(snapshot: Snapshot, owner: LockOwner | None) -> str:
+    """ ", taken in load (app.py:12)" by its `with` statement, " in load (app.py:14)" by the frame that holds it."""
+    frame = holding(snapshot, owner) if owner else None
+    if owner is None or frame is None:
+        return ""
+    return f", taken in {evidence.where(frame)}" if owner.taken else f" in {evidence.where(frame)}"
+
+
 def sure(lock: LockFact) -> bool:
     """Its owner is known from memory alone, with nothing taken for granted."""
     return lock.stable and lock.owner is not None and lock.owner.state != "unknown" and not lock.owner.assumes
@@ -66,7 +74,7 @@ def title(lock: LockFact) -> str:
     )
     named = f" {lock.path}" if lock.path else ""
     told = lock.path.partition(".")[0] == lock.part_of.rpartition(".")[2]
-    inside = f" of a {lock.part_of.removeprefix('__main__.')}" if lock.part_of and not told else ""
+    inside = f" of {a(lock.part_of.removeprefix('__main__.'))}" if lock.part_of and not told else ""
     return f"the {kind}{named}{inside} at {lock.address:#x}"
 
 
@@ -85,9 +93,8 @@ def owner_line(snapshot: Snapshot, lock: LockFact) -> Evidence:
         text += f"; held {count(lock.count, 'time')}"
     if lock.note:
         text += f"; {lock.note}"
-    frame = holding(snapshot, owner) if owner else None
-    if frame:
-        text += f"; held in {evidence.where(frame)}"
+    if place := held_in(snapshot, owner):
+        text += f"; {'taken' if owner and owner.taken else 'held'}{place.removeprefix(', taken')}"
     if owner and owner.assumes:
         text += f"; assuming that {owner.assumes}"
     return Evidence("process_vm_readv", "owner", shown, text)

@@ -51,6 +51,11 @@ def listing(items: Iterable[str], most: int = 4) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+def a(noun: str) -> str:
+    """ "an Account", "a queue.Queue"."""
+    return f"{'an' if noun[:1].lower() in 'aeiou' and noun else 'a'} {noun}"
+
+
 def process(pid: int, command: str = "") -> str:
     """ "redis-server (pid 812)" or "pid 812"."""
     return f"{command} (pid {pid})" if command else f"pid {pid}"

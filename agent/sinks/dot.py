@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from stucktrace.sinks.text import clean
+from stucktrace.sinks.page import clean
 
 Json = dict[str, Any]
 

@@ -17,8 +17,8 @@ from stucktrace import __version__
 from stucktrace.node.figures import Figures
 from stucktrace.settings import Settings
 from stucktrace.sinks import retry_after
+from stucktrace.sinks.page import clean
 from stucktrace.sinks.sink import Item, SinkDown, SinkRefused
-from stucktrace.sinks.text import clean
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message

@@ -24,8 +24,8 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from stucktrace import __version__, reported
 from stucktrace.node.figures import BOUNDS_S, Figures
 from stucktrace.sinks.measures import COUNTER, HISTOGRAM, MEASURES, Measure
+from stucktrace.sinks.page import clean
 from stucktrace.sinks.sink import Item, Json
-from stucktrace.sinks.text import clean
 
 SEVERITIES = {
     "critical": SeverityNumber.SEVERITY_NUMBER_ERROR,

@@ -20,8 +20,8 @@ from urllib.request import getproxies, proxy_bypass
 from stucktrace import __version__
 from stucktrace.errors import UsageError
 from stucktrace.sinks import retry_after, sentry_event
+from stucktrace.sinks.page import clean
 from stucktrace.sinks.sink import Item, SinkDown, SinkRefused
-from stucktrace.sinks.text import clean
 
 if TYPE_CHECKING:
     import urllib3

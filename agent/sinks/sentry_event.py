@@ -14,8 +14,8 @@ from typing import Any
 
 from stucktrace import __version__, reported
 from stucktrace.diagnosis.words import age
+from stucktrace.sinks.page import clean
 from stucktrace.sinks.sink import Item
-from stucktrace.sinks.text import clean
 
 Json = dict[str, Any]
 

@@ -9,6 +9,7 @@ from typing import Any
 from stucktrace.diagnosis.words import age
 from stucktrace.output import colour_wanted, terminal_width, write
 from stucktrace.sinks import text
+from stucktrace.sinks.page import clean
 from stucktrace.sinks.sink import Item
 
 PIDS_SHOWN = 8
@@ -53,4 +54,4 @@ def headline(event: dict[str, Any]) -> str:
         more = event["count"] - PIDS_SHOWN
         words.append(f"for {age(event['duration_s'])}: pid {', '.join(pids[:PIDS_SHOWN])}")
         words += [f"and {more} more"] * (more > 0)
-    return text.clean(" ".join(words) + f": {event['summary']}")
+    return clean(" ".join(words) + f": {event['summary']}")

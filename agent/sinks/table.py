@@ -1,7 +1,7 @@
 """The rows of `stucktrace ps` as a table, and as JSON objects of schema stucktrace.ps/1 (ps.schema.json).
 
 On a terminal what does not fit is cut where it hurts least; in a pipe nothing is. Text that came from a target is
-escaped (`text.clean`).
+escaped (`page.clean`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stucktrace.diagnosis.model import HEALTHY, STUCK, UNKNOWN
 from stucktrace.diagnosis.words import age, count
 from stucktrace.facts import WorkFact
 from stucktrace.rows import Inside, Row
-from stucktrace.sinks.text import clean
+from stucktrace.sinks.page import clean
 
 SCHEMA = "stucktrace.ps/1"
 GAP = "  "

@@ -6,76 +6,29 @@ Everything that came from the target is a stranger's data: control characters ar
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from stucktrace import reported
 from stucktrace.diagnosis.words import age
-from stucktrace.sinks import text_greenlets
+from stucktrace.sinks import text_greenlets, text_stacks
+from stucktrace.sinks.page import Page, clean
 
 Json = dict[str, Any]
 
-FRAMES_SHOWN = 12
-NATIVE_FRAMES_SHOWN = 10
 EVIDENCE_SHOWN = 8
 FINDINGS_SHOWN = 3
 MISSING_SHOWN = 3
 CHILDREN_SHOWN = 40
-LONGEST_TEXT = 2_000
 
 _ORDER = ("stuck", "unknown", "advice", "healthy")
 _WORDS = {"stuck": "stuck", "unknown": "not to be judged", "advice": "with advice"}
-_BIDIRECTIONAL = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _COLOURS = {"stuck": "31;1", "healthy": "32", "advice": "33", "unknown": "33;1"}
-
-
-def clean(text: str, longest: int = LONGEST_TEXT) -> str:
-    """`text` on one line, with what could move a terminal's cursor or order written as an escape."""
-    if len(text) > longest:
-        text = text[: longest - 1] + "…"
-    if text.isprintable() and not _BIDIRECTIONAL.intersection(text):
-        return text
-    return "".join(
-        char if char.isprintable() and char not in _BIDIRECTIONAL else char.encode("unicode_escape").decode("ascii")
-        for char in text
-    )
-
-
-class _Page:
-    """Lines of a fixed width, with headings."""
-
-    def __init__(self, width: int, colour: bool) -> None:
-        self.width = max(width, 40)
-        self.colour = colour
-        self.lines: list[str] = []
-
-    def paint(self, text: str, code: str) -> str:
-        return f"\x1b[{code}m{text}\x1b[0m" if self.colour else text
-
-    def heading(self, text: str) -> None:
-        self.lines.append("")
-        self.lines.append(self.paint(text, "1"))
-
-    def text(self, text: str, indent: str = "  ", hanging: str | None = None, code: str = "") -> None:
-        wrapped = textwrap.wrap(
-            clean(text),
-            self.width,
-            initial_indent=indent,
-            subsequent_indent=indent if hanging is None else hanging,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        self.lines.extend(self.paint(line, code) if code else line for line in wrapped)
-
-    def items(self, texts: Iterable[str], mark: str = "- ") -> None:
-        for text in texts:
-            self.text(text, "  " + mark, "  " + " " * len(mark))
 
 
 def render(report: Json, *, verbose: bool = False, colour: bool = False, width: int = 100) -> str:
     """The whole text, ending with a newline."""
-    page = _Page(width, colour)
+    page = Page(width, colour)
     verdict = report["verdict"]
     _headline(page, report)
     _children(page, report["children"], verbose)
@@ -95,19 +48,19 @@ def render(report: Json, *, verbose: bool = False, colour: bool = False, width: 
     return "\n".join(page.lines) + "\n"
 
 
-def _proof(page: _Page, report: Json, verbose: bool) -> None:
+def _proof(page: Page, report: Json, verbose: bool) -> None:
     verdict = report["verdict"]
     if verdict["chain"]:
         page.heading("Who waits for whom")
         for depth, step in enumerate(verdict["chain"]):
             page.text(step, "  " + "   " * depth + ("-> " if depth else ""), "  " + "   " * depth + "   ")
-    _stack(page, report, verbose)
+    text_stacks.stacks(page, report, verbose)
     if verdict["evidence"]:
         page.heading("Evidence")
         _evidence(page, verdict["evidence"], verbose)
 
 
-def _headline(page: _Page, report: Json) -> None:
+def _headline(page: Page, report: Json) -> None:
     verdict, process = report["verdict"], report["process"]
     verdict_class = verdict["class"]
     label = verdict["code"] if verdict_class == "healthy" else f"{verdict['code']} ({verdict['confidence']})"
@@ -138,96 +91,27 @@ def _who(process: Json, *, code: str) -> str:
     return ", ".join(words)
 
 
-def _stack(page: _Page, report: Json, verbose: bool) -> None:
-    verdict = report["verdict"]
-    thread = reported.thread(report)
-    if thread is None or not (thread["python"] or thread["native"]):
-        return
-    kind = "Python" if not thread["native"] else "Python and native" if thread["python"] else "Native"
-    page.heading(f"{kind} stack of {clean(thread['name'], 60)} (tid {thread['tid']}), innermost first")
-    _frames(page, thread, verdict["frame"], verbose)
-
-
-def _frames(page: _Page, thread: Json, marked: int | None, verbose: bool) -> None:
-    frames = thread["python"]
-    shown = range(len(frames)) if verbose else _window(len(frames), marked)
-    if shown.start:
-        page.lines.append(f"    ... {shown.start} inner frames (-v shows them)")
-    for index in shown:
-        _native_frames(page, thread, index, verbose)
-        frame = frames[index]
-        where = clean(f"{frame['function']} ({_short_path(frame['file'])}:{frame['line']})", 300)
-        page.lines.append(page.paint("  > " + where, "1") if index == marked else "    " + where)
-        if verbose and "locals" in frame:
-            for name, value in frame["locals"].items():
-                page.lines.append(f"        {clean(name, 100)} = {clean(value, 200)}")
-    if shown.stop < len(frames):
-        page.lines.append(f"    ... {len(frames) - shown.stop} outer frames (-v shows them)")
-    else:
-        _native_frames(page, thread, len(frames), verbose)
-    if verbose and thread.get("native_ended"):
-        page.text(f"(native frames may be missing: {thread['native_ended']})", "    ")
-
-
-def _native_frames(page: _Page, thread: Json, inside: int, verbose: bool) -> None:
-    """Those that lie between the Python frame of this index and the next inner one."""
-    frames = [frame for frame in thread["native"] if frame["inside"] == inside]
-    if not verbose:
-        # Of functions without a name in a row, in one library, the innermost stands for all.
-        pairs = zip([None, *frames], frames, strict=False)
-        frames = [frame for before, frame in pairs if not (_unnamed(frame) and before and _same_file(before, frame))]
-    shown = frames if verbose else frames[:NATIVE_FRAMES_SHOWN]
-    for frame in shown:
-        library = frame["library"] or frame["file"].rpartition("/")[2]
-        page.lines.append("    " + clean(f"{frame['function']} [{library}]", 300))
-    if len(shown) < len(frames):
-        page.lines.append(f"    ... {len(frames) - len(shown)} native frames (-v shows them)")
-
-
-def _unnamed(frame: Json) -> bool:
-    return "+0x" in frame["function"]
-
-
-def _same_file(one: Json, other: Json) -> bool:
-    return _unnamed(one) and bool(one["file"] == other["file"])
-
-
-def _window(count: int, marked: int | None) -> range:
-    """Which frames to show: the innermost, moved outwards as far as the marked one needs."""
-    start = max(0, min((marked or 0) - FRAMES_SHOWN + 4, count - FRAMES_SHOWN))
-    return range(start, min(count, start + FRAMES_SHOWN))
-
-
-def _short_path(path: str) -> str:
-    """A file's last parts: from its package's folder in site-packages, else the last three."""
-    for folder in ("/site-packages/", "/dist-packages/"):
-        if folder in path:
-            return path.rpartition(folder)[2]
-    parts = path.split("/")
-    return path if len(parts) <= 4 else ".../" + "/".join(parts[-3:])
-
-
-def _evidence(page: _Page, lines: list[Json], verbose: bool) -> None:
+def _evidence(page: Page, lines: list[Json], verbose: bool) -> None:
     shown = lines if verbose else lines[:EVIDENCE_SHOWN]
     page.items(f"{line['text']}  [{line['source']}]" for line in shown)
     if len(shown) < len(lines):
         page.lines.append(f"  ... {len(lines) - len(shown)} more (-v shows them)")
 
 
-def _greenlets(page: _Page, greenlets: list[Json], verbose: bool) -> None:
+def _greenlets(page: Page, greenlets: list[Json], verbose: bool) -> None:
     if greenlets:
         page.heading(text_greenlets.heading(greenlets))
         for line in text_greenlets.lines(greenlets, verbose):
             page.text(line, "  ", " " * 9)
 
 
-def _siblings(page: _Page, siblings: Json | None) -> None:
+def _siblings(page: Page, siblings: Json | None) -> None:
     if siblings and siblings["total"]:
         page.heading("Siblings")
         page.text(f"{siblings['same_wait']} of its {siblings['total']} siblings wait for the same.")
 
 
-def _children(page: _Page, children: list[Json], verbose: bool) -> None:
+def _children(page: Page, children: list[Json], verbose: bool) -> None:
     if not children:
         return
     worst_first = sorted(children, key=lambda child: (_ORDER.index(child["verdict"]["class"]), child["pid"]))
@@ -248,7 +132,7 @@ def _children(page: _Page, children: list[Json], verbose: bool) -> None:
         page.lines.append(f"  ... {len(children) - len(shown)} more (-v shows them)")
 
 
-def _other_findings(page: _Page, findings: list[Json], verbose: bool) -> None:
+def _other_findings(page: Page, findings: list[Json], verbose: bool) -> None:
     if not findings:
         return
     page.heading("Also")
@@ -265,7 +149,7 @@ def _other_findings(page: _Page, findings: list[Json], verbose: bool) -> None:
         page.lines.append(f"  ... {len(findings) - len(shown)} more (-v shows them)")
 
 
-def _remedy(page: _Page, verdict: Json) -> None:
+def _remedy(page: Page, verdict: Json) -> None:
     remedy = verdict["remedy"]
     if remedy["now"]:
         page.heading("Do now")
@@ -279,13 +163,13 @@ def _remedy(page: _Page, verdict: Json) -> None:
         page.items(f"{later['do']}: {later['why']}" for later in remedy["later"])
 
 
-def _known_issues(page: _Page, issues: list[Json]) -> None:
+def _known_issues(page: Page, issues: list[Json]) -> None:
     if issues:
         page.heading("Known issue")
         page.items(f"{issue['link']}: {issue['title']}. Fix: {issue['fix']}" for issue in issues)
 
 
-def _seen(page: _Page, seen: Json, verbose: bool) -> None:
+def _seen(page: Page, seen: Json, verbose: bool) -> None:
     if seen["paused_at_most_s"] == 0:
         page.lines.append("")
         page.text("Its native frames were read while its threads slept: nothing was stopped.", "")
@@ -308,7 +192,7 @@ def _sentence(text: str) -> str:
     return f"Remedy: {text}" if text else ""
 
 
-def _details(page: _Page, report: Json) -> None:
+def _details(page: Page, report: Json) -> None:
     page.heading("All threads")
     verdict_tid = report["verdict"]["tid"]
     for thread in report["threads"]:
@@ -316,7 +200,7 @@ def _details(page: _Page, report: Json) -> None:
         if thread["work"]:
             page.text(_work_line(thread["work"]), "      ", "        ")
         if thread["tid"] != verdict_tid and (thread["python"] or thread["native"]):
-            _frames(page, thread, None, verbose=True)
+            text_stacks.frames(page, report, thread, None, verbose=True)
     if report["sockets"]:
         page.heading("Sockets")
         for socket in report["sockets"]:

@@ -145,7 +145,7 @@ class Answer:
             acquires = next(frame for frame in frames if frame[0] not in PASSED)
             assert "{}:{})".format(*acquires) in self.told, self.told
         for line in self.marks.holds.values():
-            assert re.search(rf"held in .*/{self.program}:{line}\)", self.told), self.told
+            assert re.search(rf"taken in .*/{self.program}:{line}\)", self.told), self.told
 
 
 def reports(started: dict[str, trees.Contained], *options: str | int) -> dict[str, command.Report]:

@@ -1,14 +1,16 @@
 """Who waits behind a fault: the holder's own finding is the verdict, and says whom it blocks."""
 
 import pytest
+from stucktrace.facts import Frame
 
 from tests.unit.snapshots import black_hole, codes, lock, owned_by, snapshot, tcp, thread, verdict
 
 WAITER = ["Cache.get /srv/app/cache.py:20", "handle /srv/app/main.py:3"]
+TAKEN = Frame("Cache.refresh", "/srv/app/cache.py", 12)
 HOLDER = ["request /srv/app/cache.py:31", "Cache.refresh /srv/app/cache.py:12", "handle /srv/app/main.py:3"]
 
 
-def held(holder_socket, *, waiters=(101, 102, 103), owner=owned_by(100, frame=1), **more):
+def held(holder_socket, *, waiters=(101, 102, 103), owner=owned_by(100, frame=1, taken=TAKEN), **more):
     return snapshot(
         thread(100, "recvfrom", 7, blocked_s=70.0, **more),
         *(thread(tid, blocked_s=tid - 60.0) for tid in waiters),

@@ -130,9 +130,9 @@ def test_the_with_statement_that_took_a_lock_goes_before_the_line_that_its_frame
     facts = ring(2)
     locks = [replace(own, owner=replace(own.owner, frame=0, taken=took)) for own in facts.locks]
     found = verdict(replace(facts, locks=tuple(locks)))
-    assert found.summary.count(" in holds (app/bank.py:3)") == 2
+    assert found.summary.count(", taken in holds (app/bank.py:3)") == 2
     assert found.chain[2:4] == (
-        "held by Thread-2 (tid 102) in holds (app/bank.py:3)",
+        "held by Thread-2 (tid 102), taken in holds (app/bank.py:3)",
         "waits in waits (app/bank.py:7) for the lock to.lock101 at 0x65000, for 60 s",
     )
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stucktrace.sinks.text import clean, render
+from stucktrace.sinks.page import clean
+from stucktrace.sinks.text import render
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "agent" / "report.schema.json").read_text())
 
