@@ -102,7 +102,10 @@ class Coroutines:
         """Begun and suspended, up to 3.10."""
         if self._minor == (3, 10):
             return bool(struct.unpack_from("<b", head, _STATE_3_10)[0] == _SUSPENDED_3_10)
-        return generator[_RUNNING_3_9] == 0 and struct.unpack_from("<i", head, _LAST_INSTRUCTION_3_9)[0] >= 0
+        return (
+            not any(generator[_RUNNING_3_9 : _RUNNING_3_9 + 1])
+            and struct.unpack_from("<i", head, _LAST_INSTRUCTION_3_9)[0] >= 0
+        )
 
     def _top(self, frame: Frame) -> int:
         """Where the topmost value of a suspended frame's stack lies; 0 when it is empty."""

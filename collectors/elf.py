@@ -79,10 +79,6 @@ class Module:
     header: bytes
     segments: tuple[Segment, ...]
 
-    def offset_of(self, address: int) -> int:
-        """Where in the file the byte at this address of the target comes from, as addr2line wants it: file's own."""
-        return address - self.bias
-
     @cached_property
     def _dynamic(self) -> dict[int, int]:
         segment = next((segment for segment in self.segments if segment.kind == _PT_DYNAMIC), None)

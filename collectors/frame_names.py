@@ -1,7 +1,6 @@
 """The function, file and line of frames that `python_frames.py` walked, for stacks that py-spy does not show.
 
 As py-spy names them: a function with its class from CPython 3.11 on (`co_qualname`), the file in the target's own view.
-Offsets in the code object: from the headers of 3.8.18, 3.9.18, 3.10.13, 3.11.7, 3.12.1, 3.13.0 and 3.14.0.
 """
 
 from __future__ import annotations
@@ -14,34 +13,14 @@ from stucktrace.collectors.python_frames import Walk
 from stucktrace.collectors.python_values import Values
 from stucktrace.facts import Frame
 
-_CODE_BYTES = 144
 _LONGEST_NAME = 200
 _LONGEST_FILE = 1_000
 _MAX_TABLE_BYTES = 1 << 20
 _BYTES_HEAD = 32
 
 
-@dataclass(frozen=True)
-class _Offsets:
-    file: int
-    function: int
-    table: int
-    first_line: int
-    last_instruction: int = 0
-    """Up to 3.10: in the frame, the number of the instruction it is at."""
-    instruction_bytes: int = 2
-
-
-_OLD = _Offsets(104, 112, 120, 40, last_instruction=104, instruction_bytes=1)
-_KNOWN = {
-    (3, 8): _OLD,
-    (3, 9): _OLD,
-    (3, 10): _Offsets(104, 112, 120, 40, last_instruction=96),
-    (3, 11): _Offsets(112, 128, 136, 72),
-    (3, 12): _Offsets(112, 128, 136, 68),
-    (3, 13): _Offsets(112, 128, 136, 68),
-    (3, 14): _Offsets(112, 128, 136, 68),
-}
+_LAST_INSTRUCTION = {(3, 8): (104, 1), (3, 9): (104, 1), (3, 10): (96, 2)}
+"""`f_lasti`: its offset in the frame, and how many bytes it counts by. From the headers of 3.8.18, 3.9.18, 3.10.13."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +38,6 @@ class Names:
         self._walk = walk
         self._values = values
         self._minor = minor
-        self._offsets = _KNOWN[minor]
         self._codes: dict[int, _Code | None] = {}
         self._named: dict[tuple[int, int], Frame] = {}
 
@@ -81,10 +59,10 @@ class Names:
 
     def _address(self, frame: python_frames.Frame) -> int:
         """Of the frame's instruction, in bytes from the code's first."""
-        offsets = self._offsets
-        if offsets.last_instruction:
-            data = memory.read(self._walk.pid, frame.address + offsets.last_instruction, 4)
-            return offsets.instruction_bytes * int(struct.unpack("<i", data)[0])
+        if self._minor in _LAST_INSTRUCTION:
+            place, unit = _LAST_INSTRUCTION[self._minor]
+            data = memory.read(self._walk.pid, frame.address + place, 4)
+            return unit * int(struct.unpack("<i", data)[0])
         (instruction,) = struct.unpack_from("<Q", frame.head, self._walk.offsets.instruction)
         return int(instruction) - frame.code - self._walk.offsets.first_instruction
 
@@ -94,15 +72,12 @@ class Names:
         return self._codes[address]
 
     def _read(self, address: int) -> _Code | None:
-        if self._walk.code(address) is None:
+        code = self._walk.code(address)
+        if code is None:
             return None
-        head, offsets = memory.read(self._walk.pid, address, _CODE_BYTES), self._offsets
-        file, function, table = (
-            struct.unpack_from("<Q", head, offset)[0] for offset in (offsets.file, offsets.function, offsets.table)
-        )
-        texts = self._values.text(function, _LONGEST_NAME), self._values.text(file, _LONGEST_FILE)
-        length = self._walk.word(table + 16)
-        if texts[0] is None or texts[1] is None or not 0 <= length <= _MAX_TABLE_BYTES:
+        function = self._values.text(code.qualified or code.function, _LONGEST_NAME)
+        file, length = self._values.text(code.file, _LONGEST_FILE), self._walk.word(code.lines + 16)
+        if function is None or file is None or not 0 <= length <= _MAX_TABLE_BYTES:
             return None
-        lines = memory.read(self._walk.pid, table + _BYTES_HEAD, length)
-        return _Code(texts[0], texts[1], struct.unpack_from("<i", head, offsets.first_line)[0], lines)
+        lines = memory.read(self._walk.pid, code.lines + _BYTES_HEAD, length)
+        return _Code(function, file, code.first_line, lines)

@@ -39,35 +39,23 @@ class Offsets:
     """In a generator object: its frame, up to 3.10 a pointer to it."""
 
 
+_OLD = Offsets(
+    32,
+    8,
+    (24,),
+    32,
+    24,
+    variables=360,
+    function_name=64,
+    blocks=112,
+    globals=48,
+    code_names=64,
+    first_line=40,
+    generator=16,
+)
 KNOWN = {
-    (3, 8): Offsets(
-        32,
-        8,
-        (24,),
-        32,
-        24,
-        variables=360,
-        function_name=64,
-        blocks=112,
-        globals=48,
-        code_names=64,
-        first_line=40,
-        generator=16,
-    ),
-    (3, 9): Offsets(
-        32,
-        8,
-        (24,),
-        32,
-        24,
-        variables=360,
-        function_name=64,
-        blocks=112,
-        globals=48,
-        code_names=64,
-        first_line=40,
-        generator=16,
-    ),
+    (3, 8): _OLD,
+    (3, 9): _OLD,
     (3, 10): Offsets(
         32, 8, (24,), 32, 24, variables=352, blocks=104, globals=48, code_names=64, first_line=40, generator=16
     ),

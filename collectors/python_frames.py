@@ -23,7 +23,7 @@ _MAX_VARIABLES = 1 << 16
 _MAX_TABLE_BYTES = 1 << 20
 _STATE_BYTES = 256
 _HEAD_BYTES = 80
-_CODE_BYTES = 136
+_CODE_BYTES = 144
 _EXCEPTION_TABLE = 40
 _PAGE_BYTES = 4096
 
@@ -59,6 +59,8 @@ class Code:
     qualified: int = 0
     """Address of its qualified name, a str (3.11 and later)."""
     first_line: int = 0
+    lines: int = 0
+    """Address of the table of line numbers, a bytes object."""
 
 
 class _Page:
@@ -157,18 +159,18 @@ class Walk:
         (line,) = struct.unpack_from("<I", head, self.offsets.first_line)
         qualified = 0
         if self.offsets.blocks:
-            file, function = struct.unpack_from("<2Q", head, 104)
+            file, function, lines = struct.unpack_from("<3Q", head, 104)
             plain, free, cells = struct.unpack_from("<3Q", head, 72)
             names = (plain, cells, free)
             variables, table = sum(self.word(each + 16) for each in names), 0
         else:
-            file, function, qualified = struct.unpack_from("<3Q", head, 112)
+            file, function, qualified, lines = struct.unpack_from("<4Q", head, 112)
             names = struct.unpack_from("<Q", head, 96)
             (variables,) = struct.unpack_from("<I", head, self.offsets.local_count)
             (table,) = struct.unpack_from("<Q", head, _EXCEPTION_TABLE)
         if not 0 <= variables <= _MAX_VARIABLES:
             return None
-        return Code(variables, table, function, file, names, used, qualified, line)
+        return Code(variables, table, function, file, names, used, qualified, line, lines)
 
     def table(self, code: Code) -> bytes:
         """The exception table, b"" where there is none."""

@@ -75,6 +75,7 @@ class OwnerElsewhere:
     kind: str = ""
     """Of that lock, as `LockFact.kind`."""
     switches: int | None = None
+    """How often the thread was switched out: where two readings differ, it ran in between."""
     assumes: str = ""
     """What is taken for granted to name that lock's owner, as `LockOwner.assumes`."""
 
