@@ -16,7 +16,8 @@ from tests.harness import command, crowd, gunicorn, kernel
 pytestmark = pytest.mark.xdist_group("greenlets")
 
 LIBRARIES = ["gevent", "eventlet"]
-CASES = ["twenty_wait", "held_by_a_native_thread", "held_by_a_greenlet", "green_lock", "busy"]
+CASES = ["twenty_wait", "held_by_a_native_thread", "held_by_a_greenlet", "given_back_by_a_greenlet", "green_lock",
+         "busy"]  # fmt: skip
 LINES = (Path(__file__).parents[1] / "targets" / "greenlets.py").read_text().splitlines()
 
 libraries = pytest.mark.parametrize("library", LIBRARIES)
@@ -90,6 +91,14 @@ def test_a_native_lock_of_a_suspended_greenlet_never_ends(programs: dict[tuple[s
     assert f"hold (targets/greenlets.py:{line})" in report.summary
     assert "8 greenlets stand still behind it" in report.summary
     assert any("suspended greenlet" in step for step in report.verdict["chain"])
+
+
+@libraries
+def test_a_lock_that_a_greenlet_gave_back_may_be_released(programs: dict[tuple[str, str], crowd.Hung], library: str):
+    target = programs["given_back_by_a_greenlet", library]
+    target.wait("futex", 6)
+    report = command.check(target.pid, "blocked-loop", "--stuck-after", 3600, confidence="likely")
+    assert "who holds it is not known" in report.summary
 
 
 @libraries

@@ -98,6 +98,24 @@ def held_by_a_greenlet():
     green.sleep(600)
 
 
+def given_back_by_a_greenlet():
+    """The with block is open, and a native thread has the lock: it may release it at any time."""
+    lock, (silence, _) = native_lock(), os.pipe()
+
+    def gave_back():
+        with lock:
+            lock.release()
+            native_start(lock.acquire, ())
+            native_start(lambda: native_read(silence, 1) and lock.release(), ())
+            while not lock.locked():
+                green.sleep(0.01)
+            spawn(enter, lock)
+            green.sleep(600)
+
+    spawn(gave_back)
+    green.sleep(600)
+
+
 def green_lock():
     """Healthy: a patched lock lets the hub go on."""
     lock = threading.Lock()
