@@ -74,7 +74,9 @@ def complete_pid(_context: click.Context, _parameter: click.Parameter, typed: st
 
 LOOK_OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option(
-        "--native", is_flag=True, help="Native frames of all threads; stops the target only where a thread runs."
+        "--native",
+        is_flag=True,
+        help="Native frames of all threads; stops the target only for threads that run or cannot be unwound.",
     ),
     click.option("--locals", "show_locals", is_flag=True, help="Local variables of the frames, secrets blanked."),
     click.option(

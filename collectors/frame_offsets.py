@@ -78,6 +78,8 @@ KNOWN = {
     (3, 14): Offsets(808, 7344, (72,), 0, 8, 56, variables=80, first_instruction=208, next_interpreter=7272, owner=74),
 }
 SHIM = 3
+HEAD_BYTES = 80
+"""No field of a frame but its variables lies further in."""
 _TABLES = {(3, 13): (184, 232, 344), (3, 14): (208, 256, 384)}
 """Where `_Py_DebugOffsets` says: the thread's current frame; the frame's fields; where a code object's code begins."""
 
@@ -96,7 +98,7 @@ def of(pid: int, minor: tuple[int, int], runtime: int) -> Offsets:
         return offset
 
     current, frame, first = _TABLES[minor]
-    return replace(
+    found = replace(
         known,
         interpreters=told(40),
         next_interpreter=told(64),
@@ -109,3 +111,5 @@ def of(pid: int, minor: tuple[int, int], runtime: int) -> Offsets:
         owner=told(frame + 32),
         first_instruction=told(first),
     )
+    words = found.previous, found.code, found.instruction
+    return found if max(words) + 8 <= HEAD_BYTES and found.owner < HEAD_BYTES else known

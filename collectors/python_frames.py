@@ -22,7 +22,6 @@ _MAX_THREADS = 10_000
 _MAX_VARIABLES = 1 << 16
 _MAX_TABLE_BYTES = 1 << 20
 _STATE_BYTES = 256
-_HEAD_BYTES = 80
 _CODE_BYTES = 144
 _EXCEPTION_TABLE = 40
 _PAGE_BYTES = 4096
@@ -126,13 +125,13 @@ class Walk:
         for _ in range(MAX_FRAMES):
             if not frame or time.monotonic() > self.ends:
                 return
-            found = self._frame(frame, page.read(frame, _HEAD_BYTES))
+            found = self._frame(frame, page.read(frame, frame_offsets.HEAD_BYTES))
             yield found
             frame = found.word(self.offsets.previous)
 
     def frame(self, address: int) -> Frame:
         """The frame at an address: one that is on no stack, of a suspended generator, or once more the same."""
-        return self._frame(address, memory.read(self.pid, address, _HEAD_BYTES))
+        return self._frame(address, memory.read(self.pid, address, frame_offsets.HEAD_BYTES))
 
     def _frame(self, address: int, head: bytes) -> Frame:
         return Frame(address, head, object_of(struct.unpack_from("<Q", head, self.offsets.code)[0]))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from stucktrace.diagnosis import chains, evidence, graph, remedies
 from stucktrace.diagnosis.entered_again import is_a_signal, self_deadlock, waits_for_itself
-from stucktrace.diagnosis.futexes import settled
+from stucktrace.diagnosis.futexes import settled, stays
 from stucktrace.diagnosis.lock_words import (
     acquires_in,
     acquiring,
@@ -68,8 +68,7 @@ def joined_waiters(snapshot: Snapshot) -> Iterator[tuple[LockFact, Wait, str]]:
         wait, joiner = known.get(lock.waiter_tid), known.get((lock.owner and lock.owner.tid) or 0)
         if wait is None or joiner is None or joiner is wait or joiner.tid in told or not for_ever(wait):
             continue
-        call = joiner.thread.syscall
-        if joiner.thread.state not in "SD" or call is None or call.endless is not True or joiner.tid in held:
+        if not stays(joiner) or joiner.tid in held:
             continue
         ends = joiner.lock.owner.tid if joiner.lock and joiner.lock.kind == "join" and joiner.lock.owner else None
         if ends == wait.tid:
@@ -125,10 +124,7 @@ def _joined_waiter(snapshot: Snapshot, wait: Wait, lock: LockFact, joiner: Wait,
 
 def _stays(lock: LockFact, wait: Wait) -> bool:
     """It sleeps until the lock is released, or until the thread that it waits for has ended or done its task."""
-    call = wait.thread.syscall
-    if lock.kind not in graph.ENDS:
-        return for_ever(wait)
-    return wait.thread.state in "SD" and call is not None and call.endless is True
+    return stays(wait) if lock.kind in graph.ENDS else for_ever(wait)
 
 
 def _has_a_lock(circle: tuple[LockFact, ...]) -> bool:

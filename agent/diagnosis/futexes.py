@@ -57,6 +57,11 @@ def endless(thread: ThreadFact) -> bool:
     return thread.syscall is not None and thread.syscall.endless is True
 
 
+def stays(wait: Wait) -> bool:
+    """Asleep in a call that has no timeout."""
+    return wait.thread.state in "SD" and endless(wait.thread)
+
+
 def settled(thread: ThreadFact, at_least_s: float = 0.5) -> bool:
     """Asleep since before the collectors came, so that what was read of its lock belongs to this very wait."""
     return thread.slept_through is not False and (thread.blocked_s is None or thread.blocked_s >= at_least_s)

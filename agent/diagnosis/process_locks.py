@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from stucktrace.diagnosis import evidence, graph, remedies
-from stucktrace.diagnosis.futexes import alone, settled
+from stucktrace.diagnosis.futexes import alone, settled, stays
 from stucktrace.diagnosis.lock_words import since, title, waiters
 from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Evidence, Finding, Later, Now
 from stucktrace.diagnosis.waits import Wait, waits
@@ -35,7 +35,7 @@ def process_lock(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
     told: set[int] = set()
     for wait in waits(snapshot):
         lock = wait.lock
-        if lock is None or lock.kind not in graph.PROCESS_LOCKS or not lock.stable or not _for_ever(wait):
+        if lock is None or lock.kind not in graph.PROCESS_LOCKS or not lock.stable or not stays(wait):
             continue
         if lock.owner is None or lock.address in told:
             continue
@@ -81,11 +81,6 @@ def _findings(snapshot: Snapshot, budgets: Budgets, wait: Wait, lock: LockFact, 
         stopped = next((step for step in lock.beyond if step.state in "Tt"), None)
         if stopped is not None:
             yield _stopped(snapshot, wait, lock, stopped)
-
-
-def _for_ever(wait: Wait) -> bool:
-    call = wait.thread.syscall
-    return wait.thread.state in "SD" and call is not None and call.endless is True
 
 
 def _orphaned(snapshot: Snapshot, wait: Wait, lock: LockFact, owner: LockOwner) -> Finding:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from stucktrace.sinks.text_stacks import short_path
+
 GROUPS_SHOWN = 8
 _NAMES = {"asyncio-task": "asyncio task"}
 
@@ -43,9 +45,4 @@ def _key(greenlet: Json) -> _Key:
     if not greenlet["python"]:
         return greenlet["name"], "?", 0, greenlet["waits_for"] or ""
     frame = greenlet["python"][greenlet["frame"]]
-    return frame["function"], _short_path(frame["file"]), frame["line"], greenlet["waits_for"] or ""
-
-
-def _short_path(path: str) -> str:
-    parts = path.split("/")
-    return path if len(parts) <= 4 else ".../" + "/".join(parts[-3:])
+    return frame["function"], short_path(frame["file"]), frame["line"], greenlet["waits_for"] or ""

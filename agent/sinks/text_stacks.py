@@ -76,7 +76,7 @@ def frames(
     for index in shown:
         _native_frames(page, thread, index, verbose)
         frame = python[index]
-        where = clean(f"{frame['function']} ({_short_path(frame['file'])}:{frame['line']})", 300)
+        where = clean(f"{frame['function']} ({short_path(frame['file'])}:{frame['line']})", 300)
         if index in holding:
             where += f"  <- {clean(holding[index], 200)}"
         page.lines.append(page.paint("  > " + where, "1") if index == marked else "    " + where)
@@ -120,7 +120,7 @@ def _window(count: int, marked: int | None, most: int) -> range:
     return range(start, min(count, start + most))
 
 
-def _short_path(path: str) -> str:
+def short_path(path: str) -> str:
     """A file's last parts: from its package's folder in site-packages, else the last three."""
     for folder in ("/site-packages/", "/dist-packages/"):
         if folder in path:
