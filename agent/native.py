@@ -87,6 +87,6 @@ def explained(run: Run, snapshot: Snapshot, diagnosis: Diagnosis) -> tuple[Snaps
     snapshot = deepen(run, snapshot, tids)
     if not snapshot.native:
         return snapshot, diagnosis
-    from stucktrace.diagnosis import native
+    from stucktrace.diagnosis import with_native_stacks
 
-    return snapshot, native.explain(snapshot, diagnosis)
+    return snapshot, with_native_stacks(snapshot, diagnosis)

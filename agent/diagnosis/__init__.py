@@ -6,6 +6,7 @@ A rule is `(snapshot, budgets) -> Iterator[Finding]`: no I/O, no clock, and noth
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from stucktrace.diagnosis import (
     behind,
@@ -79,11 +80,17 @@ def diagnose(snapshot: Snapshot, budgets: Budgets) -> Diagnosis:
         ordered = (failed("judge", error), *findings)
     edges = graph.edges(snapshot)
     found = Diagnosis(ordered[0], ordered, edges, graph.waits_for(snapshot), graph_labels.labels(snapshot, edges))
-    if not snapshot.native:
-        return found
+    return with_native_stacks(snapshot, found) if snapshot.native else found
+
+
+def with_native_stacks(snapshot: Snapshot, diagnosis: Diagnosis) -> Diagnosis:
+    """With what the native stacks tell of the findings; as it was, and a finding that says so, where that fails."""
     from stucktrace.diagnosis import native
 
-    return native.explain(snapshot, found)
+    try:
+        return native.explain(snapshot, diagnosis)
+    except Exception as error:
+        return replace(diagnosis, findings=(*diagnosis.findings, failed("native", error)))
 
 
 def _apply(rule: Rule, snapshot: Snapshot, budgets: Budgets) -> list[Finding]:

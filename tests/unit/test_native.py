@@ -188,3 +188,13 @@ def test_the_same_hang_without_it(stack: tuple[Frame, ...]):
 
 def test_another_kind_of_lock_has_no_such_story():
     assert not verdict((*NAMED, *ABOVE), kind="rlock").story
+
+
+def test_a_verdict_stands_where_its_native_stacks_cannot_be_explained():
+    torn = NativeStack(100, (c("pthread_mutex_lock", "/lib/libc.so.6"),), ())
+    own = lock(100, kind="pthread-mutex", owner=LockOwner("self", 100))
+    facts = snapshot(thread(syscall="futex"), locks=[own])
+    plain = diagnose(facts, Budgets())
+    found = diagnose(replace(facts, native=(torn,)), Budgets())
+    assert found.verdict == plain.verdict
+    assert "native failed on these facts" in found.findings[-1].summary
