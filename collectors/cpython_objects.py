@@ -150,18 +150,20 @@ class Reader:
 
     def _on_stack(self, pointer: int, lock: int) -> LockObject | None:
         try:
-            data = memory.read_some(self.pid, pointer, _STACK_BYTES)
+            words = self.on_stack(pointer, lock)
         except ProcessLookupError:
             raise
         except OSError:
             return None
+        return next((found for word in words if (found := self.pointing(word, lock)) is not None), None)
+
+    def on_stack(self, pointer: int, value: int, length: int = _STACK_BYTES) -> list[int]:
+        """What a C stack from `pointer` on refers to that has `value` right after its head. Raises OSError."""
+        data = memory.read_some(self.pid, pointer, length)
         words = dict.fromkeys(struct.unpack(f"<{len(data) // 8}Q", data[: len(data) // 8 * 8]))
         likely = [word for word in words if word % 8 == 0 and self._holds_objects(word)]
         held = memory.read_words(self.pid, [word + self.layout.head for word in likely])
-        for word, value in zip(likely, held, strict=True):
-            if value == lock and (found := self.pointing(word, lock)) is not None:
-                return found
-        return None
+        return [word for word, each in zip(likely, held, strict=True) if each == value]
 
     def _holds_objects(self, address: int) -> bool:
         region = self.regions.find(address)
@@ -179,7 +181,7 @@ class Reader:
 
     def pointers_to(self, address: int) -> Iterator[int]:
         """Where in the program's memory this address is stored, as far as the search may go."""
-        needle, ends, left = struct.pack("<Q", address), time.monotonic() + SCAN_S, SCAN_BYTES
+        ends, left = time.monotonic() + SCAN_S, SCAN_BYTES
         for start, length in self._scanned():
             if left <= 0 or time.monotonic() > ends:
                 return
@@ -190,7 +192,7 @@ class Reader:
                 raise
             except OSError:
                 continue
-            for position in _aligned(data, needle):
+            for position in memory.places_of(data, address):
                 yield start + position
 
     def _scanned(self) -> Iterable[tuple[int, int]]:
@@ -200,14 +202,6 @@ class Reader:
         for region in [*sorted(arenas, key=lambda region: region.size), *heap]:
             for start in range(region.start, region.end, _CHUNK_BYTES):
                 yield start, min(_CHUNK_BYTES, region.end - start)
-
-
-def _aligned(data: bytes, needle: bytes) -> Iterable[int]:
-    position = data.find(needle)
-    while position >= 0:
-        if position % 8 == 0:
-            yield position
-        position = data.find(needle, position + 1)
 
 
 def stack_pointer(pid: int, tid: int) -> int | None:

@@ -87,7 +87,7 @@ class Objects:
                 except OSError:
                     continue
                 for word in begin:
-                    found += [start + place for place in _aligned(data, word)]
+                    found += [start + place for place in memory.places_of(data, word)]
         return tuple(found), True
 
     def _searched(self) -> Iterator[Region]:
@@ -155,13 +155,3 @@ class Objects:
             frame if frame and kind and self._reader.type_name(kind) == "frame" else 0
             for frame, kind in zip(frames, kinds, strict=True)
         ]
-
-
-def _aligned(data: bytes, word: int) -> Iterator[int]:
-    # Without its zeros at the end the search skips memory that was never used.
-    needle = struct.pack("<Q", word).rstrip(b"\0")
-    place = data.find(needle)
-    while place >= 0:
-        if place % 8 == 0 and int.from_bytes(data[place : place + 8], "little") == word:
-            yield place
-        place = data.find(needle, place + 1)

@@ -58,18 +58,8 @@ class Process:
     def on_stack(self, tid: int, handle: int, length: int = _STACK_BYTES) -> SemLock | None:
         """The object that a thread inside a system call has on its C stack."""
         pointer = cpython_objects.stack_pointer(self.pid, tid)
-        data = memory.read_some(self.pid, pointer, length) if pointer else b""
-        words = dict.fromkeys(struct.unpack(f"<{len(data) // 8}Q", data[: len(data) // 8 * 8]))
-        likely = [word for word in words if word % 8 == 0 and self._holds_objects(word)]
-        handles = memory.read_words(self.pid, [word + self.reader.layout.head for word in likely])
-        for word, value in zip(likely, handles, strict=True):
-            if value == handle and (found := self.object_at(word, handle)) is not None:
-                return found
-        return None
-
-    def _holds_objects(self, address: int) -> bool:
-        region = self.mapped.find(address)
-        return region is not None and region.writable and not region.shared
+        words = self.reader.on_stack(pointer, handle, length) if pointer else ()
+        return next((found for word in words if (found := self.object_at(word, handle)) is not None), None)
 
     def search(self, handle: int) -> tuple[SemLock, ...] | None:
         """All objects with this handle; None where there is too much memory to search."""
@@ -83,15 +73,11 @@ class Process:
         areas = list(self.mapped.anonymous_writable())
         if sum(area.size for area in areas) > _SEARCH_BYTES:
             return None
-        needle, found = struct.pack("<Q", handle), []
+        found: list[int] = []
         for start, length in touched.ranges(self.pid, areas):
-            data = _some(self.pid, start, length)
-            position = data.find(needle)
-            while position >= 0:
-                address = start + position - self.reader.layout.head
-                if position % 8 == 0 and self.object_at(address, handle) is not None:
-                    found.append(address)
-                position = data.find(needle, position + 1)
+            places = memory.places_of(_some(self.pid, start, length), handle)
+            addresses = (start + place - self.reader.layout.head for place in places)
+            found += (address for address in addresses if self.object_at(address, handle) is not None)
         return tuple(found)
 
     def thread_of(self, ident: int) -> int | None:
