@@ -15,6 +15,8 @@ _LOOP = re.compile(r"\s*(?:async\s+)?(?:for|while)\b")
 _DEF = re.compile(r"\s*(?:async\s+)?(?:def|class)\b")
 _BACK = r"(?:put|release|return|give|close|check_?in|free|back|restore|discard|invalidate)"
 _MOST_LINES = 2_000
+_LONGEST_LINE = 500
+"""The patterns take the square of it."""
 
 
 def stale(lines: Sequence[str], number: int, names: Iterable[str]) -> list[str]:
@@ -23,6 +25,8 @@ def stale(lines: Sequence[str], number: int, names: Iterable[str]) -> list[str]:
         return list(names)
     body = _outermost_loop(lines, number - 1)
     current = lines[number - 1]
+    if body and any(len(line) > _LONGEST_LINE for line in lines[body.start : body.stop]):
+        return list(names)
     found = []
     for name in names:
         here = _assigns(current, name)
@@ -38,7 +42,7 @@ def _given_back(lines: Sequence[str], at: int, name: str) -> bool:
     word = re.escape(name)
     back = re.compile(rf"{_BACK}\w*\([^)]*\b{word}\b|\b{word}\.\w*{_BACK}|\bdel\b.*\b{word}\b", re.I)
     for index in range(at - 1, max(-1, at - _MOST_LINES), -1):
-        if back.search(lines[index]):
+        if len(lines[index]) > _LONGEST_LINE or back.search(lines[index]):
             return True
         if _DEF.match(lines[index]) and _indent(lines[index]) < _indent(lines[at]):
             return False
@@ -48,7 +52,11 @@ def _given_back(lines: Sequence[str], at: int, name: str) -> bool:
 def _whole(line: str) -> bool:
     """A statement of one line, as far as its brackets tell."""
     pairs = (("(", ")"), ("[", "]"), ("{", "}"))
-    return bool(line.strip()) and all(line.count(first) == line.count(last) for first, last in pairs)
+    return (
+        bool(line.strip())
+        and len(line) <= _LONGEST_LINE
+        and all(line.count(first) == line.count(last) for first, last in pairs)
+    )
 
 
 def _indent(line: str) -> int:

@@ -13,6 +13,16 @@ CASES = {
     "given back": ("def f(p):\n    first = p.get()\n    p.putconn(first)\n    log = p.get()\n", 4, ["first"]),
     "closed": ("def f(p):\n    first = p.get()\n    first.close()\n    log = p.get()\n", 4, ["first"]),
     "over two lines": ("def f(p):\n    job = (\n        p.get()\n    )\n", 2, ["first"]),
+    "a very long line in the loop": (
+        f"def f(q):\n    while True:\n        first = q.get()\n        a({', '.join(['first: x'] * 9999)})\n        work(first)\n",
+        5,
+        ["first"],
+    ),
+    "a very long line above": (
+        f"def f(p):\n    first = p.get()\n    a = {'first, ' * 9999}\n    log = p.get()\n",
+        4,
+        ["first"],
+    ),
     "no such line": ("", 3, ["first"]),
 }
 
