@@ -17,6 +17,7 @@ from stucktrace.facts import (
     CallActivity,
     GreenletFact,
     LockFact,
+    PoolFact,
     ProcessFact,
     PythonFact,
     Relative,
@@ -41,7 +42,7 @@ def look(
 ) -> dict[int, Look]:
     """One pass of all collectors. `before`: the look of the time `since` to compare with; what hardly changes is taken
     from it."""
-    from stucktrace.collectors import epoll, file_locks, locks, openfiles, pipes, pools, relatives, threads, work
+    from stucktrace.collectors import epoll, file_locks, openfiles, pipes, relatives, threads, work
 
     began = time.time()
     pids = tuple(processes)
@@ -87,9 +88,7 @@ def look(
             # A poller that is met awake is shown in its poll, and so has the lock that it polls.
             compared = threads.compare(before[pid].threads, seen_threads)
             seen_threads = join.polling(before[pid].threads, compared, began - since)
-        lock_facts = run.collect(
-            "locks", (), partial(locks.collect, process, seen_threads, python, relatives_of[pid]), pid
-        )
+        lock_facts, pools = _in_futexes(run, process, seen_threads, python, relatives_of[pid])
         known = before.get(pid) if before else None
         looks[pid] = Look(
             time=began,
@@ -99,7 +98,7 @@ def look(
             epolls=epolls.get(pid, ()),
             pipes=pipes_of.get(pid, ()),
             locks=lock_facts,
-            pools=run.collect("pools", (), partial(pools.collect, process, seen_threads, python), pid),
+            pools=pools,
             file_locks=run.collect("file locks", (), partial(file_locks.collect, process, seen_threads), pid),
             relatives=relatives_of[pid],
             child_locks=_child_locks(run, process, relatives_of[pid]),
@@ -113,6 +112,22 @@ def look(
             fds=files[pid].links if pid in files and files[pid].complete else None,
         )
     return looks
+
+
+def _in_futexes(
+    run: Run,
+    process: ProcessFact,
+    threads: tuple[ThreadFact, ...],
+    python: PythonFact | None,
+    relatives: tuple[Relative, ...],
+) -> tuple[tuple[LockFact, ...], tuple[PoolFact, ...]]:
+    """The locks that threads wait for, and the pools: both are futexes. Where nobody is in one, nothing is loaded."""
+    if not any(thread.syscall is not None and thread.syscall.name.startswith("futex") for thread in threads):
+        return (), ()
+    from stucktrace.collectors import locks, pools
+
+    found = run.collect("locks", (), partial(locks.collect, process, threads, python, relatives), process.pid)
+    return found, run.collect("pools", (), partial(pools.collect, process, threads, python), process.pid)
 
 
 def _child_locks(run: Run, process: ProcessFact, relatives: tuple[Relative, ...]) -> tuple[LockFact, ...]:
