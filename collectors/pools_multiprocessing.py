@@ -3,27 +3,23 @@
 The waiter's `self` is the result, and leads to the pool: its queues, its workers, its cache of unfinished jobs. A task
 passes from the task queue through the task handler's hands into the queue of the workers, is worked on, and its result
 passes through the result handler's hands. Each of these places can be seen: a handler that is parked has nothing in its
-hands, a worker that is blocked in the read of their pipe found it empty. Sources: multiprocessing/pool.py, queues.py
-and Modules/_multiprocessing/semaphore.c of CPython 3.8 to 3.14; /proc/PID/{syscall,fd,maps} of the workers.
+hands, a worker that is blocked in the read of their pipe found it empty (`pool_workers.py`). Source:
+multiprocessing/pool.py of CPython 3.8 to 3.14.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from stucktrace.collectors import memory, procfs, regions, syscalls
+from stucktrace.collectors import pool_workers
 from stucktrace.collectors.pool_stacks import Place, Stacks
-from stucktrace.errors import CannotInspect
 from stucktrace.facts import Awaited, Frame, PoolFact, PoolMember
 
 FILE = "multiprocessing/pool.py"
 WAITS = frozenset({"get", "wait", "next", "join"})
 _RESULT = ("_pool", "_job", "_cache")
 _POOL = ("_inqueue", "_outqueue", "_taskqueue", "_cache", "_pool", "_processes", "_state")
-_HANDLE = 16
 _MOST_JOBS = 64
 _MOST_WORKERS = 256
 
@@ -183,7 +179,7 @@ def _of_processes(stacks: Stacks, pool: _Pool, jobs: list[tuple[int, int]]) -> P
         state = "unsent" if not handlers and stacks.whole else "unknown"
         maker_named: int | None = maker
     else:
-        members, held = _workers(stacks, pool)
+        members, held = pool_workers.read(stacks, pool.workers, pool["_inqueue"])
         state = _where(stacks, pool, handlers, members, held)
         maker_named = None
     return PoolFact(
@@ -250,65 +246,4 @@ def _awaits_results(stacks: Stacks, pool: _Pool, handlers: Mapping[str, int]) ->
     tid = handlers.get("_handle_results")
     thread = stacks.threads.get(tid or 0)
     call = thread.syscall if thread is not None else None
-    return call is not None and call.name == "read" and call.fd == _reader(stacks, pool["_outqueue"])
-
-
-def _reader(stacks: Stacks, queue: int) -> int | None:
-    """The fd of a multiprocessing queue's read end in the process that made it."""
-    connection = stacks.values.attribute(queue, "_reader")
-    handle = stacks.values.attribute(connection, "_handle") if connection else None
-    return stacks.values.integer(handle) if handle else None
-
-
-def _workers(stacks: Stacks, pool: _Pool) -> tuple[tuple[PoolMember, ...], Mapping[int, str]]:
-    """Every worker, and of the idle ones what they are blocked in: "reads" their pipe, or "locks" its lock."""
-    fd, lock = _reader(stacks, pool["_inqueue"]), _semaphore(stacks, pool["_inqueue"])
-    pipe = _link(stacks.pid, fd) if fd is not None else ""
-    pids = stacks.children()
-    members: list[PoolMember] = []
-    held: dict[int, str] = {}
-    for worker in pool.workers:
-        popen = stacks.values.attribute(worker, "_popen")
-        number = stacks.values.attribute(popen, "pid") if popen else None
-        pid = pids.get(stacks.values.integer(number) or 0) if number else None
-        if pid is None:
-            continue
-        with contextlib.suppress(CannotInspect, OSError):
-            held[pid] = _blocked(pid, pipe, lock)
-            members.append(PoolMember(pid, pid, idle=bool(held[pid]), start_time=procfs.read_stat(pid).start_time))
-    return tuple(members), held
-
-
-def _semaphore(stacks: Stacks, queue: int) -> tuple[int, int] | None:
-    """(inode, offset) of the semaphore behind a queue's read lock."""
-    lock = stacks.values.attribute(queue, "_rlock")
-    inner = stacks.values.attribute(lock, "_semlock") if lock else None
-    (handle,) = memory.read_words(stacks.pid, [inner + _HANDLE if inner else 0])
-    return _mapped(stacks.pid, handle) if handle else None
-
-
-def _mapped(pid: int, address: int) -> tuple[int, int] | None:
-    region = regions.read(pid).find(address)
-    if region is None or not region.shared or not region.inode:
-        return None
-    return region.inode, address - region.start + region.offset
-
-
-def _blocked(pid: int, pipe: str, lock: tuple[int, int] | None) -> str:
-    """What a worker's main thread sleeps in, if it waits for its next task."""
-    fields = procfs.read(pid, f"task/{pid}/syscall").split()
-    if len(fields) < 3 or not fields[0].isdigit():
-        return ""
-    name, first = syscalls.NAMES.get(int(fields[0]), ""), int(fields[1], 16)
-    if name == "read":
-        return "reads" if pipe and _link(pid, first) == pipe else ""
-    if name == "futex" and lock is not None and int(fields[4], 16) == 0:
-        return "locks" if _mapped(pid, first) == lock else ""
-    return ""
-
-
-def _link(pid: int, fd: int) -> str:
-    try:
-        return os.readlink(f"/proc/{pid}/fd/{fd}")
-    except OSError:
-        return ""
+    return call is not None and call.name == "read" and call.fd == pool_workers.reader(stacks, pool["_outqueue"])
