@@ -76,6 +76,8 @@ class HandAcquires:
         """
         unread = ""
         for frame in frames:
+            if self._ways.releases_by_another_name(frame, lock):
+                return None
             named = self._stacks.named(frame.code)
             if "release" not in named.used:
                 continue

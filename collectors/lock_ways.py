@@ -72,6 +72,24 @@ class Ways:
             }
         return self._from[frame].get(address, ())
 
+    def releases_by_another_name(self, frame: Frame, lock: int) -> bool:
+        """It has the bound `release` of the lock itself: in a variable, or in a global or attribute that it uses."""
+        used = self.stacks.named(frame.code).used
+        variables = self.variables(frame)
+        found = {*variables.values(), *self._used_globals(frame).values()}
+        for address, kind in zip(variables.values(), self._values.types(list(variables.values())), strict=True):
+            if kind not in PLAIN_TYPES:
+                found.update(value for name, value in self.attributes(address).items() if name in used)
+        values = [value for value in found if value]
+        for value, kind in zip(values, self._values.types(values), strict=True):
+            if kind == "builtin_function_or_method":
+                definition, holder = self.stacks.walk.words(value + 16, 2)
+                if holder == lock and definition:
+                    text = memory.read_some(self.stacks.walk.pid, self.stacks.walk.word(definition), 16)
+                    if text.partition(b"\0")[0] in (b"release", b"release_lock"):
+                        return True
+        return False
+
     def variables(self, frame: Frame) -> Mapping[str, int]:
         if frame not in self._variables:
             self._variables[frame] = self.stacks.variables(frame)

@@ -59,6 +59,7 @@ HEALTHY = (
     "handed_over",
     "lock_as_a_signal",
     "given_up_inside_its_block",
+    "given_up_by_another_name",
 )
 PASSED = ("threading.py", "<frozen importlib._bootstrap>")
 """Their frames take a lock on behalf of a caller, whose line is the one to tell."""

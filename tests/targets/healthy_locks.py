@@ -360,6 +360,30 @@ def given_up_inside_its_block():
     takes_both()
 
 
+def given_up_by_another_name():
+    """The same through the lock's methods, kept in variables as hot loops do."""
+    lock = threading.Lock()
+    acquire, release = lock.acquire, lock.release
+
+    def gives_up():
+        while True:
+            with lock:
+                release()
+                time.sleep(STEP_S)
+                acquire()
+
+    def takes_by_hand():
+        while True:
+            acquire()
+            time.sleep(1)
+            release()
+            works()
+
+    spawn(gives_up)
+    say_ready()
+    takes_by_hand()
+
+
 def unlocked_for_a_while():
     """The same by a context manager, the other way round: inside, the lock is free."""
     lock, other = threading.Lock(), threading.Lock()
