@@ -133,9 +133,7 @@ def _futures(stacks: Stacks, tid: int) -> tuple[int, ...]:
     else:
         held = variables.get("pending") or variables.get("not_done") or variables.get("fs")
         futures = stacks.containers.items(held) if held else ()
-    return tuple(
-        future for future in (futures or ())[:_FUTURES_AT_MOST] if _state(stacks, future) in _UNFINISHED
-    )  # fmt: skip
+    return tuple(future for future in (futures or ())[:_FUTURES_AT_MOST] if _state(stacks, future) in _UNFINISHED)
 
 
 def _state(stacks: Stacks, future: int) -> str | None:

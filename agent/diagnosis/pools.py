@@ -144,10 +144,6 @@ def caller(wait: Wait, frame: int | None, *, of_pool: bool = True) -> int | None
         return frame
     file = wait.frames[frame].file if frame < len(wait.frames) else ""
     return next(
-        (
-            index
-            for index, each in enumerate(wait.frames)
-            if index > frame and each.file != file and not each.native
-        ),
+        (index for index, each in enumerate(wait.frames) if index > frame and each.file != file and not each.native),
         frame,
-    )  # fmt: skip
+    )

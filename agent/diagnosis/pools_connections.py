@@ -42,9 +42,7 @@ def connections_out(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
         quiet = oldest_s >= budgets.owed_s and all(_rests(wait, budgets.owed_s) for wait in everybody)
         if holders <= stuck.keys() and (pool.certain or quiet):
             yield _told(snapshot, pool, stuck, "", PROVEN if pool.certain else LIKELY)
-        elif oldest_s >= limit_s and all(
-            tid in stuck or _sits(known.get(tid), limit_s) for tid in holders
-        ):  # fmt: skip
+        elif oldest_s >= limit_s and all(tid in stuck or _sits(known.get(tid), limit_s) for tid in holders):
             elsewhere = [known[tid] for tid in holders if tid not in stuck]
             yield _told(snapshot, pool, stuck, _where(snapshot, elsewhere), LIKELY)
 
