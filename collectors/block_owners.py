@@ -56,7 +56,7 @@ class BlockOwners:
             first = by_hand[-1]
             owner = self._owners.by_ns_tid(first.ns_tid, waiter, shared=False)
             frame = self._frame(owner, first.place)
-            return replace(owner, how="acquire", assumes=first.assumes, frame=frame)
+            return replace(owner, how="acquire", assumes=first.assumes, frame=frame, taken=first.taken)
         return self._inherited(held)
 
     def _is_notification(self, waiter: ThreadFact, held: LockObject) -> bool:
@@ -72,7 +72,7 @@ class BlockOwners:
         if doubt is None:
             return None
         owner = self._owners.by_ns_tid(ns_tid, waiter, shared=False)
-        assumes = block.assumes or (f"that {doubt} has not released it by hand" if doubt else "")
+        assumes = block.assumes or (f"{doubt} has not released it by hand" if doubt else "")
         how = "context manager" if block.assumes else "with block"
         return self._at(replace(owner, how=how, assumes=assumes), block)
 

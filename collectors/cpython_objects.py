@@ -22,6 +22,7 @@ from stucktrace.collectors.regions import Regions
 
 SCAN_BYTES = 96 << 20
 SCAN_S = 0.1
+"""Of processor time: a busy machine must not change the answer."""
 _CHUNK_BYTES = 4 << 20
 # The frames between a lock method and its system call take some hundred bytes; the interpreter's own a few thousand.
 _STACK_BYTES = 8 << 10
@@ -181,9 +182,9 @@ class Reader:
 
     def pointers_to(self, address: int) -> Iterator[int]:
         """Where in the program's memory this address is stored, as far as the search may go."""
-        ends, left = time.monotonic() + SCAN_S, SCAN_BYTES
+        ends, left = time.thread_time() + SCAN_S, SCAN_BYTES
         for start, length in self._scanned():
-            if left <= 0 or time.monotonic() > ends:
+            if left <= 0 or time.thread_time() > ends:
                 return
             left -= length
             try:

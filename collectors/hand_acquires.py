@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stucktrace.collectors import source_lines
@@ -31,12 +31,13 @@ class Acquired:
 
     ns_tid: int
     place: int
-    function: str
-    line: int
+    taken: Shown
+    """The frame, with the line of its `acquire`."""
 
     @property
     def assumes(self) -> str:
-        return f"that {self.function}, which called acquire() on line {self.line}, got it and did not release it since"
+        called = f"{self.taken.function}, which called acquire() on line {self.taken.line}"
+        return f"{called}, got it and did not release it since"
 
 
 class HandAcquires:
@@ -105,7 +106,7 @@ class HandAcquires:
         if index is None:
             return None
         line = self._function(frame).acquired(names, shown[index].line)
-        return Acquired(ns_tid, place, shown[index].function, line) if line and self._still(ns_tid) else None
+        return Acquired(ns_tid, place, replace(shown[index], line=line)) if line and self._still(ns_tid) else None
 
     def _releases(self, frame: Frame, lock: int) -> bool:
         """It leads to the lock and releases it by that name; where its source is not there, it may."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from stucktrace.diagnosis import evidence, graph
+from stucktrace.diagnosis import evidence, file_locks, graph
 from stucktrace.diagnosis.futexes import is_notified
 from stucktrace.diagnosis.lock_words import acquires_in, by_tid, held_in, title, waiters
 from stucktrace.diagnosis.waits import Wait
@@ -120,6 +120,9 @@ def _beyond(snapshot: Snapshot, wait: Wait | None) -> Iterator[str]:
         yield f"{wait.socket.protocol} {wait.socket.local or '?'} -> {wait.socket.remote or '?'}" + (
             f" (pid {holder[0]})" if holder else ""
         )
+    file = next((each for each in snapshot.file_locks if each.waiter_tid == wait.tid), None)
+    if file is not None and wait.thread.syscall and wait.thread.syscall.name in graph.FILE_LOCK_CALLS:
+        yield f"{file.path}, held by {file_locks.holders(file)}"
     child = graph.waited_child(wait.thread)
     relative = next((relative for relative in snapshot.children if relative.pid == child), None)
     if relative is not None:

@@ -105,7 +105,7 @@ def _held(snapshot: Snapshot, wait: Wait, lock: LockFact, holder: Wait | None, s
     waiting = waiters(snapshot, {lock.address}, {lock.waiter_tid, owner.tid or 0})
     others = f" and {count(len(waiting), 'other thread')}" if waiting else ""
     taken = holding(snapshot, owner)
-    where = f", which took it in {evidence.where(taken)}," if taken else ""
+    where = f", which {'took' if owner.taken else 'holds'} it in {evidence.where(taken)}," if taken else ""
     return Finding(
         "lock-held",
         LIKELY,

@@ -13,6 +13,8 @@ from stucktrace.facts import Frame, LockFact, LockOwner, Snapshot
 
 _PASSED = ("/threading.py", "<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")
 """Files whose frames acquire a lock on behalf of their caller."""
+_IMPORT = "_ModuleLock"
+"""What the locks collector calls importlib's lock of one module: "_ModuleLock('json')"."""
 
 
 def by_tid(snapshot: Snapshot) -> Mapping[int, Wait]:
@@ -42,7 +44,7 @@ def acquires_in(wait: Wait | None) -> str:
 
 
 def holding(snapshot: Snapshot, owner: LockOwner) -> Frame | None:
-    """The `with` statement that took the lock, else the owner's own frame that holds it, where either is known."""
+    """The `with` statement or `acquire()` that took the lock, else the owner's frame that holds it; None: not known."""
     frames = snapshot.frames(owner.tid) if owner.tid is not None else ()
     known = owner.frame is not None and 0 <= owner.frame < len(frames) and not frames[owner.frame].native
     return owner.taken or (frames[owner.frame] if known and owner.frame is not None else None)
@@ -69,6 +71,8 @@ def named(lock: LockFact) -> str:
 
 def title(lock: LockFact) -> str:
     """ "the pthread mutex at 0x55..", with its name in the code where one is known."""
+    if lock.path.startswith(_IMPORT):
+        return f"the import lock of module {lock.path[len(_IMPORT) :].strip('()')} at {lock.address:#x}"
     kind = {"lock": "lock", "rlock": "RLock", "pymutex": "lock", "unknown": "lock"}.get(
         lock.kind, lock.kind.replace("-", " ")
     )

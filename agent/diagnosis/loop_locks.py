@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from stucktrace.diagnosis import evidence, greenlets
 from stucktrace.diagnosis.futexes import acquires, settled
-from stucktrace.diagnosis.lock_words import acquires_in, for_ever, holding, named, owner_line
+from stucktrace.diagnosis.lock_words import acquires_in, by_tid, for_ever, holding, named, owner_line
 from stucktrace.diagnosis.model import PROVEN, Evidence, Finding, Later
 from stucktrace.diagnosis.waits import Wait
 from stucktrace.diagnosis.words import age, count
@@ -75,8 +75,17 @@ def _of_a_thread(snapshot: Snapshot, lock: LockFact) -> tuple[str, ...]:
         return "and nothing else of the loop can run; who holds it is not known", named(lock)
     name, frame = evidence.who(snapshot, thread.tid), holding(snapshot, owner)
     inside = f" in {evidence.where(frame)}" if frame else ""
-    call = evidence.call_text(thread)
-    return f"held by {name}{inside}, which is in {call}", f"{named(lock)}, held by", name, call
+    call, reason = evidence.call_text(thread), _reason(snapshot, thread.tid)
+    does = reason or f"is in {call}"
+    return f"held by {name}{inside}, which {does}", f"{named(lock)}, held by", name, reason or call
+
+
+def _reason(snapshot: Snapshot, tid: int) -> str:
+    """ "waits for a future's result in web (app.py:12)": what its frames say it waits for."""
+    wait = by_tid(snapshot).get(tid)
+    if wait is None or not wait.reading.reason or wait.reading.by_name:
+        return ""
+    return f"{wait.reading.reason}{acquires_in(wait)}"
 
 
 def _behind(snapshot: Snapshot, wait: Wait) -> str:

@@ -75,6 +75,8 @@ _THREAD_ENTRIES = frozenset(
 
 _ON_PURPOSE = frozenset({Purpose.WORK, Purpose.SUBSCRIPTION})
 _SLEEPS = frozenset({Purpose.SLEEP, Purpose.RETRY})
+_NOTIFIED = frozenset({Purpose.JOIN, Purpose.CONDITION})
+"""What the library's own frame says little about: the caller's line is the one to know."""
 
 
 def bare(frame: Frame) -> str:
@@ -206,16 +208,17 @@ def _blocked(snapshot: Snapshot, budgets: Budgets, wait: Wait, callback: Callbac
         confidence = PROVEN
     index = wait.reading.frame if decided_inside and wait.reading.frame is not None else _own_frame(wait, callback)
     name, call = evidence.who(snapshot, wait.thread.tid), evidence.call_text(wait.thread)
-    frame = wait.frames[index]
+    frame, own = wait.frames[index], wait.frames[_own_frame(wait, callback)]
+    place = evidence.where(frame)
+    if purpose in _NOTIFIED and _in_library(frame) and not _in_library(own):
+        place += f", called in {evidence.where(own)},"
     summary = (
-        f"{callback.loop} stands still: its thread {name} has been in {call} under {evidence.where(frame)} for "
+        f"{callback.loop} stands still: its thread {name} has been in {call} under {place} for "
         f"{age(age_s)}, and nothing else of the loop can run meanwhile"
     )
     lines = (
         evidence.call_line(snapshot, wait.thread, age_s),
-        Evidence(
-            "py-spy", "frame", frame.text, f"the call was made by {evidence.where(frame)}, a callback of the loop"
-        ),
+        Evidence("py-spy", "frame", frame.text, f"the call was made by {place.rstrip(',')}, in a callback of the loop"),
         *_loop_line(wait, callback),
     )
     return Finding(
@@ -224,7 +227,7 @@ def _blocked(snapshot: Snapshot, budgets: Budgets, wait: Wait, callback: Callbac
         summary,
         evidence=lines,
         now=remedies.restart(snapshot),
-        later=(_later(purpose),),
+        later=(_later(purpose, frame),),
         tid=wait.thread.tid,
         fd=wait.thread.syscall.fd if wait.thread.syscall else None,
         chain=(f"tasks of {callback.loop}", name, call, *_peer(wait)),
@@ -235,9 +238,13 @@ def _blocked(snapshot: Snapshot, budgets: Budgets, wait: Wait, callback: Callbac
 def _own_frame(wait: Wait, callback: Callback) -> int:
     """The innermost frame of the callback that is not of an installed or standard library, else the innermost."""
     for index, frame in enumerate(wait.frames[: callback.depth]):
-        if not frame.native and "/lib/python" not in frame.file and "-packages/" not in frame.file:
+        if not frame.native and not _in_library(frame):
             return index
     return 0
+
+
+def _in_library(frame: Frame) -> bool:
+    return "/lib/python" in frame.file or "-packages/" in frame.file
 
 
 def _loop_line(wait: Wait, callback: Callback) -> tuple[Evidence, ...]:
@@ -253,7 +260,14 @@ def _peer(wait: Wait) -> tuple[str, ...]:
     return (f"{wait.socket.protocol} {wait.socket.remote or wait.socket.local}",) if wait.socket else ()
 
 
-def _later(purpose: Purpose) -> Later:
+def _later(purpose: Purpose, frame: Frame) -> Later:
+    if purpose is Purpose.JOIN and in_file(frame, "concurrent/futures/_base.py"):
+        return Later(
+            "await the future (asyncio.wrap_future, loop.run_in_executor) and do not call its result() in the loop's "
+            "own thread",
+            "result() stops every task of the loop; where the future's own work needs the loop "
+            "(run_coroutine_threadsafe), it can never come",
+        )
     if purpose in _SLEEPS:
         return Later(
             "sleep with the loop's own sleep (asyncio.sleep, gevent.sleep)", "time.sleep stops every task of the loop"

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stucktrace.diagnosis import network, network_remedies
+from stucktrace.diagnosis import behind, evidence, network, network_remedies
 from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Evidence, Finding, Later
 from stucktrace.diagnosis.purposes import Purpose
 from stucktrace.diagnosis.remedies import restart
 from stucktrace.diagnosis.waits import RECEIVE_CALLS, Wait
 from stucktrace.diagnosis.words import listing, size
-from stucktrace.facts import Snapshot, SocketFact
+from stucktrace.facts import Frame, Snapshot, SocketFact
 
 SURE_S = 1.0
 """Where nobody else could accept, a second is enough to tell it from a connection about to be accepted."""
@@ -40,17 +40,18 @@ def self_call(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
     Not it: a call to a sibling that has accepted and read it (it works on it); a connection that is accepted at once.
     """
     for wait, socket in network.connected_waits(snapshot):
-        if not is_self_call(snapshot, wait, socket):
+        if not is_self_call(snapshot, wait, socket, budgets):
             continue
         age_s = wait.age_s or 0.0
         only_self = _only_self(snapshot, socket)
         if age_s < (SURE_S if only_self else budgets.owed_s):
             continue
-        yield _self(snapshot, wait, socket, only_self, age_s)
+        yield _self(snapshot, wait, socket, only_self, _held_up(snapshot, wait, socket, budgets))
 
 
-def is_self_call(snapshot: Snapshot, wait: Wait, socket: SocketFact) -> bool:
-    """The other end belongs to the own pool and nobody there has taken the request."""
+def is_self_call(snapshot: Snapshot, wait: Wait, socket: SocketFact, budgets: Budgets) -> bool:
+    """The other end belongs to the own pool, and nobody there has taken the request, or who did waits for the caller's
+    lock."""
     peer = socket.peer
     if peer is None or socket.direction == "in" or wait.purpose is Purpose.SUBSCRIPTION:
         return False
@@ -60,14 +61,32 @@ def is_self_call(snapshot: Snapshot, wait: Wait, socket: SocketFact) -> bool:
         return False
     if peer.in_accept_queue:
         return bool(family.intersection(peer.listener_pids))
-    return snapshot.process.pid in peer.pids and bool(peer.unread_bytes) and _serves(snapshot, wait)
+    if snapshot.process.pid not in peer.pids:
+        return False
+    return (bool(peer.unread_bytes) and _serves(snapshot, wait)) or bool(_held_up(snapshot, wait, socket, budgets))
+
+
+def _held_up(snapshot: Snapshot, wait: Wait, socket: SocketFact, budgets: Budgets) -> tuple[int, ...]:
+    """The threads of this process that answer requests, and wait for a lock that the caller itself holds meanwhile.
+
+    Which of them has the caller's request is not known, so it takes the budget of a request, for both.
+    """
+    limit_s = budgets.request_s(snapshot.process.worker.timeout_s)
+    peer, crowd = socket.peer, behind.crowd(snapshot, wait.tid)
+    if peer is None or set(peer.pids) != {snapshot.process.pid} or crowd is None or (wait.age_s or 0.0) < limit_s:
+        return ()
+    if wait.purpose is not Purpose.REQUEST or (crowd.longest_s or 0.0) < limit_s:
+        return ()
+    return tuple(tid for tid in crowd.tids if _in_server(snapshot.frames(tid)))
+
+
+def _in_server(frames: tuple[Frame, ...]) -> bool:
+    return any(f"/{tail}" in f"/{frame.file}" for frame in frames for tail in SERVERS)
 
 
 def _serves(snapshot: Snapshot, wait: Wait) -> bool:
     """The waiting thread is inside a request itself: with a server of threads that has accepted more than it can do."""
-    return snapshot.process.worker.kind == "gunicorn-worker" or any(
-        f"/{tail}" in f"/{frame.file}" for frame in wait.frames for tail in SERVERS
-    )
+    return snapshot.process.worker.kind == "gunicorn-worker" or _in_server(wait.frames)
 
 
 def _only_self(snapshot: Snapshot, socket: SocketFact) -> bool:
@@ -80,16 +99,22 @@ def _only_self(snapshot: Snapshot, socket: SocketFact) -> bool:
     return set(peer.listener_pids) - masters == {snapshot.process.pid} and single
 
 
-def _self(snapshot: Snapshot, wait: Wait, socket: SocketFact, only_self: bool, age_s: float) -> Finding:
-    peer = socket.peer
+def _self(snapshot: Snapshot, wait: Wait, socket: SocketFact, only_self: bool, held_up: tuple[int, ...]) -> Finding:
+    peer, age_s = socket.peer, wait.age_s or 0.0
     assert peer is not None
     name = network.thread_name(snapshot, wait.tid)
     others = sorted(network.own_family(snapshot).intersection(peer.listener_pids) - {snapshot.process.pid})
     if peer.in_accept_queue:
         place = f"its request waits in the accept queue of the own listen port {socket.remote}"
+    elif not peer.unread_bytes:
+        place = "this very process has taken the request"
     else:
         place = "its request is held by this very process, and no thread of it has read it"
     free = "it is the only worker there" if only_self else "no worker of the pool has taken it"
+    if not peer.in_accept_queue and not peer.unread_bytes:
+        names = listing([evidence.who(snapshot, tid) for tid in held_up])
+        waits = "wait for a lock" if len(held_up) > 1 else "waits for a lock"
+        free = f"{names}, which would answer, {waits} that the caller holds"
     whose = "the own pool" if len(network.own_family(snapshot)) > 1 else "this very process"
     pool = (f"a worker of its own pool: {listing(f'pid {pid}' for pid in others)}",) if others else ()
     finding = Finding(
@@ -111,7 +136,9 @@ def _self(snapshot: Snapshot, wait: Wait, socket: SocketFact, only_self: bool, a
         later=(
             Later(
                 "call the function directly instead of over HTTP, or serve that URL from another pool",
-                "a pool that calls itself hangs as soon as all its workers do so at once",
+                "a process that waits for itself while it holds a lock gives itself no answer"
+                if held_up
+                else "a pool that calls itself hangs as soon as all its workers do so at once",
             ),
             Later(
                 "a timeout on the inner call (requests: timeout=(3.05, 10)), and more workers than nested calls",

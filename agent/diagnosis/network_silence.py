@@ -39,7 +39,9 @@ def peer_silent(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
     for wait, socket in network.connected_waits(snapshot):
         if wait.sends or socket.direction == "in" or wait.purpose is Purpose.INBOUND or _on_its_way(socket):
             continue
-        if network_sharing.is_self_call(snapshot, wait, socket) or network_sharing.is_shared(snapshot, wait, socket):
+        if network_sharing.is_self_call(snapshot, wait, socket, budgets) or network_sharing.is_shared(
+            snapshot, wait, socket
+        ):
             continue
         if wait.still is False and socket.window_received_bytes:
             continue

@@ -58,7 +58,8 @@ class LockOwner:
     frame: int | None = None
     """Index (innermost 0) of the owner's own Python frame that holds it, in the frames of `tid`, where one does."""
     taken: Frame | None = None
-    """The `with` statement that took it: its function, file and line. The owner may be a thread of the parent."""
+    """The `with` statement, or the `acquire()`, that took it: its function, file and line. The owner may be a
+    thread of the parent."""
 
 
 @dataclass(frozen=True)

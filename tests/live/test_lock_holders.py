@@ -306,6 +306,9 @@ def test_who_holds_what_and_where(interpreter, tmp_path):
             assert bool(fact.owner.assumes) == (fact.owner.how in ("acquire", "context manager")), name
             place = frames[fact.owner.tid][fact.owner.frame].function
             assert place.rpartition(".")[2] == HOLDERS[name][0], name
+            if fact.owner.how == "acquire":
+                source = (tmp_path / "app.py").read_text().splitlines()
+                assert ".acquire(" in source[fact.owner.taken.line - 1], name
     assert "generator manager" in found["wants_in_a_manager"].owner.assumes
     assert found["holds_it_itself"].owner.state == "self"
     assert {name: found[name].path for name in PATHS} == PATHS

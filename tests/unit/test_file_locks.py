@@ -1,6 +1,6 @@
 """Waits for flock and fcntl locks: on itself, on a stopped holder, on a live one."""
 
-from tests.unit.snapshots import codes, file_lock, relative, snapshot, thread, verdict
+from tests.unit.snapshots import codes, file_lock, lock, owned_by, relative, snapshot, thread, verdict
 
 APP = ["main /srv/app/main.py:8", "<module> /srv/app/main.py:3"]
 
@@ -32,6 +32,15 @@ def test_a_live_holder_is_waiting_and_past_the_budget_inconclusive():
     assert found.code == "inconclusive"
     assert "held by pid 300" in found.summary
     assert found.later[0].do == "stucktrace pid 300"
+
+
+def test_a_lock_whose_holder_waits_for_a_file():
+    first, holder = thread(blocked_s=60.0), thread(101, "flock", 8, blocked_s=60.0)
+    held = [lock(100, owner=owned_by(101))]
+    facts = snapshot(first, holder, stacks={100: APP, 101: APP}, locks=held, file_locks=[file_lock(101, [300])])
+    found = verdict(facts)
+    assert found.code == "lock-held"
+    assert found.chain[-1] == "/run/app.lock, held by pid 300"
 
 
 def test_a_lock_held_briefly():

@@ -119,6 +119,10 @@ def test_a_lock_of_another_thread_is_named_with_what_that_thread_does():
     assert found.code == "blocked-loop"
     assert "held by Thread-1 (tid 101) in load (app/load.py:3), which is in read on fd 5" in found.summary
     assert "2 greenlets stand still behind it" in found.summary
+    result = ["Future.result /usr/lib/python3.11/concurrent/futures/_base.py:451", "load /srv/app/load.py:3"]
+    threads = (thread(blocked_s=7.0, slept_through=True), thread(101, "futex"))
+    waiting = replace(facts, threads=threads, python=snapshot(*threads, stacks={100: TAKES, 101: result}).python)
+    assert "which waits for a future's result in Future.result" in verdict(waiting).summary
 
 
 def written(number: int, function: str, wait: str | None = None) -> list[dict[str, Any]]:

@@ -270,6 +270,18 @@ def test_a_lock_whose_holder_sleeps_past_the_budget():
     assert "waits to be notified" in found.summary
 
 
+def test_an_import_lock_is_called_so():
+    of_module = {"path": "_ModuleLock('slow_module')", "part_of": "_frozen_importlib._ModuleLock"}
+    locks = [
+        lock(100, "lock", owner=owned_by(101), **of_module),
+        lock(101, "lock", owner=owned_by(100), address=0x2000),
+    ]
+    found = verdict(snapshot(thread(), thread(101), stacks={100: IMPORT, 101: APP}, locks=locks))
+    assert found.code == "deadlock"
+    assert "for the import lock of module 'slow_module', held by" in found.summary
+    assert "the import lock of module 'slow_module' at 0x7f0000001000, for" in "\n".join(found.chain)
+
+
 ACCEPT = ["socket.accept /usr/lib/python3.11/socket.py:294", "serve /srv/app/server.py:8"]
 
 

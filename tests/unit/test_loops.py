@@ -159,6 +159,9 @@ def test_a_future_awaited_the_blocking_way():
     ]
     facts = blocked([*stack, *HANDLE], syscall="futex", fd=None, locks=[lock(kind="lock")])
     assert codes(facts)[0] == ("blocked-loop", "proven")
+    found = verdict(facts)
+    assert "Future.result (futures/_base.py:451), called in handler (app/app.py:3)," in found.summary
+    assert "await the future" in found.later[0].do
 
 
 def test_a_consumer_inside_a_coroutine_is_no_verdict():

@@ -11,7 +11,20 @@ from stucktrace.diagnosis.network_sharing import self_call, shared_connection
 from stucktrace.facts import Snapshot, WorkerFact
 
 from tests.unit import known_stacks as k
-from tests.unit.snapshots import PARENT, PID, call, listen, parent, peer, relative, snapshot, tcp, thread
+from tests.unit.snapshots import (
+    PARENT,
+    PID,
+    call,
+    listen,
+    lock,
+    owned_by,
+    parent,
+    peer,
+    relative,
+    snapshot,
+    tcp,
+    thread,
+)
 
 BUDGETS = Budgets()
 SYNC = WorkerFact("gunicorn-worker", worker_class="sync", timeout_s=30.0)
@@ -59,6 +72,45 @@ def test_accepted_by_the_own_process_and_not_read() -> None:
     worker = WorkerFact("gunicorn-worker", worker_class="gthread", threads=1)
     (finding,) = called(own_url(8.0, peer(PID, unread_bytes=150), worker=worker))
     assert finding.confidence == LIKELY
+
+
+SERVING = [
+    "Handler.do_GET /srv/app/web.py:9",
+    "StreamRequestHandler.handle_one_request /usr/lib/python3.11/http/server.py:432",
+]
+
+
+def holding_what_a_request_needs(age_s: float, other_end, answers=SERVING) -> Snapshot:  # type: ignore[no-untyped-def]
+    """Thread 100 waits for its own URL and holds a lock that thread 101 waits for."""
+    return snapshot(
+        thread(100, "recvfrom", fd=9, blocked_s=age_s), thread(101, blocked_s=age_s),
+        stacks={100: k.REQUESTS, 101: answers}, sockets=[tcp(9, remote="127.0.0.1:8000", peer=other_end), listen(5)],
+        locks=[lock(101, "lock", owner=owned_by(100))],
+    )  # fmt: skip
+
+
+def test_the_thread_that_would_answer_waits_for_the_callers_lock() -> None:
+    snap = holding_what_a_request_needs(40.0, peer(PID))
+    (finding,) = called(snap)
+    assert finding.confidence == LIKELY
+    assert "which is this very process" in finding.summary
+    assert "(tid 101), which would answer, waits for a lock that the caller holds" in finding.summary
+    verdict = diagnose(snap, BUDGETS)
+    assert verdict.findings[0].code == "self-call"
+    assert "peer-silent" not in {each.code for each in verdict.findings}
+
+
+@pytest.mark.parametrize(
+    ("age_s", "other_end", "answers"),
+    [
+        (20.0, peer(PID), SERVING),
+        (40.0, peer(812), SERVING),
+        (40.0, peer(PID), ["work /srv/app/jobs.py:9"]),
+    ],
+    ids=["within the budget of a request", "another process", "a thread that answers no requests"],
+)
+def test_a_lock_held_over_a_call_that_may_yet_be_answered(age_s, other_end, answers) -> None:  # type: ignore[no-untyped-def]
+    assert called(holding_what_a_request_needs(age_s, other_end, answers)) == []
 
 
 def test_a_silent_server_thread_of_a_plain_program_is_just_silent() -> None:
