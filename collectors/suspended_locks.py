@@ -14,6 +14,8 @@ from stucktrace.collectors.python_frames import Frame, Walk
 from stucktrace.collectors.python_stacks import Stacks
 from stucktrace.collectors.python_values import Values
 
+_LOCKED = 1
+"""In the byte of a PyMutex. Source: pycore_lock.h of CPython 3.13."""
 _ALONE = 0
 """Stands for the one stack that is asked about."""
 
@@ -33,13 +35,14 @@ def read(walk: Walk, values: Values, minor: tuple[int, int], frames: Sequence[Fr
         return ()
     hands = HandAcquires(Ways(stacks), {}, lambda _: False)
     return tuple(
-        (_sleeps_at(walk, minor, each.lock), each.place)
+        (_sleeps_at(walk, each.lock), each.place)
         for each in blocks
         if hands.gives_back(frames[: each.place + 1], each.lock) == ""
     )
 
 
-def _sleeps_at(walk: Walk, minor: tuple[int, int], lock: int) -> int:
-    """Up to CPython 3.13 a lock object points to its lock, from 3.14 on it is inside."""
+def _sleeps_at(walk: Walk, lock: int) -> int:
+    """Up to CPython 3.13.3 a lock object points to its lock, later it is inside: one byte, which is odd while held."""
     inside = lock + walk.reader.layout.head
-    return inside if minor >= (3, 14) else walk.word(inside)
+    pointer = walk.word(inside)
+    return inside if pointer & _LOCKED else pointer

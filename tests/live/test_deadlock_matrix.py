@@ -35,6 +35,7 @@ CODES = {
     "worker_killed_with_the_semaphore": "orphaned-lock",
     "reader_killed_with_the_semaphore": "orphaned-lock",
     "worker_killed_with_the_task": "work-lost",
+    "held_over_an_await": "blocked-loop",
 }
 NOT_PROVABLE = {
     "queue_inherited_and_released_since",
@@ -184,6 +185,10 @@ def test_the_verdict(answers: dict[str, Answer], case: str):
     answer = answers[case]
     answer.check(CODES[case], *(("proven", "likely") if case in NOT_PROVABLE else ("proven",)))
     answer.check_holders()
+
+
+def test_a_lock_that_a_suspended_task_of_the_same_loop_holds(answers: dict[str, Answer]):
+    assert "a suspended task of the same thread holds, in " in answers["held_over_an_await"].told
 
 
 @pytest.mark.parametrize("case", [shape for shape in SHAPES if shape not in NOT_PROVABLE])

@@ -299,5 +299,24 @@ def worker_killed_with_the_task():
     result.get()  # A waits
 
 
+def held_over_an_await():
+    import asyncio
+
+    lock = threading.Lock()
+
+    async def holder():
+        with lock:
+            await asyncio.sleep(0)
+
+    async def both():
+        task = asyncio.ensure_future(holder())
+        await asyncio.sleep(0)
+        say_ready(f"{os.getpid()} {os.getpid()}")
+        with lock:  # A waits
+            await task
+
+    asyncio.run(both())
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]]()
