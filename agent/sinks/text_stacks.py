@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from stucktrace import reported
+from stucktrace.diagnosis.words import listing
 from stucktrace.sinks.page import Page, clean
 
 Json = dict[str, Any]
@@ -53,16 +54,25 @@ def _holders(report: Json) -> Iterator[Json]:
 
 
 def _holding(report: Json, thread: Json) -> Mapping[int, str]:
-    """Index of a frame -> which locks its with blocks hold."""
+    """Index of a frame -> whom the locks keep waiting that its with blocks hold."""
     found: dict[int, str] = {}
     for lock in report["locks"]:
         for owner in lock["owners"]:
             if owner["tid"] == thread["tid"] and owner["frame"] in thread["python"]:
                 index = thread["python"].index(owner["frame"])
-                line = f", taken in line {owner['taken']['line']}" if owner["taken"] else ""
-                words = f"holds {lock['path'] or 'the lock at ' + lock['address']}{line}"
+                words = f"holds what {_waiting(report, lock, thread)} for"
+                words += f", taken in line {owner['taken']['line']}" if owner["taken"] else ""
                 found[index] = f"{found[index]}; {words}" if index in found else words
     return found
+
+
+def _waiting(report: Json, lock: Json, holder: Json) -> str:
+    """The lock has one name in the holder's code and another in each waiter's: so it is told by who waits for it."""
+    tids = [waiter["tid"] for waiter in lock["waiters"]]
+    if holder["tid"] in tids:
+        return "it waits"
+    names = [thread["name"] for thread in report["threads"] if thread["tid"] in tids]
+    return f"{listing(names, 2)} {'waits' if len(names) == 1 else 'wait'}"
 
 
 def frames(

@@ -203,3 +203,28 @@ def test_what_could_not_be_seen_is_said() -> None:
     assert "py-spy is missing. Remedy: pip install py-spy" in text
     assert "3 kernel records were lost" in text
     assert "stood still, 0.3 s at most" in text or "stood still, 0.2 s at most" in text
+
+
+def test_the_holder_of_a_lock_has_its_stack_shown_and_the_frame_marked_that_holds_it():
+    given = report()
+    waits, holds = given["threads"][0], {**given["threads"][0], "tid": 8, "name": "Thread-1"}
+    inner, outer = holds["python"]
+    owner = {"pid": 7, "tid": 8, "name": "Thread-1", "state": "alive", "how": "with block", "assumes": None}
+    given["threads"] = [waits, holds]
+    given["locks"] = [
+        {
+            "address": "0x10",
+            "kind": "lock",
+            "mapping": "[heap]",
+            "path": None,
+            "part_of": None,
+            "owners": [{**owner, "frame": outer, "taken": {**outer, "line": 99}}],
+            "waiters": [{"pid": 7, "tid": 7}],
+        }
+    ]
+    lines = render(given).splitlines()
+    heading = next(number for number, line in enumerate(lines) if "stack of Thread-1 (tid 8)" in line)
+    marked = [line for line in lines if "<-" in line]
+    assert marked == [lines[heading + 2]]
+    assert "basic_publish_confirm" in marked[0]
+    assert marked[0].endswith("<- holds what MainThread waits for, taken in line 99")
