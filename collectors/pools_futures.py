@@ -172,8 +172,8 @@ def _member(stacks: Stacks, tid: int) -> tuple[int, int, PoolMember] | None:
     if not queue or not reference:
         return None
     future = stacks.values.attribute(item, "future") if item else None
-    # Inside it runs `_WorkItem.run`, and inside that the task.
-    task = places[at - 2].function if future and at >= 2 else ""
+    # Inside it runs `_WorkItem.run`, and inside that the task, or the callbacks of the future when the task is done.
+    task = places[at - 2].function if future and at >= 2 and not places[at - 2].file.endswith(FUTURES) else ""
     member = PoolMember(stacks.pid, tid, future, task, idle=at == 0 and future is None)
     return queue, reference, member
 
@@ -189,4 +189,6 @@ def _queued(stacks: Stacks, queue: int) -> tuple[int, ...] | None:
         return None
     if items is None:
         return None
-    return tuple(stacks.values.attribute(item, "future") or 0 for item in items[:_MOST_QUEUED])
+    # The None that shutdown() puts there is no task.
+    tasks = [item for item in items[:_MOST_QUEUED] if stacks.values.type(item) != "NoneType"]
+    return tuple(stacks.values.attribute(item, "future") or 0 for item in tasks)

@@ -263,6 +263,7 @@ def _finding(snapshot: Snapshot, wait: Wait, pipe: PipeFact, reason: _Reason) ->
         severity=WARNING if confidence == POSSIBLE else "critical",
         now=_now(snapshot, holders),
         later=(
+            *_queue_first(wait),
             Later(
                 "close the ends that a process does not use right after the fork, read a child's output while it "
                 "runs "
@@ -274,6 +275,19 @@ def _finding(snapshot: Snapshot, wait: Wait, pipe: PipeFact, reason: _Reason) ->
         fd=pipe.fds[0] if pipe.fds else None,
         chain=(name, evidence.call_text(wait.thread), where, f"{role}s: {_pids(set(holders))}"),
         frame=wait.reading.frame,
+    )
+
+
+def _queue_first(wait: Wait) -> tuple[Later, ...]:
+    """For who joins a child of multiprocessing, and for the child's thread that writes what was put into a queue."""
+    inside = {(bare(frame), frame.file.rpartition("/")[2]) for frame in wait.frames if "multiprocessing/" in frame.file}
+    if not inside & {("join", "process.py"), ("_feed", "queues.py")}:
+        return ()
+    return (
+        Later(
+            "get() everything that the child puts into a multiprocessing.Queue before join()",
+            "a process does not end before its queues' feeder threads have written all that was put",
+        ),
     )
 
 

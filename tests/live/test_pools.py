@@ -7,6 +7,14 @@ import pytest
 from tests.harness import command, kernel, pythons, targets
 
 
+def test_a_callback_of_a_task_that_is_done_waits_for_the_pool():
+    with targets.start("stuck_pools.py", "in_a_callback") as target:
+        pythons.until(lambda: pythons.quiet(target.pid, 2), "every thread waits")
+        report = command.check(target.pid, "pool-starved", confidence="proven")
+        told = "\n".join(line["text"] for line in report.verdict["evidence"])
+        assert "set_result" not in told and "1 task in its queue" in told
+
+
 @pytest.mark.parametrize(
     ("case", "line", "threads"),
     [("one_thread", "return inner.result()", 1), ("every_thread", "each.result()", 3), ("each_other", "result()", 2)],

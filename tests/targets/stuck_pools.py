@@ -28,6 +28,22 @@ def one_thread():
     pool.submit(outer).result()
 
 
+def in_a_callback():
+    """A task is done, and its callback waits for another one of the pool of one, which is being shut down."""
+    pool, added, submitted = ThreadPoolExecutor(1), threading.Event(), threading.Event()
+
+    def after(_):
+        inner = pool.submit(pow, 2, 3)
+        submitted.set()
+        park(threading.get_native_id())
+        return inner.result()
+
+    pool.submit(added.wait).add_done_callback(after)
+    added.set()
+    submitted.wait()
+    pool.shutdown()
+
+
 def every_thread():
     """Each of three does the same, in ways of their own."""
     pool, meeting = ThreadPoolExecutor(3, "fetch"), threading.Barrier(3)

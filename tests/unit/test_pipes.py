@@ -260,8 +260,15 @@ def test_a_forked_child_that_flushes_its_queue_while_it_is_joined():
     full = pipe(9, "both", readers=[300], writers=[300], blocked_writers=(300,))
     facts = snapshot(
         thread(syscall=call("wait4", args=(300, 0, 0, 0, 0, 0))),
-        stacks={100: ["Popen.wait /usr/lib/python3.11/multiprocessing/popen_fork.py:43", *APP]},
+        stacks={
+            100: [
+                "Popen.wait /usr/lib/python3.11/multiprocessing/popen_fork.py:43",
+                "BaseProcess.join /usr/lib/python3.11/multiprocessing/process.py:149",
+                *APP,
+            ]
+        },
         pipes=[full],
         relatives=[relative(300, "child")],
     )
     assert codes(facts)[0] == ("pipe-stuck", "likely")
+    assert "before join()" in verdict(facts).later[0].do
