@@ -20,6 +20,8 @@ EVIDENCE_SHOWN = 8
 FINDINGS_SHOWN = 3
 MISSING_SHOWN = 3
 CHILDREN_SHOWN = 40
+_BEAT_S = 3.0
+"""The main thread of a gthread or greenlet worker beats about once a second."""
 
 _ORDER = ("stuck", "unknown", "advice", "healthy")
 _WORDS = {"stuck": "stuck", "unknown": "not to be judged", "advice": "with advice"}
@@ -62,18 +64,17 @@ def _proof(page: Page, report: Json, verbose: bool) -> None:
 
 def _headline(page: Page, report: Json) -> None:
     verdict, process = report["verdict"], report["process"]
-    verdict_class = verdict["class"]
+    verdict_class, thread = verdict["class"], reported.thread(report)
     label = verdict["code"] if verdict_class == "healthy" else f"{verdict['code']} ({verdict['confidence']})"
     page.lines.append(
-        page.paint(label, _COLOURS[verdict_class]) + f"  {clean(_who(process, code=verdict['code']), 200)}"
+        page.paint(label, _COLOURS[verdict_class]) + f"  {clean(_who(process, thread, code=verdict['code']), 200)}"
     )
     page.text(verdict["summary"], "", "", "1")
-    thread = reported.thread(report)
     if thread is not None and thread["work"]:
         page.text(_work_line(thread["work"]), "", "    ")
 
 
-def _who(process: Json, *, code: str) -> str:
+def _who(process: Json, thread: Json | None, *, code: str) -> str:
     kind = process["kind"].replace("-", " ")
     role = f" ({process['role']})" if process["role"] else ""
     words = [f"pid {process['pid']}", kind + role if kind != "other" else (process["argv"] or ["?"])[0]]
@@ -85,10 +86,19 @@ def _who(process: Json, *, code: str) -> str:
     # An idle worker's next heartbeat comes long before.
     if worker["seconds_to_kill"] is not None and code != "idle":
         left = worker["seconds_to_kill"]
-        words.append(f"{left:.0f} s until gunicorn kills it" if left > 0 else "gunicorn kills it now")
+        if _beats_on(worker, thread):
+            words.append("whose heartbeat goes on: gunicorn does not kill it")
+        else:
+            words.append(f"{left:.0f} s until gunicorn kills it" if left > 0 else "gunicorn kills it now")
     if process["container"]:
         words.append(f"container {process['container']['id'][:12]}")
     return ", ".join(words)
+
+
+def _beats_on(worker: Json, thread: Json | None) -> bool:
+    """Its last heartbeat is just now, and the verdict's thread has hung since long before: another thread beats."""
+    beat_s, hung_s = worker["last_notify_s"], thread["blocked_s"] if thread is not None else None
+    return beat_s is not None and hung_s is not None and beat_s < _BEAT_S and hung_s > beat_s + _BEAT_S
 
 
 def _evidence(page: Page, lines: list[Json], verbose: bool) -> None:

@@ -205,6 +205,17 @@ def test_what_could_not_be_seen_is_said() -> None:
     assert "stood still, 0.3 s at most" in text or "stood still, 0.2 s at most" in text
 
 
+@pytest.mark.parametrize(
+    ("last_notify_s", "words"),
+    [(12.5, "18 s until gunicorn kills it"), (0.7, "whose heartbeat goes on: gunicorn does not kill it")],
+    ids=["the thread that beats hangs itself", "another thread beats on"],
+)
+def test_when_gunicorn_kills_the_worker(last_notify_s: float, words: str):
+    given = report()
+    given["process"]["worker"] |= {"last_notify_s": last_notify_s, "seconds_to_kill": 30.0 - last_notify_s}
+    assert words in render(given).splitlines()[0]
+
+
 def test_the_holder_of_a_lock_has_its_stack_shown_and_the_frame_marked_that_holds_it():
     given = report()
     waits, holds = given["threads"][0], {**given["threads"][0], "tid": 8, "name": "Thread-1"}
