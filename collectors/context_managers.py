@@ -125,18 +125,18 @@ class Managers:
             frame = self.frame_of(attributes["gen"])
             if frame is not None:
                 self.generators.append(frame)
-                told = f"that the with block of contextlib's generator {self._stacks.named(frame.code).function}"
+                told = f"the with block of contextlib's generator {self._stacks.named(frame.code).function}"
                 for block in self._blocks(frame):
                     yield block.lock, block.assumes or f"{told} still holds it"
         elif "_exit_callbacks" in attributes:
             for callback in self._callbacks(attributes["_exit_callbacks"]):
                 for lock in self._released_by(callback):
-                    yield lock, f"that the with block of contextlib's {kind} still holds it"
+                    yield lock, f"the with block of contextlib's {kind} still holds it"
         else:
             for name, value in attributes.items():
                 inner = self.lock_in(value)
                 if inner and self._wraps(ends, name, _ACQUIRE, _RELEASE):
-                    yield inner, f"that the with block of {kind}, which holds it as {name}, still does"
+                    yield inner, f"the with block of {kind}, which holds it as {name}, still does"
                 elif inner and self._wraps(ends, name, _RELEASE, _ACQUIRE):
                     self.given_up.add(inner)
 
