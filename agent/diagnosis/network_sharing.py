@@ -107,15 +107,18 @@ def _self(snapshot: Snapshot, wait: Wait, socket: SocketFact, only_self: bool, h
     if peer.in_accept_queue:
         place = f"its request waits in the accept queue of the own listen port {socket.remote}"
     elif not peer.unread_bytes:
-        place = "this very process has taken the request"
+        place = "it has taken the request"
     else:
         place = "its request is held by this very process, and no thread of it has read it"
     free = "it is the only worker there" if only_self else "no worker of the pool has taken it"
     if not peer.in_accept_queue and not peer.unread_bytes:
         names = listing([evidence.who(snapshot, tid) for tid in held_up])
-        waits = "wait for a lock" if len(held_up) > 1 else "waits for a lock"
-        free = f"{names}, which would answer, {waits} that the caller holds"
-    whose = "the own pool" if len(network.own_family(snapshot)) > 1 else "this very process"
+        waits, serves = (
+            ("wait for a lock", "serve requests") if len(held_up) > 1 else ("waits for a lock", "serves one")
+        )
+        free = f"{names}, which {serves} here, {waits} that the caller holds"
+    pooled = len(network.own_family(snapshot)) > 1 and (peer.in_accept_queue or bool(peer.unread_bytes))
+    whose = "the own pool" if pooled else "this very process"
     pool = (f"a worker of its own pool: {listing(f'pid {pid}' for pid in others)}",) if others else ()
     finding = Finding(
         "self-call",

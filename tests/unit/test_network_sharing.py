@@ -94,7 +94,7 @@ def test_the_thread_that_would_answer_waits_for_the_callers_lock() -> None:
     (finding,) = called(snap)
     assert finding.confidence == LIKELY
     assert "which is this very process" in finding.summary
-    assert "(tid 101), which would answer, waits for a lock that the caller holds" in finding.summary
+    assert "(tid 101), which serves one here, waits for a lock that the caller holds" in finding.summary
     verdict = diagnose(snap, BUDGETS)
     assert verdict.findings[0].code == "self-call"
     assert "peer-silent" not in {each.code for each in verdict.findings}
