@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import time
@@ -101,12 +102,25 @@ def wait_for_children(pid: int, count: int, deadline_s: float = DEADLINE_S) -> l
 def asleep_s(pid: int, tid: int | None = None) -> float:
     """How long ago a thread was last on a CPU, by the scheduler's clock: that is when it went to sleep.
 
-    The scheduler's clock drifts from the others by a second in an hour, so "now" is read from it too: a thread that just woke
-    has its own mark set to now.
+    Each CPU has its own such clock, and busy ones drift apart by a second in some hours. So "now" is read from that of the
+    thread's last CPU: a thread that just woke there has its own mark set to now.
     """
-    time.sleep(0.001)
-    now_ms = _last_on_cpu_ms(Path("/proc/thread-self/sched"))
-    return (now_ms - _last_on_cpu_ms(Path(f"/proc/{pid}/task/{tid or pid}/sched"))) / 1000
+    task = Path(f"/proc/{pid}/task/{tid or pid}")
+    allowed = os.sched_getaffinity(0)
+    try:
+        while True:
+            cpu = _last_cpu(task)
+            os.sched_setaffinity(0, {cpu})
+            time.sleep(0.001)
+            now_ms, left_ms = _last_on_cpu_ms(Path("/proc/thread-self/sched")), _last_on_cpu_ms(task / "sched")
+            if _last_cpu(task) == cpu:
+                return (now_ms - left_ms) / 1000
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def _last_cpu(task: Path) -> int:
+    return int((task / "stat").read_text().rpartition(")")[2].split()[36])
 
 
 def _last_on_cpu_ms(path: Path) -> float:

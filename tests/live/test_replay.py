@@ -240,7 +240,7 @@ def test_a_torn_journal_gives_what_is_whole(tmp_path: Path):
     with crowd.start("stuck_locks.py", ["mutex_twice"]) as programs:
         target = programs["mutex_twice"]
         target.wait("futex")
-        _, reports = recorded(target.pid, tmp_path / "a", "--for", 3)
+        _, reports = recorded(target.pid, tmp_path / "a", "--for", 6)
     os.truncate(tmp_path / "a", (tmp_path / "a").stat().st_size - 1)
     torn = command.run("replay", tmp_path / "a", "--json")
     assert torn.status == 1 and torn.stdout.count("\n") == len(reports) - 1
