@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from stucktrace.diagnosis import evidence, loops, remedies
-from stucktrace.diagnosis.futexes import in_futex, waits_for_gil
+from stucktrace.diagnosis.futexes import waits_for_gil
 from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Evidence, Finding, Later, Now
 from stucktrace.diagnosis.waits import POLL_CALLS, Wait, waits
 from stucktrace.diagnosis.words import age, count, listing
@@ -257,13 +257,14 @@ def spinning(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
             or any(entry.moved_bytes for entry in calls)
         ):
             continue
-        if in_futex(thread) and all(entry.call.startswith("futex") for entry in calls):
-            # Contended locks and the GIL look like this in a process that works.
+        most = max(calls, key=lambda entry: entry.returns)
+        if most.call.startswith("futex"):
+            # Contended locks and the GIL look like this in a process that works, also where it is met running.
             continue
         if all(entry.call in POLL_CALLS for entry in calls) and loops.turns_a_loop(snapshot, thread.tid):
             # A loop whose callbacks are always ready polls between them without waiting.
             continue
-        yield _spinning(snapshot, thread, max(calls, key=lambda entry: entry.returns), total)
+        yield _spinning(snapshot, thread, most, total)
 
 
 def _reports_the_end_only(snapshot: Snapshot, entry: CallActivity) -> bool:

@@ -134,12 +134,13 @@ def test_a_storm_that_moves_nothing(entry):
     ids=["cpu alone", "few", "serves", "writes", "contended", "computes between"],
 )
 def test_a_busy_process_works(entries):
-    facts = spin(*entries)
-    if entries and entries[0].call == "futex":
-        facts = snapshot(
-            thread(syscall=GIL_POLL, cpu_s_in_window=0.3), stacks={100: APP}, activity=entries, window_s=0.5
-        )
-    assert verdict(facts).code == "working"
+    assert verdict(spin(*entries)).code == "working"
+
+
+def test_a_contended_lock_is_no_spinning_where_its_thread_is_met_asleep():
+    waits = thread(syscall=GIL_POLL, cpu_s_in_window=0.3)
+    storm = [activity(name="futex", fd=None, returns=50_000, empty=50_000)]
+    assert verdict(snapshot(waits, stacks={100: APP}, activity=storm, window_s=0.5)).code == "working"
 
 
 BUSY_LOOP = [
