@@ -9,6 +9,7 @@ Conventions for every field in this file:
 
 from __future__ import annotations
 
+from stucktrace.facts.amqp import AmqpChannel, AmqpFact, AmqpMethod, Latency
 from stucktrace.facts.calls import CallActivity, Syscall, ThreadFact
 from stucktrace.facts.greenlets import GreenletFact
 from stucktrace.facts.locks import FileLockFact, FileLockStep, LockFact, LockOwner, OwnerElsewhere, PipeFact
@@ -23,6 +24,9 @@ __all__ = [
     "MASTERS",
     "ROLES",
     "WORKERS",
+    "AmqpChannel",
+    "AmqpFact",
+    "AmqpMethod",
     "Awaited",
     "CallActivity",
     "ConntrackFact",
@@ -34,6 +38,7 @@ __all__ = [
     "Frame",
     "GreenletFact",
     "Keepalive",
+    "Latency",
     "LockFact",
     "LockOwner",
     "Missing",

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from stucktrace.facts.amqp import AmqpFact
 from stucktrace.facts.calls import CallActivity, ThreadFact
 from stucktrace.facts.greenlets import GreenletFact
 from stucktrace.facts.locks import FileLockFact, LockFact, PipeFact
@@ -57,6 +58,8 @@ class Snapshot:
     relatives: tuple[Relative, ...] = ()
     work: tuple[WorkFact, ...] = ()
     greenlets: tuple[GreenletFact, ...] = ()
+    amqp: tuple[AmqpFact, ...] = ()
+    """Connections to an AMQP broker whose state could be read."""
     native: tuple[NativeStack, ...] = ()
     """Of the threads whose native frames were read: all with --native, else those that a lock verdict is about."""
     native_pause_s: float | None = None

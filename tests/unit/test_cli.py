@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from stucktrace.cli import parse_pid, worst
+from stucktrace.commands.common import parse_pid, worst
 from stucktrace.errors import UsageError
 
 

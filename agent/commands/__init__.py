@@ -1,0 +1,1 @@
+"""The commands, one per file, each loaded when it is called."""

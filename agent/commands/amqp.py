@@ -1,0 +1,14 @@
+"""`stucktrace amqp`."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import click
+from stucktrace.errors import UsageError
+
+
+@click.command("amqp")
+def command() -> NoReturn:
+    """Not built yet."""
+    raise UsageError("not built yet")

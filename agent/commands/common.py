@@ -1,0 +1,151 @@
+"""What several commands share: options, process ids, the watchdog, the way out."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+from stucktrace.errors import UsageError
+from stucktrace.output import complain
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+    from stucktrace.run import Options
+
+
+Command = Callable[..., NoReturn]
+
+
+STARTED = time.perf_counter()
+
+
+LARGEST_PID = 1 << 22
+"""PID_MAX_LIMIT of a 64-bit kernel."""
+
+
+STATUS_HELP = """\b
+Exit status, the worst of all processes looked at (worst first):
+  1  stuck
+  2  usage error (nothing was looked at)
+  3  could not inspect: gone, or not permitted
+  4  inconclusive: what was needed could not be read
+  5  advice only: it works, but will hurt
+  0  healthy: idle, working, or waiting inside its budget
+"""
+
+
+DEADLINE_S = 60.0
+"""Longer than any collector's own deadline: past it the kernel itself does not answer a read of /proc."""
+
+
+WORST_FIRST = (2, 1, 3, 4, 5, 0)
+
+
+def worst(statuses: set[int]) -> int:
+    """The exit status that speaks for several."""
+    return next((status for status in WORST_FIRST if status in statuses), 0)
+
+
+def complete_pid(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    """What could be looked at, with its command line as the shell's hint."""
+    from click.shell_completion import CompletionItem
+    from stucktrace.collectors.candidates import list_candidates as found
+    from stucktrace.sinks.page import clean
+
+    return [
+        CompletionItem(str(candidate.pid), help=clean(f"{candidate.kind} {candidate.command}", 60))
+        for candidate in found()
+        if str(candidate.pid).startswith(typed)
+    ]
+
+
+LOOK_OPTIONS: tuple[Callable[[Command], Command], ...] = (
+    click.option(
+        "--native",
+        is_flag=True,
+        help="Native frames of all threads; stops the target only for threads that run or cannot be unwound.",
+    ),
+    click.option("--locals", "show_locals", is_flag=True, help="Local variables of the frames, secrets blanked."),
+    click.option(
+        "--engine",
+        type=click.Choice(["auto", "core", "none"]),
+        default="auto",
+        show_default=True,
+        help="How the kernel is asked: core is BPF, none is /proc, sock_diag and pidfd_getfd alone.",
+    ),
+    click.option(
+        "--sample",
+        "sample_s",
+        type=click.FloatRange(0, 60),
+        default=0.5,
+        show_default=True,
+        metavar="SECONDS",
+        help="Length of a second look, taken only where the kernel's own ages do not decide; 0: never.",
+    ),
+    click.option(
+        "--stuck-after",
+        "stuck_after_s",
+        type=click.FloatRange(0, min_open=True),
+        metavar="SECONDS",
+        help="When an open-ended request counts as stuck.  [default: the worker's own timeout, else 30]",
+    ),
+)
+"""How a process is looked at."""
+
+
+def look_options(command: Command) -> Command:
+    for option in reversed(LOOK_OPTIONS):
+        command = option(command)
+    return command
+
+
+def options_of(engine: str, native: bool, show_locals: bool, sample_s: float, stuck_after_s: float | None) -> Options:
+    """What LOOK_OPTIONS said."""
+    from stucktrace.diagnosis.model import Budgets
+    from stucktrace.run import Options
+
+    budgets = Budgets() if stuck_after_s is None else Budgets(stuck_after_s=stuck_after_s, stuck_after_given=True)
+    return Options(engine, native, show_locals, sample_s, budgets)
+
+
+def parse_pid(text: str) -> int:
+    """A process id as typed."""
+    if not (text.isascii() and text.isdigit()):
+        raise UsageError(
+            f"{text[:40]!r} is not a process id", "give a number; `stucktrace pid` lists what could be looked at"
+        )
+    pid = int(text[:20])
+    if not 0 < pid <= LARGEST_PID:
+        raise UsageError(
+            f"{text[:40]} cannot be a process id",
+            f"they go from 1 to {LARGEST_PID}; `stucktrace pid` lists what is there",
+        )
+    return pid
+
+
+def watchdog(options: Options) -> threading.Timer:
+    """Ends the command when a look takes longer than it ever should."""
+    timer = threading.Timer(DEADLINE_S + 2 * options.sample_s, give_up)
+    timer.daemon = True
+    return timer
+
+
+def give_up() -> None:
+    """Ends the process: a read of /proc can hang for ever, for example behind the lock of the target's memory map."""
+    complain("no answer from the kernel in time", "it may be stuck in the kernel itself; see its wchan and dmesg")
+    os._exit(3)
+
+
+def leave(status: int) -> NoReturn:
+    """Ends the process at once: nothing is left to write, and the kernel closes what is open faster than we could."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        complain(f"could not write the answer: {os.strerror(error.errno or 0)}", "")
+        status = 3
+    os._exit(status)

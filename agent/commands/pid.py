@@ -1,0 +1,129 @@
+"""`stucktrace pid`: one answer for one process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+from stucktrace.commands.common import (
+    STARTED,
+    STATUS_HELP,
+    complete_pid,
+    leave,
+    look_options,
+    options_of,
+    parse_pid,
+    watchdog,
+    worst,
+)
+from stucktrace.errors import StucktraceError, UsageError
+from stucktrace.output import colour_wanted, complain, terminal_width, write, write_json
+
+if TYPE_CHECKING:
+    from stucktrace.inspection import Inspection
+    from stucktrace.run import Options
+
+
+@click.command("pid", epilog=STATUS_HELP)
+@click.argument("pids", metavar="[PID]...", nargs=-1, shell_complete=complete_pid)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line (schema stucktrace.report/1).")
+@click.option("--dot", "as_dot", is_flag=True, help="Who waits for whom as a Graphviz digraph: pipe it to dot -Tsvg.")
+@click.option("-v", "--verbose", is_flag=True, help="All threads, sockets and locks, all evidence.")
+@look_options
+def command(
+    *,
+    pids: tuple[str, ...],
+    as_json: bool,
+    as_dot: bool,
+    verbose: bool,
+    native: bool,
+    show_locals: bool,
+    engine: str,
+    sample_s: float,
+    stuck_after_s: float | None,
+) -> NoReturn:
+    """Why does process PID not go on? Without a PID: what could be looked at on this machine.
+
+    tini, sh and supervisord are followed down to the Python processes under them; a gunicorn or Celery master answers
+    for itself and with one line per child.
+    """
+    if as_json and as_dot:
+        raise UsageError("--json and --dot are two answers", "ask for one of them")
+    if not pids:
+        leave(list_candidates(as_json))
+    options = options_of(engine, native, show_locals, sample_s, stuck_after_s)
+    wanted = tuple(dict.fromkeys(parse_pid(text) for text in pids))
+    leave(worst(set(look(wanted, options, "json" if as_json else "dot" if as_dot else "text", verbose))))
+
+
+def look(pids: tuple[int, ...], options: Options, form: str, verbose: bool) -> Iterator[int]:
+    """Looks at these processes, prints each answer, and yields each one's exit status."""
+    from stucktrace.inspection import Opening, follow, inspect_all
+
+    watchdog(options).start()
+    opening = Opening(options.engine)
+    wanted: dict[int, None] = {}
+    for pid in pids:
+        found = follow(pid)
+        wanted.update(dict.fromkeys(found))
+        if found != (pid,):
+            complain(f"process {pid} stands above the Python to look at: {', '.join(map(str, found))}", "")
+    for number, answer in enumerate(inspect_all(wanted, options, opening.opened).values()):
+        if isinstance(answer, StucktraceError):
+            complain(answer.message, answer.remedy)
+            yield answer.exit_status
+        else:
+            show(answer, form, verbose, number > 0)
+            yield status_of(answer)
+
+
+def status_of(inspection: Inspection) -> int:
+    """By the verdict's class; a master's children count too."""
+    from stucktrace.diagnosis.model import EXIT_STATUS
+
+    return worst({EXIT_STATUS[answer.diagnosis.verdict.verdict_class] for answer in (inspection, *inspection.children)})
+
+
+def show(inspection: Inspection, form: str, verbose: bool, apart: bool) -> None:
+    """Prints one report: as "json", "dot" or "text"."""
+    from stucktrace import report
+
+    inspection.timings_ms["total"] = (time.perf_counter() - STARTED) * 1000
+    built = report.build(inspection)
+    if form == "json":
+        write_json(built)
+        return
+    if form == "dot":
+        from stucktrace.sinks import dot
+
+        write(dot.render(built))
+        return
+    from stucktrace.sinks import text
+
+    page = text.render(built, verbose=verbose, colour=colour_wanted(), width=terminal_width())
+    write(("\n" if apart else "") + page)
+
+
+def list_candidates(as_json: bool) -> int:
+    """What could be looked at: every Python process, masters first."""
+    from dataclasses import asdict
+
+    from stucktrace.collectors.candidates import list_candidates as found
+    from stucktrace.sinks.page import clean
+
+    candidates = found()
+    if as_json:
+        for candidate in candidates:
+            write_json(asdict(candidate))
+        return 0
+    if not candidates:
+        complain(
+            "no Python process can be seen from here",
+            "a debug container needs the target's PID namespace (hostPID, or --target)",
+        )
+        return 0
+    for candidate in candidates:
+        write(clean(str(candidate)) + "\n")
+    return 0
