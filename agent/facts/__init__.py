@@ -18,6 +18,7 @@ from stucktrace.facts.network import ConntrackFact, EpollFact, EpollWatch, Keepa
 from stucktrace.facts.pools import Awaited, PoolFact, PoolMember
 from stucktrace.facts.process import MASTERS, ROLES, WORKERS, Container, ProcessFact, Relative, WorkerFact
 from stucktrace.facts.python import Frame, PythonFact, PythonThread, WorkFact
+from stucktrace.facts.settings import Check, SettingFact
 from stucktrace.facts.snapshot import Missing, Seen, Snapshot
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "AmqpMethod",
     "Awaited",
     "CallActivity",
+    "Check",
     "ConntrackFact",
     "Container",
     "EpollFact",
@@ -53,6 +55,7 @@ __all__ = [
     "PythonThread",
     "Relative",
     "Seen",
+    "SettingFact",
     "Snapshot",
     "SocketFact",
     "Syscall",
