@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from stucktrace.diagnosis import stacks
 from stucktrace.diagnosis.network_connect import RESOLVER_POLL_S
 from stucktrace.diagnosis.stacks import Purpose
+from stucktrace.diagnosis.states import TRACED_STOP_S
 from stucktrace.facts import (
     CallActivity,
     ConntrackFact,
@@ -240,7 +241,7 @@ def undecided(look: Look) -> bool:
 
 
 def window_s(look: Look, sample_s: float) -> float:
-    """How long the window has to be: longer than asked for only where a name is being resolved.
+    """How long the window has to be: longer than asked for only where a name is being resolved, or a tracer holds it.
 
     glibc asks its resolver anew every 5 s and then the sleep begins again, so a look at a random moment finds a young
     query more often than not. Waiting until the present one is old enough to judge tells a silent resolver surely.
@@ -250,6 +251,8 @@ def window_s(look: Look, sample_s: float) -> float:
 
 
 def _window_s(thread: ThreadFact, frames: tuple[Frame, ...], sample_s: float) -> float:
+    if thread.state == "t":
+        return max(sample_s, TRACED_STOP_S)
     call = thread.syscall
     if call is None or call.endless is not False or thread.blocked_s is None or not frames:
         return sample_s
@@ -260,6 +263,9 @@ def _window_s(thread: ThreadFact, frames: tuple[Frame, ...], sample_s: float) ->
 
 def _restless(thread: ThreadFact, frames: tuple[Frame, ...]) -> bool:
     """Runs, or polls: only what it does over time tells a wait from progress, and work from spinning."""
+    if thread.state == "t":
+        # A tracer stops a thread for an instant at every call that it watches.
+        return thread.blocked_s is None or thread.blocked_s < TRACED_STOP_S
     if thread.state not in "RSD":
         return False
     call = thread.syscall

@@ -21,6 +21,8 @@ EMPTY_SHARE = 0.99
 SPINNING_SHARE = 0.25
 """A thread that uses less of the window's time on a CPU sleeps in between, and spins no more than a poll does."""
 BUSY_SHARE = 0.04
+TRACED_STOP_S = 1.0
+"""A tracer that is alive lets a thread go on sooner, also on a machine where it has to wait for a CPU."""
 NEVER_MOVES = frozenset({"sched_yield"})
 """Calls that achieve nothing by themselves, whatever they return."""
 
@@ -28,8 +30,7 @@ NEVER_MOVES = frozenset({"sched_yield"})
 def stopped(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
     """Stopped by a signal, frozen with its cgroup, or held by a tracer.
 
-    A tracer stops a thread for an instant at every call that it watches: only one that stays stopped counts, and
-    without an age it is `likely`.
+    A tracer stops a thread for an instant at every call that it watches: only one that stays stopped counts.
     """
     process, threads = snapshot.process, snapshot.threads
     alive = [thread for thread in threads if thread.state not in "ZX"]
@@ -37,9 +38,7 @@ def stopped(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
     halted = [thread for thread in alive if thread.state == "T"]
     if process.frozen:
         text = "its cgroup is frozen (cgroup.freeze)"
-        yield _stopped(
-            snapshot, PROVEN, "its cgroup is frozen", Evidence("cgroup", "frozen", True, text), _thaw(snapshot)
-        )
+        yield _stopped(snapshot, "its cgroup is frozen", Evidence("cgroup", "frozen", True, text), _thaw(snapshot))
     elif (halted and len(halted) == len(alive)) or (not alive and process.state == "T"):
         longest = max((thread.blocked_s for thread in halted if thread.blocked_s is not None), default=None)
         since = f" for {age(longest)}" if longest is not None else ""
@@ -51,11 +50,12 @@ def stopped(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
             "it goes on where it was stopped; somebody may have stopped it on purpose",
             "nothing",
         )
-        yield _stopped(snapshot, PROVEN, f"it was stopped by a signal (SIGSTOP or SIGTSTP){since}", line, resume)
+        yield _stopped(snapshot, f"it was stopped by a signal (SIGSTOP or SIGTSTP){since}", line, resume)
     elif traced and len(traced) + len(halted) == len(alive):
-        stays = all(thread.slept_through or (thread.blocked_s or 0) >= 1 for thread in traced)
+        aged = all((thread.blocked_s or 0) >= TRACED_STOP_S for thread in traced)
+        still = snapshot.window_s >= TRACED_STOP_S and all(thread.slept_through for thread in traced)
         woke = any(thread.slept_through is False for thread in traced)
-        if not woke:
+        if (aged or still) and not woke:
             who = f"pid {process.tracer_pid}" if process.tracer_pid else "a tracer"
             line = Evidence(
                 "/proc/PID/status",
@@ -64,14 +64,14 @@ def stopped(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
                 f"traced by {who}; {count(len(traced), 'thread')} in state t",
             )
             detach = Now(f"end or detach the debugger ({who})", "whoever debugs it loses the session", "nothing")
-            yield _stopped(snapshot, PROVEN if stays else LIKELY, f"{who} holds it in a tracing stop", line, detach)
+            yield _stopped(snapshot, f"{who} holds it in a tracing stop", line, detach)
 
 
-def _stopped(snapshot: Snapshot, confidence: str, why: str, line: Evidence, now: Now) -> Finding:
+def _stopped(snapshot: Snapshot, why: str, line: Evidence, now: Now) -> Finding:
     process = snapshot.process
     return Finding(
         "stopped",
-        confidence,
+        PROVEN,
         f"the process does not run: {why}",
         evidence=(line,),
         now=(now,),

@@ -38,6 +38,9 @@ def test_strace_stops_a_thread_for_an_instant():
     assert verdict(snapshot(thread(state="t", slept_through=False), process=traced)).verdict_class == "healthy"
     facts = snapshot(thread(state="t", slept_through=False), thread(101, "futex"), process=traced, stacks={100: APP})
     assert verdict(facts).verdict_class == "healthy"
+    for more in ({"blocked_s": None}, {"blocked_s": 0.2}):
+        once = snapshot(thread(state="t", **more), process=traced, stacks={100: APP})
+        assert verdict(once).verdict_class != "stuck"
 
 
 def test_uninterruptible():
