@@ -142,7 +142,12 @@ def _handler(server: Server) -> type[http.server.BaseHTTPRequestHandler]:
             super().finish()
 
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
+            length = int(self.headers["Content-Length"])
+            body = self.rfile.read(length)
+            if len(body) < length:
+                # The sender was killed while it sent.
+                self.close_connection = True
+                return
             server.requests.append(time.monotonic())
             try:
                 assert self.path == "/api/42/envelope/", self.path
