@@ -35,7 +35,6 @@ _MOST_SLOTS = 1 << 16
 _REFERENT = 16
 """In a weak reference: its object. In a task: its loop."""
 _PARTLY = "there were more of them than time"
-_PERMISSION = "run as root, or with CAP_SYS_PTRACE in the target's user namespace"
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def collect(process: ProcessFact, python: PythonFact, *, locks: bool) -> Tasks:
     """`locks`: which locks they hold is asked too. Raises CollectorError when none could be looked for."""
     tids = loop_threads(python)
     idents = {thread.ident: thread.tid for thread in python.threads if thread.ident}
-    try:
+    with memory.reading(WHAT):
         mapped = regions.read(process.pid)
         found = interpreter.find(process.pid, mapped)
         walk = python_frames.walk(Reader(process.pid, mapped, Layout()), found, DEADLINE_S)
@@ -67,12 +66,6 @@ def collect(process: ProcessFact, python: PythonFact, *, locks: bool) -> Tasks:
             because = f"those of Python {found.version if found else ''} are kept in a way that is not known"
             raise CollectorError(WHAT, because, "none; the frames of its threads are shown")
         return _Target(walk, found.minor, idents, tids, locks).read()
-    except (ProcessLookupError, FileNotFoundError):
-        raise CollectorError(WHAT, "the process ended", "") from None
-    except PermissionError:
-        raise CollectorError(WHAT, "its memory may not be read", _PERMISSION) from None
-    except (OSError, struct.error):
-        raise CollectorError(WHAT, "its memory changed while it was read", "run stucktrace again") from None
 
 
 class _Target:

@@ -110,9 +110,7 @@ class BlockOwners:
 
         def still(ns_tid: int) -> bool:
             thread = tids.get(ns_tid)
-            if thread is None or thread.switches is None:
-                return False
-            return usage.switches(self._owners.pid, thread.tid) == thread.switches
+            return thread is not None and usage.has_run(self._owners.pid, thread) is False
 
         return HandAcquires(self._ways, shown, still)
 

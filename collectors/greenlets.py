@@ -20,6 +20,7 @@ from stucktrace.collectors import (
     cpython_objects,
     greenlet_objects,
     interpreter,
+    memory,
     python_frames,
     regions,
     source_lines,
@@ -41,7 +42,6 @@ FRAMES_S = 0.5
 _PARTLY = "they are searched for in memory, and there was more of it than time: more of them may wait"
 _NOWHERE = "none was found where they are searched for, though there must be some"
 _AGAIN = "run stucktrace again, on a quieter machine if it can be"
-_PERMISSION = "run as root, or with CAP_SYS_PTRACE in the target's user namespace"
 _HUBS = ("/gevent/hub.py", "/eventlet/hubs/hub.py", "/eventlet/hubs/asyncio.py")
 _POOLS = ("/gevent/threadpool.py", "/eventlet/tpool.py")
 
@@ -65,7 +65,7 @@ def collect(
     process: ProcessFact, threads: Sequence[ThreadFact], python: PythonFact | None, *, locks: bool
 ) -> Greenlets:
     """`locks`: which locks they hold is asked too. Raises CollectorError when none could be looked for."""
-    try:
+    with memory.reading(WHAT):
         mapped = regions.read(process.pid)
         found = interpreter.find(process.pid, mapped)
         reader = Reader(process.pid, mapped, Layout())
@@ -74,12 +74,6 @@ def collect(
         if walk is None or found is None or found.minor is None or not begin:
             raise CollectorError(WHAT, _unknown(found, begin), "none; the frames of its threads are shown")
         return _Target(walk, found.minor, _stacks(threads, python, mapped, process.pid)).read(begin, locks)
-    except (ProcessLookupError, FileNotFoundError):
-        raise CollectorError(WHAT, "the process ended", "") from None
-    except PermissionError:
-        raise CollectorError(WHAT, "its memory may not be read", _PERMISSION) from None
-    except OSError as error:
-        raise CollectorError(WHAT, f"its memory could not be read: {error.strerror}", "run stucktrace again") from None
 
 
 def _unknown(found: Interpreter | None, begin: Sequence[int]) -> str:

@@ -119,6 +119,4 @@ def in_call(pid: int, waiter: Waiter) -> bool:
 def woke(pid: int, thread: ThreadFact) -> bool:
     """It has run since it was looked at. A thread that waits again and again for a busy lock is its owner in between:
     who it waited for then is not known. One that polls with a timeout runs all the time, and is taken as it is."""
-    if thread.syscall is None or thread.syscall.endless is not True or thread.switches is None:
-        return False
-    return usage.switches(pid, thread.tid) != thread.switches
+    return thread.syscall is not None and thread.syscall.endless is True and bool(usage.has_run(pid, thread))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from stucktrace.collectors import import_locks, interpreter, libc, regions, source_lines
+from stucktrace.collectors import import_locks, interpreter, libc, memory, regions, source_lines
 from stucktrace.collectors.block_owners import BlockOwners
 from stucktrace.collectors.cpython_objects import LOCK_TYPES, QUEUE_TYPE, RLOCK_TYPE, Layout, LockObject, Reader
 from stucktrace.collectors.futexes import Wait
@@ -21,14 +21,12 @@ from stucktrace.collectors.interpreter import Interpreter
 from stucktrace.collectors.lock_owners import Owners
 from stucktrace.collectors.lock_waiters import Place, Waiter, in_call, look, wait_of, woke
 from stucktrace.collectors.regions import Regions
-from stucktrace.errors import CollectorError
 from stucktrace.facts import Frame, LockFact, LockOwner, ProcessFact, PythonFact, Relative, ThreadFact
 
 if TYPE_CHECKING:
     from stucktrace.collectors.semlocks import SemLocks
 
 WHAT = "locks"
-_PERMISSION = "run as root, or with CAP_SYS_PTRACE in the target's user namespace"
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def collect(
     calls = [(thread, wait) for thread in threads if (wait := wait_of(thread)) is not None]
     if not calls:
         return ()
-    try:
+    with memory.reading(WHAT):
         mapped = regions.read(process.pid)
         found = interpreter.find(process.pid, mapped)
         owners = Owners(process, threads, python, relatives, mapped)
@@ -88,12 +86,6 @@ def collect(
             Place(process.pid, mapped, libc.of(process.pid, mapped), owners.ns_tids),
         )
         return _collect(target, calls)
-    except (ProcessLookupError, FileNotFoundError):
-        raise CollectorError(WHAT, "the process ended", "") from None
-    except PermissionError:
-        raise CollectorError(WHAT, "its memory may not be read", _PERMISSION) from None
-    except OSError as error:
-        raise CollectorError(WHAT, f"its memory could not be read: {error.strerror}", "run stucktrace again") from None
 
 
 def _collect(target: _Target, calls: Sequence[tuple[ThreadFact, Wait]]) -> tuple[LockFact, ...]:

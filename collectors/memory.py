@@ -10,8 +10,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import struct
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+from stucktrace.errors import CollectorError
+
+PERMISSION = "run as root, or with CAP_SYS_PTRACE in the target's user namespace"
 MAX_BYTES = 16 << 20
 # The kernel takes at most UIO_MAXIOV vectors in one call.
 _MAX_VECTORS = 1024
@@ -33,6 +38,25 @@ if _readv is not None:
         ctypes.c_ulong,
         ctypes.c_ulong,
     )
+
+
+class MemoryChanged(CollectorError):
+    """What was there a moment ago is gone, or is not what it was."""
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Around a collector's reads: what they raise becomes a CollectorError that says why, or MemoryChanged."""
+    try:
+        yield
+    except (ProcessLookupError, FileNotFoundError):
+        raise CollectorError(what, "the process ended", "") from None
+    except PermissionError:
+        raise CollectorError(what, "its memory may not be read", PERMISSION) from None
+    except OSError as error:
+        raise MemoryChanged(what, f"its memory could not be read: {error.strerror}", "run stucktrace again") from None
+    except struct.error:
+        raise MemoryChanged(what, "its memory changed while it was read", "run stucktrace again") from None
 
 
 def read(pid: int, address: int, length: int) -> bytes:

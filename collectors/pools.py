@@ -7,12 +7,12 @@ starved. Source: process_vm_readv; nothing is stopped.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from stucktrace.collectors import (
     interpreter,
+    memory,
     pools_connections,
     pools_futures,
     pools_multiprocessing,
@@ -23,13 +23,11 @@ from stucktrace.collectors import (
 )
 from stucktrace.collectors.cpython_objects import Layout, Reader
 from stucktrace.collectors.pool_stacks import Stacks
-from stucktrace.errors import CollectorError
 from stucktrace.facts import PoolFact, ProcessFact, PythonFact, ThreadFact
 
 WHAT = "pools"
 _TRIES = 3
 """A thread that runs can change its frames while they are read."""
-_PERMISSION = "run as root, or with CAP_SYS_PTRACE in the target's user namespace"
 
 
 def collect(process: ProcessFact, threads: Sequence[ThreadFact], python: PythonFact | None) -> tuple[PoolFact, ...]:
@@ -37,17 +35,14 @@ def collect(process: ProcessFact, threads: Sequence[ThreadFact], python: PythonF
     if python is None or not any(_may_wait(thread, python) for thread in threads):
         return ()
     try:
-        target = _Target(process, threads, python)
-        first = target.read()
-        second = target.read() if first else []
-    except (ProcessLookupError, FileNotFoundError):
-        raise CollectorError(WHAT, "the process ended", "") from None
-    except PermissionError:
-        raise CollectorError(WHAT, "its memory may not be read", _PERMISSION) from None
-    except (OSError, struct.error):
+        with memory.reading(WHAT):
+            target = _Target(process, threads, python)
+            first = target.read()
+            second = target.read() if first else []
+    except memory.MemoryChanged:
         # Something changed while it was read.
         return ()
-    woke = {thread.tid for thread in threads if _woke(process.pid, thread)}
+    woke = {thread.tid for thread in threads if usage.has_run(process.pid, thread)}
     settled = (_settled(pool, woke) for pool in second if pool in first)
     return tuple(pool for pool in settled if pool.awaited)
 
@@ -104,7 +99,3 @@ def _settled(pool: PoolFact, woke: Collection[int]) -> PoolFact:
         awaited=() if moved else tuple(each for each in pool.awaited if each.tid not in woke),
         complete=pool.complete and not running,
     )
-
-
-def _woke(pid: int, thread: ThreadFact) -> bool:
-    return thread.switches is not None and usage.switches(pid, thread.tid) != thread.switches

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stucktrace.collectors import memory
 from stucktrace.errors import CollectorError
 
 DEADLINE_S = 2.0
@@ -231,7 +232,6 @@ def _plausible(thread: object) -> bool:
 _HANGS = "run stucktrace again; if it stays so, `py-spy dump --nonblocking --pid PID` shows where py-spy hangs"
 _OLD = "pip install --upgrade py-spy"
 _INCONSISTENT = "run stucktrace again: a busy process is read without stopping it, and that can fail"
-_PERMISSION = "run as root, or with CAP_SYS_PTRACE in the target's user namespace"
 
 
 def explain(errors: str, status: int) -> CollectorError:
@@ -240,7 +240,7 @@ def explain(errors: str, status: int) -> CollectorError:
     first = next((line.removeprefix("Error: ") for line in lines), f"py-spy ended with status {status}")
     lowered = errors.lower()
     if "permission denied" in lowered or "operation not permitted" in lowered or "(os error 1)" in lowered:
-        return CollectorError(WHAT, "py-spy may not read the process's memory", _PERMISSION)
+        return CollectorError(WHAT, "py-spy may not read the process's memory", memory.PERMISSION)
     if "no such process" in lowered or "check that the process is running" in lowered:
         return CollectorError(WHAT, "the process ended", "")
     if "failed to find python version" in lowered or "unsupported version" in lowered:

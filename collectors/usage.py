@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stucktrace.collectors.procfs import PAGE_BYTES, PF_EXITING, TICKS_PER_SECOND
+from stucktrace.facts import ThreadFact
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,11 @@ def switches(pid: int, tid: int | None = None) -> int | None:
         if found:
             return sum(map(int, found))
     return None
+
+
+def has_run(pid: int, thread: ThreadFact) -> bool | None:
+    """Since the look that this fact is of; None: that look did not tell how often it had run."""
+    return None if thread.switches is None else switches(pid, thread.tid) != thread.switches
 
 
 def wanted_cpu_s(pid: int) -> float | None:

@@ -20,7 +20,6 @@ from stucktrace.collectors.cpython_objects import Layout, Reader
 from stucktrace.collectors.python_frames import Frame, Walk
 from stucktrace.collectors.python_values import Values
 from stucktrace.collectors.regions import Regions
-from stucktrace.errors import CollectorError
 from stucktrace.facts import ProcessFact, PythonFact, ThreadFact, WorkFact
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 WHAT = "work in hand"
 DEADLINE_S = 0.1
 _MAX_DICTS = 1_000
-_PERMISSION = "run as root, or with CAP_SYS_PTRACE in the target's user namespace"
 
 
 @dataclass(frozen=True)
@@ -58,24 +56,21 @@ def collect(process: ProcessFact, threads: Sequence[ThreadFact], python: PythonF
     depths = {thread.tid: len(thread.frames) for thread in python.threads}
     slept_s = {thread.tid: thread.blocked_s or 0.0 for thread in threads}
     try:
-        mapped = regions.read(process.pid)
-        found = interpreter.find(process.pid, mapped)
-        reader = Reader(process.pid, mapped, Layout())
-        walk = python_frames.walk(reader, found, DEADLINE_S)
-        if walk is None or found is None or found.minor is None:
-            return ()
-        states = [(tid, state) for state in walk.states() if (tid := walk.owner(state, idents)) is not None]
-        target = _Target(walk, Values(reader, found.minor))
-        readings: dict[int, _Work] = {}
-        # Should the time not suffice for all: a thread that serves something has a deep stack.
-        for tid, state in sorted(states, key=lambda pair: -depths[pair[0]]):
-            if tid not in readings and (work := target.work(state, tid, tid in tasks)) is not None:
-                readings[tid] = work
-    except (ProcessLookupError, FileNotFoundError):
-        raise CollectorError(WHAT, "the process ended", "") from None
-    except PermissionError:
-        raise CollectorError(WHAT, "its memory may not be read", _PERMISSION) from None
-    except (OSError, struct.error):
+        with memory.reading(WHAT):
+            mapped = regions.read(process.pid)
+            found = interpreter.find(process.pid, mapped)
+            reader = Reader(process.pid, mapped, Layout())
+            walk = python_frames.walk(reader, found, DEADLINE_S)
+            if walk is None or found is None or found.minor is None:
+                return ()
+            states = [(tid, state) for state in walk.states() if (tid := walk.owner(state, idents)) is not None]
+            target = _Target(walk, Values(reader, found.minor))
+            readings: dict[int, _Work] = {}
+            # Should the time not suffice for all: a thread that serves something has a deep stack.
+            for tid, state in sorted(states, key=lambda pair: -depths[pair[0]]):
+                if tid not in readings and (work := target.work(state, tid, tid in tasks)) is not None:
+                    readings[tid] = work
+    except memory.MemoryChanged:
         # The list of the threads' states changed while it was read.
         return ()
     return tuple(
