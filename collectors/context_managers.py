@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _DEEPEST = 4
 _MAX_CALLBACKS = 256
-_TYPE_DICT, _TYPE_MRO = 264, 344
 _GENERATORS = ("_GeneratorContextManager", "_AsyncGeneratorContextManager")
 _ACQUIRE, _RELEASE = frozenset({"acquire", "__enter__"}), frozenset({"release", "__exit__"})
 
@@ -112,7 +111,7 @@ class Managers:
     def _is_of_threading(self, instance: int) -> bool:
         """Other classes have the name too, and do as they like in their blocks."""
         kind = self._walk.word(instance + 8)
-        module = self._values.mapping(self._walk.word(kind + _TYPE_DICT)).get("__module__", 0)
+        module = self._values.attributes_of_class(kind).get("__module__", 0)
         return self._values.text(module, 16) == "threading"
 
     def _is_lock(self, address: int) -> bool:
@@ -187,6 +186,6 @@ class Managers:
         """What an object's class has, and what it inherits."""
         kind = self._walk.word(instance + 8)
         found: dict[str, int] = {}
-        for each in reversed((self._values.items(self._walk.word(kind + _TYPE_MRO)) or ())[:-1]):
-            found |= self._values.mapping(self._walk.word(each + _TYPE_DICT))
+        for each in reversed(self._values.method_resolution_order(kind)[:-1]):
+            found |= self._values.attributes_of_class(each)
         return found

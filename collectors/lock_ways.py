@@ -15,7 +15,6 @@ from stucktrace.collectors.cpython_objects import LOCK_TYPES, RLOCK_TYPE
 from stucktrace.collectors.python_frames import Frame
 from stucktrace.collectors.python_stacks import Stacks
 
-_TYPE_DICT = 264
 PLAIN_TYPES = frozenset(
     {"", "int", "str", "bytes", "float", "bool", "NoneType", "tuple", "list", "dict", "set", "function", "module"}
     | {"method", "builtin_function_or_method", "generator", "cell", "code", *LOCK_TYPES, RLOCK_TYPE}
@@ -146,7 +145,7 @@ class Ways:
 
     def _class(self, kind: int) -> dict[str, int]:
         if kind not in self._classes:
-            self._classes[kind] = self._values.mapping(self.stacks.walk.word(kind + _TYPE_DICT))
+            self._classes[kind] = self._values.attributes_of_class(kind)
         return self._classes[kind]
 
     def _type_of(self, address: int) -> int:

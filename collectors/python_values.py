@@ -29,6 +29,7 @@ _MANAGED_DICT = 1 << 4
 _INLINE_VALUES = 1 << 2
 _DICT_SUBCLASS = 1 << 29
 _TYPE_FLAGS, _BASIC_SIZE, _DICT_OFFSET = 168, 32, 288
+_TYPE_DICT, _TYPE_MRO = 264, 344
 
 
 class Values:
@@ -142,6 +143,17 @@ class Values:
     def mapping(self, address: int) -> dict[str, int]:
         """Of a dict, every value whose key is a short string."""
         return self.entries_of([address], None)[0] or {}
+
+    def attributes_of_class(self, kind: int) -> dict[str, int]:
+        """What a class itself has, without what it inherits. Raises OSError."""
+        return self.mapping(self._pointer(kind + _TYPE_DICT))
+
+    def method_resolution_order(self, kind: int) -> tuple[int, ...]:
+        """A class, those it inherits from, `object` last. Raises OSError."""
+        return self.items(self._pointer(kind + _TYPE_MRO)) or ()
+
+    def _pointer(self, address: int) -> int:
+        return _word(memory.read(self._reader.pid, address, 8), 0)
 
     def pairs(self, address: int) -> list[tuple[int, int]] | None:
         """The addresses of a dict's keys and values, whatever the keys are; of a subclass too."""

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 
 from stucktrace.diagnosis import evidence, file_locks, graph
 from stucktrace.diagnosis.futexes import is_notified
-from stucktrace.diagnosis.lock_words import acquires_in, by_tid, held_in, title, waiters
+from stucktrace.diagnosis.lock_words import acquires_in, by_tid, held_in, place_of, title, waiters
 from stucktrace.diagnosis.waits import Wait
 from stucktrace.diagnosis.words import age, count, listing, process
 from stucktrace.facts import LockFact, LockOwner, Snapshot
@@ -57,7 +57,7 @@ def _steps(snapshot: Snapshot, tid: int, ends: tuple[str, ...]) -> Iterator[str]
             return
         if owner.tid in passed:
             again = "itself" if owner.tid == tid else f"{evidence.who(snapshot, owner.tid)} again"
-            place = held_in(snapshot, owner).removeprefix(", taken")
+            place = place_of(snapshot, owner)
             yield f"held by {again}{', which took it' if place else ''}{place}{CLOSED}"
             return
         yield f"held by {evidence.who(snapshot, owner.tid)}{held_in(snapshot, owner)}"

@@ -52,10 +52,14 @@ def holding(snapshot: Snapshot, owner: LockOwner) -> Frame | None:
 
 def held_in(snapshot: Snapshot, owner: LockOwner | None) -> str:
     """ ", taken in load (app.py:12)" by its `with` statement, " in load (app.py:14)" by the frame that holds it."""
+    place = place_of(snapshot, owner)
+    return f", taken{place}" if owner and owner.taken else place
+
+
+def place_of(snapshot: Snapshot, owner: LockOwner | None) -> str:
+    """ " in load (app.py:12)": where its owner took it or holds it; nothing where that is not known."""
     frame = holding(snapshot, owner) if owner else None
-    if owner is None or frame is None:
-        return ""
-    return f", taken in {evidence.where(frame)}" if owner.taken else f" in {evidence.where(frame)}"
+    return f" in {evidence.where(frame)}" if frame else ""
 
 
 def sure(lock: LockFact) -> bool:
@@ -97,8 +101,8 @@ def owner_line(snapshot: Snapshot, lock: LockFact) -> Evidence:
         text += f"; held {count(lock.count, 'time')}"
     if lock.note:
         text += f"; {lock.note}"
-    if place := held_in(snapshot, owner):
-        text += f"; {'taken' if owner and owner.taken else 'held'}{place.removeprefix(', taken')}"
+    if place := place_of(snapshot, owner):
+        text += f"; {'taken' if owner and owner.taken else 'held'}{place}"
     if owner and owner.assumes:
         text += f"; assuming that {owner.assumes}"
     return Evidence("process_vm_readv", "owner", shown, text)

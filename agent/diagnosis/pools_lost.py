@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from stucktrace.diagnosis import evidence, remedies
+from stucktrace.diagnosis.lock_words import since
 from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Evidence, Finding, Later
 from stucktrace.diagnosis.pools import caller, endless
 from stucktrace.diagnosis.waits import Wait, waits
@@ -52,11 +53,10 @@ def _waiters(snapshot: Snapshot, states: tuple[str, ...]) -> Iterator[tuple[Pool
 
 def _lost(snapshot: Snapshot, pool: PoolFact, wait: Wait, each: Awaited) -> Finding:
     name = evidence.who(snapshot, wait.tid)
-    since = f" has waited {age(wait.age_s)}" if wait.age_s is not None else " waits"
     return Finding(
         "work-lost",
         PROVEN,
-        f"{name}{since} for a result of {pool.name} on which nobody works: its task is in no queue, and all "
+        f"{name} {since(wait)} a result of {pool.name} on which nobody works: its task is in no queue, and all "
         f"{count(len(pool.members), 'worker process', 'worker processes')} wait for a next task; the one that had it "
         "is gone",
         evidence=(
@@ -98,13 +98,12 @@ def _lost(snapshot: Snapshot, pool: PoolFact, wait: Wait, each: Awaited) -> Find
 
 def _unsent(snapshot: Snapshot, pool: PoolFact, wait: Wait, each: Awaited) -> Finding:
     name = evidence.who(snapshot, wait.tid)
-    since = f" has waited {age(wait.age_s)}" if wait.age_s is not None else " waits"
     maker = f"pid {pool.made_by}" if pool.made_by is not None else "its parent"
     carriers = "threads" if pool.kind == "threads" else "threads that carry its tasks and results"
     return Finding(
         "work-lost",
         PROVEN,
-        f"{name}{since} for a result of {pool.name}, which this process has by fork: the pool's {carriers} are in "
+        f"{name} {since(wait)} a result of {pool.name}, which this process has by fork: the pool's {carriers} are in "
         f"{maker} alone, so the task is never begun",
         evidence=(
             Evidence(

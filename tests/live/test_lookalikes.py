@@ -23,7 +23,7 @@ import pytest
 from tests.harness import agent, command, kernel, targets
 
 WATCHED_S = 60.0
-ROUNDS = 3
+ROUNDS = 2
 AT_ONCE = 24
 """Processes in one run of the command."""
 ALONE = 3
