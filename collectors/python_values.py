@@ -17,7 +17,7 @@ from stucktrace.collectors.cpython_objects import Reader
 if TYPE_CHECKING:
     from datetime import datetime
 
-_MAX_ENTRIES = 1 << 12
+_MAX_ENTRIES = 1 << 15
 _MAX_ITEMS = 1 << 10
 _DIGIT_BITS = 30
 _DIGITS_AT_MOST = 4

@@ -1,0 +1,73 @@
+"""The modules that a Python process has imported, found in its memory: `sys.modules` of its main interpreter.
+
+The interpreter's state points to that dict; where, the headers of CPython 3.8 to 3.12 fix for a minor version
+(internal/pycore_interp.h: `modules`, from 3.12 on `imports.modules`) and from 3.13 on the runtime's own table of offsets
+says (`_Py_DebugOffsets.interpreter_state.imports_modules`). A dict is taken for it only if it holds the module `sys`.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterable
+
+from stucktrace.collectors import frame_offsets, memory
+from stucktrace.collectors.cpython_objects import Reader
+from stucktrace.collectors.interpreter import Interpreter
+from stucktrace.collectors.python_values import Values
+
+_OFFSETS = {(3, 8): 56, (3, 9): 856, (3, 10): 856, (3, 11): 888, (3, 12): 944}
+_TABLE = {(3, 13): 88, (3, 14): 96}
+"""Where `_Py_DebugOffsets` has the offset: 3.14 put `threads_main` before it."""
+_NAME_BYTES = 48 + 64
+"""A str that is ASCII: its head (40 bytes from 3.12 on), and as much of it as tells the names asked for."""
+
+
+class Modules:
+    """Modules by name. Raises OSError where the memory cannot be read."""
+
+    def __init__(self, reader: Reader, values: Values, entries: list[tuple[int, int]]) -> None:
+        self._reader = reader
+        self._values = values
+        self._keys = [key for key, _ in entries]
+        self._modules = [module for _, module in entries]
+        # A large application has thousands: the names are searched as one text, not each for itself.
+        heads = memory.read_each(reader.pid, self._keys, _NAME_BYTES)
+        self._text = b"".join(head.ljust(_NAME_BYTES, b"\xff") for head in heads)
+
+    def module(self, name: str) -> int | None:
+        """The address of the module object; None when it was not imported."""
+        for match in re.finditer(re.escape(name.encode()) + b"\0", self._text):
+            index = match.start() // _NAME_BYTES
+            if self._values.text(self._keys[index], len(name) + 1) == name:
+                return self._modules[index]
+        return None
+
+    def modules(self, names: Iterable[str]) -> dict[str, int]:
+        """Those of the names that were imported."""
+        return {name: found for name in names if (found := self.module(name))}
+
+
+def read(reader: Reader, values: Values, found: Interpreter | None) -> Modules | None:
+    """None for an interpreter whose layout is not known. Raises OSError."""
+    if found is None or found.runtime is None or found.free_threaded or found.minor not in frame_offsets.KNOWN:
+        return None
+    pid, runtime, minor = reader.pid, found.runtime[0], found.minor
+    offset = _OFFSETS.get(minor)
+    if offset is None:
+        table = memory.read(pid, runtime, 128)
+        if table[:8] != b"xdebugpy":
+            return None
+        (offset,) = struct.unpack_from("<Q", table, _TABLE[minor])
+    interpreters = frame_offsets.of(pid, minor, runtime).interpreters
+    (interpreter,) = memory.read_words(pid, [runtime + interpreters])
+    while interpreter:
+        (modules,) = memory.read_words(pid, [interpreter + offset])
+        entries = values.pairs(modules) if modules else None
+        # The list of interpreters begins with the newest; the main one is the last.
+        (following,) = memory.read_words(pid, [interpreter + frame_offsets.of(pid, minor, runtime).next_interpreter])
+        if not following and entries:
+            answer = Modules(reader, values, entries)
+            return answer if answer.module("sys") else None
+        interpreter = following
+    return None
