@@ -19,6 +19,7 @@ from stucktrace.facts import (
     Frame,
     NativeStack,
     PoolFact,
+    ProbeFact,
     ProcessFact,
     Snapshot,
     SocketFact,
@@ -294,7 +295,21 @@ def _socket(socket: SocketFact) -> Json:
         if peer
         else None,
         "conntrack": socket.conntrack,
+        "probe": _probe(socket.probe),
         "shared_with": list(socket.shared_with),
+    }
+
+
+def _probe(probe: ProbeFact | None) -> Json | None:
+    if probe is None:
+        return None
+    return {
+        "answer": probe.answer,
+        "tries": probe.tries,
+        "seconds": _seconds(probe.seconds),
+        "after_s": None if probe.after_s is None else round(probe.after_s, 6),
+        "error": probe.error or None,
+        "time": probe.time,
     }
 
 

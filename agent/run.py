@@ -40,6 +40,8 @@ class Options:
     """Of a stuck process it is counted how many of its siblings wait for the same: that reads their stacks too."""
     greenlets: bool = True
     """The suspended greenlets of a hub are listed; else they are looked for only where its thread waits for a lock."""
+    probe: bool = False
+    """The peer's TCP is asked whether the connection lives: the one thing that a look sends."""
     sightings: Sightings | None = None
     """Where the agent saw the conntrack entries of connections."""
 

@@ -202,7 +202,24 @@ struct socket_record {
 	__u32 netns_keepalive_interval_jiffies;
 	__u8 netns_syn_retries;
 	__u8 netns_retries2;
-	__u8 pad[6];
+	__u8 timestamps; /* enum timestamp_unit: its segments carry RFC 7323 time stamps */
+	__u8 receive_window_scale;
+	__u8 pad[4];
+	/* What a segment of this connection looks like now. */
+	__u32 snd_una;
+	__u32 snd_nxt;
+	__u32 rcv_nxt;
+	__u32 receive_window_bytes; /* as it was last advertised */
+	__u32 timestamp_recent; /* the peer's latest */
+	__u32 timestamp_offset; /* what is added to the clock */
+	__u32 mark; /* SO_MARK, for routing */
+	__s32 bound_interface; /* SO_BINDTODEVICE, or that of a link-local address; 0: any */
+};
+
+enum timestamp_unit {
+	TIMESTAMPS_NONE = 0,
+	TIMESTAMPS_MS = 1,
+	TIMESTAMPS_US = 2, /* from 6.7 on, where the route says so */
 };
 
 /* As sock_diag numbers them. */

@@ -81,6 +81,7 @@ struct sock_common {
 	__u16 skc_num;
 	unsigned short skc_family;
 	volatile unsigned char skc_state;
+	int skc_bound_dev_if;
 	unsigned long skc_flags;
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_daddr;
@@ -137,6 +138,7 @@ struct sock {
 	__u16 sk_type;
 	__u32 sk_ack_backlog;
 	__u32 sk_max_ack_backlog;
+	__u32 sk_mark;
 } CORE;
 
 /* From 6.19 on TCP's retransmission timer is the socket's own. */
@@ -178,8 +180,18 @@ struct inet_connection_sock___from_6_19 {
 	struct timer_list icsk_keepalive_timer;
 } CORE;
 
+struct tcp_options_received {
+	__u32 ts_recent;
+	__u16 tstamp_ok : 1, rcv_wscale : 4;
+} CORE;
+
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
+	struct tcp_options_received rx_opt;
+	__u32 snd_nxt;
+	__u32 rcv_wup;
+	__u32 rcv_wnd;
+	__u32 tsoffset;
 	__u32 snd_wnd;
 	__u32 copied_seq;
 	__u64 bytes_sent;
@@ -194,6 +206,10 @@ struct tcp_sock {
 	__u8 keepalive_probes;
 	unsigned int keepalive_time;
 	unsigned int keepalive_intvl;
+} CORE;
+
+struct tcp_sock___from_6_7 {
+	__u8 tcp_usec_ts : 1;
 } CORE;
 
 struct sockaddr_un {

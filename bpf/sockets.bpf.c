@@ -73,6 +73,25 @@ static __always_inline void read_timer(struct socket_record *record, struct tcp_
 	record->expires_jiffies = (__s32)(BPF_CORE_READ(timer, expires) - now);
 }
 
+static __always_inline void read_sequence(struct socket_record *record, struct tcp_sock *tp)
+{
+	struct tcp_sock___from_6_7 *newer = (void *)tp;
+	__s32 window = tp->rcv_wup + tp->rcv_wnd - tp->rcv_nxt;
+
+	record->snd_una = tp->snd_una;
+	record->snd_nxt = tp->snd_nxt;
+	record->rcv_nxt = tp->rcv_nxt;
+	record->receive_window_bytes = window > 0 ? window : 0;
+	record->receive_window_scale = BPF_CORE_READ_BITFIELD_PROBED(tp, rx_opt.rcv_wscale);
+	if (!BPF_CORE_READ_BITFIELD_PROBED(tp, rx_opt.tstamp_ok))
+		return;
+	record->timestamps = TIMESTAMPS_MS;
+	if (bpf_core_field_exists(newer->tcp_usec_ts) && BPF_CORE_READ_BITFIELD_PROBED(newer, tcp_usec_ts))
+		record->timestamps = TIMESTAMPS_US;
+	record->timestamp_recent = tp->rx_opt.ts_recent;
+	record->timestamp_offset = tp->tsoffset;
+}
+
 static __always_inline void read_tcp(struct socket_record *record, struct tcp_sock *tp, struct net *net, __u64 now)
 {
 	struct inet_connection_sock *icsk = &tp->inet_conn;
@@ -107,6 +126,7 @@ static __always_inline void read_tcp(struct socket_record *record, struct tcp_so
 		record->netns_retries2 = net->ipv4.sysctl_tcp_retries2;
 	}
 	read_timer(record, tp, now);
+	read_sequence(record, tp);
 }
 
 static __always_inline void emit_other(struct seq_file *seq, struct sock *sk, __u32 pid, __u32 fd, __u64 inode)
@@ -128,6 +148,8 @@ static __always_inline void emit_other(struct seq_file *seq, struct sock *sk, __
 	record.protocol = sk->sk_protocol;
 	record.state = sk->__sk_common.skc_state;
 	record.soft_error = sk->sk_err_soft;
+	record.mark = sk->sk_mark;
+	record.bound_interface = sk->__sk_common.skc_bound_dev_if;
 	if (record.family == AF_INET || record.family == AF_INET6) {
 		read_addresses(sk, record.local, record.remote);
 		record.local_port = sk->__sk_common.skc_num;

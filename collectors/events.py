@@ -239,7 +239,17 @@ class SocketRecord(ctypes.Structure):
         ("netns_keepalive_interval_jiffies", c_uint32),
         ("netns_syn_retries", c_uint8),
         ("netns_retries2", c_uint8),
-        ("pad", c_uint8 * 6),
+        ("timestamps", c_uint8),
+        ("receive_window_scale", c_uint8),
+        ("pad", c_uint8 * 4),
+        ("snd_una", c_uint32),
+        ("snd_nxt", c_uint32),
+        ("rcv_nxt", c_uint32),
+        ("receive_window_bytes", c_uint32),
+        ("timestamp_recent", c_uint32),
+        ("timestamp_offset", c_uint32),
+        ("mark", c_uint32),
+        ("bound_interface", c_int32),
     )
     pid: int
     fd: int
@@ -285,6 +295,16 @@ class SocketRecord(ctypes.Structure):
     netns_keepalive_interval_jiffies: int
     netns_syn_retries: int
     netns_retries2: int
+    timestamps: int
+    receive_window_scale: int
+    snd_una: int
+    snd_nxt: int
+    rcv_nxt: int
+    receive_window_bytes: int
+    timestamp_recent: int
+    timestamp_offset: int
+    mark: int
+    bound_interface: int
 
 
 class UnixSocketRecord(ctypes.Structure):

@@ -39,6 +39,11 @@ Exit status, the worst of all processes looked at (worst first):
 """
 
 
+PROBE_HELP = (
+    "Ask the peer's TCP whether the connection in question lives: up to three segments like a keepalive's, in 3 s. "
+    "Where the peer has forgotten it, its reset reaches the process too and ends its wait (ECONNRESET)."
+)
+
 DEADLINE_S = 60.0
 """Longer than any collector's own deadline: past it the kernel itself does not answer a read of /proc."""
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 from stucktrace.commands.common import (
+    PROBE_HELP,
     STARTED,
     STATUS_HELP,
     complete_pid,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line (schema stucktrace.report/1).")
 @click.option("--dot", "as_dot", is_flag=True, help="Who waits for whom as a Graphviz digraph: pipe it to dot -Tsvg.")
 @click.option("-v", "--verbose", is_flag=True, help="All threads, sockets and locks, all evidence.")
+@click.option("--probe", is_flag=True, help=PROBE_HELP)
 @look_options
 def command(
     *,
@@ -38,6 +41,7 @@ def command(
     as_json: bool,
     as_dot: bool,
     verbose: bool,
+    probe: bool,
     native: bool,
     show_locals: bool,
     engine: str,
@@ -53,7 +57,7 @@ def command(
         raise UsageError("--json and --dot are two answers", "ask for one of them")
     if not pids:
         leave(list_candidates(as_json))
-    options = options_of(engine, native, show_locals, sample_s, stuck_after_s)
+    options = replace(options_of(engine, native, show_locals, sample_s, stuck_after_s), probe=probe)
     wanted = tuple(dict.fromkeys(parse_pid(text) for text in pids))
     leave(worst(set(look(wanted, options, "json" if as_json else "dot" if as_dot else "text", verbose))))
 

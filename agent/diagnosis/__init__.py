@@ -23,6 +23,7 @@ from stucktrace.diagnosis import (
     network_inbound,
     network_loops,
     network_outage,
+    network_probe,
     network_sharing,
     network_silence,
     orphaned_locks,
@@ -75,7 +76,8 @@ def diagnose(snapshot: Snapshot, budgets: Budgets) -> Diagnosis:
     """The verdict on one snapshot. Never raises: a rule that fails on odd data becomes a finding that says so."""
     findings = [finding for rule in RULES for finding in _apply(rule, snapshot, budgets)]
     try:
-        ordered = judge.order(snapshot, budgets, behind.attach(snapshot, known_issues.attach(snapshot, findings)))
+        findings = behind.attach(snapshot, known_issues.attach(snapshot, findings))
+        ordered = network_probe.attach(snapshot, judge.order(snapshot, budgets, findings))
     except Exception as error:
         ordered = (failed("judge", error), *findings)
     edges = graph.edges(snapshot)

@@ -92,7 +92,7 @@ def _unanswered(snapshot: Snapshot, wait: Wait, socket: SocketFact, limit_s: flo
 
 def _dead(snapshot: Snapshot, wait: Wait, socket: SocketFact, budgets: Budgets, limit_s: float) -> Iterator[Finding]:
     outage = network_outage.find_outage(snapshot, socket, budgets)
-    if outage is None or (outage.since_s < limit_s and not network_outage.shows_early(socket)):
+    if outage is None or (outage.since_s < limit_s and not outage.ended and not network_outage.shows_early(socket)):
         return
     left_s = tcp_timers.gives_up_s(socket)
     ends = f"; the kernel gives up in about {age(left_s)}" if left_s is not None else ""
@@ -100,7 +100,7 @@ def _dead(snapshot: Snapshot, wait: Wait, socket: SocketFact, budgets: Budgets, 
     finding = _finding(snapshot, (wait, socket), ("half-open", outage.what), text, outage.evidence)
     # Whoever waits for it, what its packets need is gone.
     evicted = socket.conntrack == "absent" and outage.confidence == PROVEN
-    yield replace(finding, confidence=PROVEN) if evicted else finding
+    yield replace(finding, confidence=PROVEN) if evicted or outage.ended else finding
 
 
 def _full(snapshot: Snapshot, wait: Wait, socket: SocketFact, events: int, limit_s: float) -> Iterator[Finding]:

@@ -2,7 +2,8 @@
 
 Proof: data sent and not acknowledged under a growing timeout; or keepalive probes without an answer; or the flow's
 conntrack entry is gone where conntrack is hooked. Retransmits prove only "no path for N s": a cut of 9.5 s healed by
-itself at 13 s. So below 30 s without an ACK it is `likely`.
+itself at 13 s. So below 30 s without an ACK it is `likely`. A probe (--probe) that was answered settles it: an ACK
+means that it is not half-open, a reset that it is.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stucktrace.diagnosis import network, network_remedies, tcp_timers
+from stucktrace.diagnosis import network, network_probe, network_remedies, tcp_timers
 from stucktrace.diagnosis.model import LIKELY, POSSIBLE, PROVEN, WARNING, Budgets, Evidence, Finding
 from stucktrace.diagnosis.purposes import Purpose
 from stucktrace.diagnosis.waits import Wait
-from stucktrace.diagnosis.words import age, listing
+from stucktrace.diagnosis.words import age, count, listing
 from stucktrace.facts import Snapshot, SocketFact
 
 PROVEN_S = 30.0
@@ -29,6 +30,8 @@ class Outage:
     """ "nothing it sent has been acknowledged for 35 s"."""
     since_s: float
     evidence: tuple[Evidence, ...]
+    ended: bool = False
+    """The target's own TCP knows by now."""
 
 
 def half_open(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
@@ -54,22 +57,28 @@ def find_outage(snapshot: Snapshot, socket: SocketFact, budgets: Budgets) -> Out
     """Whether the other end of this connection is not heard any more, and how sure that is."""
     if socket.protocol != "tcp" or socket.state not in network.CONNECTED:
         return None
+    if network_probe.lives(socket):
+        return None
+    if network_probe.forgotten(socket):
+        return _forgotten(snapshot, socket)
     silence_s = tcp_timers.keepalive_silence_s(socket)
     if socket.unacked and socket.timer == "retransmit" and (socket.retransmits or socket.backoff):
         return _unacknowledged(snapshot, socket, budgets)
     if silence_s is not None and silence_s >= budgets.owed_s:
         return _unanswered(snapshot, socket, silence_s)
-    return None
+    return _silent(snapshot, socket)
 
 
 def _unacknowledged(snapshot: Snapshot, socket: SocketFact, budgets: Budgets) -> Outage | None:
     outage_s = tcp_timers.outage_s(socket)
     if outage_s is None:
         return None
+    # The probes were sent after the kernel's figures were read.
+    outage_s += network_probe.silent_s(socket)
     evicted = socket.conntrack == "absent" and not socket.conntrack_assumes
     if outage_s < budgets.owed_s and not shows_early(socket):
         return None
-    lines = list(network.retransmit_lines(snapshot, socket))
+    lines = [*_probe_lines(socket), *network.retransmit_lines(snapshot, socket)]
     what = f"nothing it sent has been acknowledged for {age(outage_s)}"
     # While ACKs still come (for other segments, or for keepalive of the same path) the peer is there: what is lost are
     # segments of one size or kind. That is an outage for the thread, and not a peer that is gone.
@@ -134,7 +143,9 @@ def _unanswered(snapshot: Snapshot, socket: SocketFact, silence_s: float) -> Out
     if keepalive.probes_unanswered < 2:
         return None
     probes = keepalive.probes_unanswered
+    silence_s += network_probe.silent_s(socket)
     lines = [
+        *_probe_lines(socket),
         Evidence(
             network.socket_source(snapshot),
             "probes_unanswered",
@@ -149,6 +160,31 @@ def _unanswered(snapshot: Snapshot, socket: SocketFact, silence_s: float) -> Out
     return Outage(PROVEN if silence_s >= PROVEN_S else LIKELY, what, silence_s, tuple(lines))
 
 
+def _probe_lines(socket: SocketFact) -> tuple[Evidence, ...]:
+    line = network_probe.line(socket)
+    return () if line is None else (line,)
+
+
+def _forgotten(snapshot: Snapshot, socket: SocketFact) -> Outage:
+    what = "its peer answered a probe with a reset: nobody there knows this connection any more"
+    lines = (*_probe_lines(socket), *network.retransmit_lines(snapshot, socket))
+    return Outage(PROVEN, what, tcp_timers.outage_s(socket) or 0.0, lines, ended=True)
+
+
+def _silent(snapshot: Snapshot, socket: SocketFact) -> Outage | None:
+    """Nothing is on its way, and probes had no answer. A young wait can be one that a short cut is about to let go."""
+    silent_s = network_probe.silent_s(socket)
+    if not silent_s or socket.probe is None:
+        return None
+    what = f"{count(socket.probe.tries, 'probe')} within {age(silent_s)} had no answer"
+    lines = (
+        *_probe_lines(socket),
+        *(line for line in network.retransmit_lines(snapshot, socket) if line.what == "last_ack_s"),
+        *network.option_lines(snapshot, socket),
+    )
+    return Outage(LIKELY, what, silent_s, lines)
+
+
 def _stuck(snapshot: Snapshot, wait: Wait, socket: SocketFact, outage: Outage) -> Finding:
     # A wait for data cannot be younger in its own words than the outage that keeps the data away.
     age_s = max(wait.age_s or 0.0, outage.since_s) if wait.polls or wait.sends else wait.age_s
@@ -158,13 +194,17 @@ def _stuck(snapshot: Snapshot, wait: Wait, socket: SocketFact, outage: Outage) -
     if outage.confidence != PROVEN:
         verdict = "the connection looks half-open; it may heal"
     ends = f"; the kernel gives up in about {age(left_s)}" if left_s is not None else ""
+    if outage.ended:
+        verdict, ends = "the connection was half-open", "; the same reset has ended this wait (ECONNRESET)"
     summary = f"{name} {network.waiting(wait, age_s, network.peer_name(socket))}; {outage.what}: {verdict}{ends}"
     finding = Finding(
         "half-open",
         outage.confidence,
         summary,
         evidence=(network.call_line(snapshot, wait, age_s), *network.frame_lines(wait), *outage.evidence),
-        now=network_remedies.now(snapshot, wait, socket),
+        now=network_remedies.look_again(snapshot, wait)
+        if outage.ended
+        else network_remedies.now(snapshot, wait, socket),
         later=network_remedies.notice_dead_peer(snapshot, wait, socket),
         chain=network.chain(snapshot, wait, outage.what),
     )
@@ -194,6 +234,7 @@ def _evicted(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
         if (
             socket.conntrack != "absent"
             or socket.conntrack_assumes
+            or network_probe.lives(socket)
             or find_outage(snapshot, socket, budgets) is not None
             or socket.peer is not None
         ):

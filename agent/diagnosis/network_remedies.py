@@ -50,6 +50,12 @@ def now(snapshot: Snapshot, wait: Wait, socket: SocketFact) -> tuple[Now, ...]:
     return (*steps, *end_connection(snapshot, wait, socket), *restart(snapshot))
 
 
+def look_again(snapshot: Snapshot, wait: Wait) -> tuple[Now, ...]:
+    """For a wait that the look itself has ended."""
+    do = f"stucktrace pid {snapshot.process.pid}"
+    return (Now(do, "none: the wait is over, and this shows what came after it", client_of(snapshot, wait).loses),)
+
+
 def check_path(snapshot: Snapshot, socket: SocketFact) -> tuple[Now, ...]:
     host, port = _split(socket.remote)
     return (

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stucktrace.diagnosis import behind, network, network_remedies, network_sharing, tcp_timers, waits
+from stucktrace.diagnosis import behind, network, network_probe, network_remedies, network_sharing, tcp_timers, waits
 from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Evidence, Finding
 from stucktrace.diagnosis.purposes import Purpose
 from stucktrace.diagnosis.waits import Wait
@@ -42,6 +42,8 @@ def peer_silent(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
         if network_sharing.is_self_call(snapshot, wait, socket, budgets) or network_sharing.is_shared(
             snapshot, wait, socket
         ):
+            continue
+        if network_probe.forgotten(socket) or network_probe.silent_s(socket):
             continue
         if wait.still is False and socket.window_received_bytes:
             continue
@@ -131,6 +133,8 @@ def _finding(snapshot: Snapshot, wait: Wait, socket: SocketFact, reason: Reason)
     name = network.thread_name(snapshot, wait.tid)
     lives = _knows_alive(socket)
     acknowledged = "everything sent is acknowledged" if socket.protocol == "tcp" else "the connection is open"
+    if network_probe.lives(socket):
+        acknowledged += f", {network_probe.answered(socket)},"
     summary = (
         f"{name} {network.waiting(wait, age_s, network.peer_name(socket))}; {acknowledged} and no answer comes: "
         f"{reason.text}"
@@ -154,6 +158,9 @@ def _finding(snapshot: Snapshot, wait: Wait, socket: SocketFact, reason: Reason)
 def _knows_alive(socket: SocketFact) -> Evidence:
     """Whether anything would notice if the peer were gone."""
     keepalive = socket.keepalive
+    asked = network_probe.line(socket)
+    if asked is not None:
+        return asked
     if socket.peer is not None:
         text = "the other end lives on this node, so the connection itself is whole"
         return Evidence("tcp_info", "alive", True, text)

@@ -14,7 +14,16 @@ from stucktrace.facts.calls import CallActivity, Syscall, ThreadFact
 from stucktrace.facts.greenlets import GreenletFact
 from stucktrace.facts.locks import FileLockFact, FileLockStep, LockFact, LockOwner, OwnerElsewhere, PipeFact
 from stucktrace.facts.native import NativeStack
-from stucktrace.facts.network import ConntrackFact, EpollFact, EpollWatch, Keepalive, Peer, SocketFact, TcpEvent
+from stucktrace.facts.network import (
+    ConntrackFact,
+    EpollFact,
+    EpollWatch,
+    Keepalive,
+    Peer,
+    ProbeFact,
+    SocketFact,
+    TcpEvent,
+)
 from stucktrace.facts.pools import Awaited, PoolFact, PoolMember
 from stucktrace.facts.process import MASTERS, ROLES, WORKERS, Container, ProcessFact, Relative, WorkerFact
 from stucktrace.facts.python import Frame, PythonFact, PythonThread, WorkFact
@@ -50,6 +59,7 @@ __all__ = [
     "PipeFact",
     "PoolFact",
     "PoolMember",
+    "ProbeFact",
     "ProcessFact",
     "PythonFact",
     "PythonThread",

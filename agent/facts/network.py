@@ -52,6 +52,25 @@ class Peer:
 
 
 @dataclass(frozen=True)
+class ProbeFact:
+    """What the peer's TCP answered when it was asked whether the connection lives. Source: own segments (--probe)."""
+
+    answer: str
+    """"alive" (it acknowledges), "reset" (it, or a firewall for it, knows nothing of the connection: the target's TCP
+    has heard that too), "unreachable" (nothing came back)."""
+    tries: int
+    """Segments sent, about a second apart."""
+    seconds: float
+    """From the first segment to the answer, or until nothing more was waited for."""
+    after_s: float | None = None
+    """From the segment that was answered to its answer."""
+    error: str = ""
+    """Why the last segment could not even be sent."""
+    time: float = 0.0
+    """CLOCK_REALTIME of the answer."""
+
+
+@dataclass(frozen=True)
 class SocketFact:
     """One socket of the target. Source: iter/task_file, else sock_diag, /proc/PID/net and getsockopt on a duplicate."""
 
@@ -121,6 +140,8 @@ class SocketFact:
     window_acked_bytes: int | None = None
     delayed_ack_pending: bool | None = None
     """True: data arrived and our ACK for it is still owed."""
+    probe: ProbeFact | None = None
+    """Only when it was asked for (--probe)."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,79 @@
+"""What the answer to a probe (--probe) says of a connection.
+
+An ACK proves that the peer's TCP has the connection: it is not half-open, whatever is retransmitted. A reset proves
+that nobody has it any more. Silence is an outage of a few seconds, seen at first hand: it adds to one that is known,
+and a cut may still heal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from stucktrace.diagnosis.model import Evidence, Finding
+from stucktrace.diagnosis.words import age, count
+from stucktrace.facts import Snapshot, SocketFact
+
+SOURCE = "tcp probe"
+
+
+def lives(socket: SocketFact) -> bool:
+    """The peer's TCP answered."""
+    return socket.probe is not None and socket.probe.answer == "alive"
+
+
+def forgotten(socket: SocketFact) -> bool:
+    """The peer, or a firewall in its place, answered with a reset."""
+    return socket.probe is not None and socket.probe.answer == "reset"
+
+
+def silent_s(socket: SocketFact) -> float:
+    """For how long probes had no answer; 0: none was sent, or one was answered."""
+    return socket.probe.seconds if socket.probe is not None and socket.probe.answer == "unreachable" else 0.0
+
+
+def answered(socket: SocketFact) -> str:
+    """The answer of a peer that lives, as part of a summary."""
+    assert socket.probe is not None
+    return f"its TCP answered a probe just now, within {_short(socket.probe.after_s)}"
+
+
+def line(socket: SocketFact) -> Evidence | None:
+    """The answer as evidence."""
+    probe = socket.probe
+    if probe is None:
+        return None
+    tries = count(probe.tries, "probe")
+    text = f"the TCP of {socket.remote} acknowledged a probe within {_short(probe.after_s)}: it has the connection"
+    if probe.answer == "alive" and socket.unacked and socket.retransmits:
+        text += ", so the path is there again or loses only some segments (large ones, say)"
+    elif probe.answer == "reset":
+        text = (
+            f"{socket.remote} answered a probe with a reset of the expected sequence number within "
+            f"{_short(probe.after_s)}: there, or at a firewall on the way, nobody knows the connection"
+        )
+    elif probe.answer == "unreachable":
+        text = f"{tries} within {age(probe.seconds)} had no answer, and nothing else came from {socket.remote}"
+        if probe.error:
+            text = f"{tries} to {socket.remote} could not leave this host: {probe.error}"
+    return Evidence(SOURCE, "probe", probe.answer, text, time=probe.time or None)
+
+
+def attach(snapshot: Snapshot, findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The findings, each with the answer of the peer of its connection, where that was asked."""
+    return tuple(_attached(snapshot, finding) for finding in findings)
+
+
+def _attached(snapshot: Snapshot, finding: Finding) -> Finding:
+    socket = snapshot.socket(finding.fd)
+    said = line(socket) if socket is not None else None
+    if said is None or any(each.source == SOURCE for each in finding.evidence):
+        return finding
+    return replace(finding, evidence=(*finding.evidence, said))
+
+
+def _short(seconds: float | None) -> str:
+    """An answer comes in milliseconds."""
+    if seconds is None:
+        return "an unknown time"
+    return f"{seconds * 1000:.1f} ms" if seconds < 0.1 else age(seconds)

@@ -1,0 +1,65 @@
+"""--probe: asks the peers' TCP whether the connections that a diagnosis is about live, and has it diagnosed again.
+
+Off by default: it sends segments in the name of the process, and where the peer answers with a reset the connection
+ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from stucktrace.diagnosis import diagnose, network
+from stucktrace.diagnosis.model import Diagnosis
+from stucktrace.facts import Missing, ProbeFact, Snapshot, SocketFact
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from stucktrace.collectors.kernel import Kernel
+    from stucktrace.run import Run
+
+MOST_CONNECTIONS = 16
+
+
+def ask(pid: int, sockets: Iterable[SocketFact], kernel: Kernel | None) -> Mapping[int, ProbeFact]:
+    """inode -> the answer, for those that are established TCP connections. CollectorError where it cannot be done."""
+    from stucktrace.collectors import tcp_probe
+
+    inodes = [socket.inode for socket in sockets if _is_open(socket)]
+    return tcp_probe.probe(pid, inodes[:MOST_CONNECTIONS], kernel)
+
+
+def probed(run: Run, snapshot: Snapshot, diagnosis: Diagnosis) -> tuple[Snapshot, Diagnosis]:
+    """With the answers of the peers, where it was asked for, and what they say."""
+    if not run.options.probe:
+        return snapshot, diagnosis
+    pid = snapshot.process.pid
+    sockets = _in_question(snapshot, diagnosis)
+    answers = run.collect("probe", {}, partial(ask, pid, sockets, run.kernel), pid) if sockets else {}
+    if not sockets:
+        because = "no thread waits for an established TCP connection"
+        run.miss(Missing("probe of the connection", because, "stucktrace amqp PID --probe asks all of AMQP"), pid)
+    elif not answers and not run.missing.get(pid):
+        run.miss(Missing("probe of the connection", "it ended by itself meanwhile", "look again"), pid)
+    asked = tuple(
+        replace(socket, probe=answers[socket.inode]) if socket.inode in answers else socket
+        for socket in snapshot.sockets
+    )
+    missing = tuple(dict.fromkeys((*snapshot.seen.missing, *run.missing.get(pid, ()))))
+    snapshot = replace(snapshot, sockets=asked, seen=replace(snapshot.seen, missing=missing))
+    return snapshot, diagnose(snapshot, run.options.budgets)
+
+
+def _in_question(snapshot: Snapshot, diagnosis: Diagnosis) -> tuple[SocketFact, ...]:
+    """The connections that findings are about, and those that a thread waits for; the verdict's first."""
+    about = (snapshot.socket(finding.fd) for finding in diagnosis.findings)
+    waited = (socket for _, socket in network.connected_waits(snapshot))
+    found = {socket.inode: socket for socket in (*about, *waited) if socket is not None and _is_open(socket)}
+    return tuple(found.values())
+
+
+def _is_open(socket: SocketFact) -> bool:
+    return socket.protocol == "tcp" and socket.state == "ESTABLISHED"

@@ -1,0 +1,218 @@
+"""Asks the peer's TCP whether a connection still lives, without touching the socket of the process that owns it.
+
+One segment shaped like the kernel's own keepalive probe (no data, one before what the peer has acknowledged) makes a
+living peer acknowledge and one that knows nothing of the connection reset it; silence after three says that nothing
+comes back. Its numbers and time stamps come from the sockets iterator just before each segment (with time stamps in
+use, RFC 7323 has a segment without them dropped); it is built, sent and its answer heard by tcp_probe_child.py. A reset
+reaches the target's own TCP too, and ends the connection there, as it would end it with the next byte that it sends.
+Needs BPF, CAP_NET_RAW, and for another network namespace CAP_SYS_ADMIN. A probe changes nothing else at the target, but
+conntrack on the way may take it for a new flow where it forgot the old one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from stucktrace.collectors import events, netns
+from stucktrace.collectors.addresses import bare
+from stucktrace.collectors.events import SocketRecord
+from stucktrace.collectors.kernel import Kernel
+from stucktrace.errors import CollectorError
+from stucktrace.facts import ProbeFact
+
+WHAT = "probe of the connection"
+CHILD = Path(__file__).with_name("tcp_probe_child.py")
+TRIES = 3
+TRY_S = 0.9
+"""Longer than tcp_invalid_ratelimit, by which Linux answers such a segment of one connection only every 500 ms."""
+START_S = 15.0
+ANSWER_S = 5.0
+"""More than a try takes, on a machine busy to death."""
+TCP, ESTABLISHED = 6, 1
+MS_NS, US_NS = 1_000_000, 1_000
+STAMP_NS = {1: MS_NS, 2: US_NS}
+"""enum timestamp_unit: how long one tick of a connection's time stamps is."""
+WORD = 1 << 32
+
+
+def probe(pid: int, inodes: Collection[int], kernel: Kernel | None) -> Mapping[int, ProbeFact]:
+    """inode -> what the peer's TCP said, for those of `inodes` that are established TCP connections of `pid`.
+
+    One that ended by itself meanwhile, or that its peer closed, is left out: nothing was learned. Takes up to 3 s, all
+    at once. CollectorError where it cannot be done at all.
+    """
+    if kernel is None:
+        raise CollectorError(
+            WHAT, "the sequence numbers of a connection are told by BPF alone", "CAP_BPF and CAP_PERFMON, --engine core"
+        )
+    records = _records(kernel, pid, inodes)
+    if not records:
+        return {}
+    order = tuple(records)
+    with _child(pid, [_connection(records[inode]) for inode in order]) as child:
+        return _ask(child, kernel, pid, order)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """How far the asking for one connection is."""
+
+    began: float
+    tries: int = 0
+    error: str = ""
+
+
+def _ask(child: subprocess.Popen[bytes], kernel: Kernel, pid: int, order: tuple[int, ...]) -> dict[int, ProbeFact]:
+    open_ones = {inode: _Asked(time.monotonic()) for inode in order}
+    found: dict[int, ProbeFact] = {}
+    for number in range(1, TRIES + 1):
+        records = _records(kernel, pid, open_ones)
+        open_ones = {inode: asked for inode, asked in open_ones.items() if inode in records}
+        if not open_ones:
+            break
+        segments = [_segment(order.index(inode), records[inode]) for inode in open_ones]
+        for answer in _say(child, {"segments": segments, "wait_s": TRY_S}, TRY_S + ANSWER_S):
+            inode = order[answer["index"]]
+            asked = replace(open_ones[inode], tries=number, error=answer["error"])
+            open_ones[inode] = asked
+            said = answer["answer"]
+            if answer["finished"]:
+                # It closes at this very moment: a reset now would say nothing of the time before.
+                del open_ones[inode]
+            elif said == "reset" and _outlives(kernel, pid, inode):
+                continue
+            elif said:
+                del open_ones[inode]
+                found[inode] = _fact(said, asked, answer["after_s"])
+    return found | {inode: _fact("unreachable", asked, None) for inode, asked in open_ones.items()}
+
+
+def _fact(said: str, asked: _Asked, after_s: float | None) -> ProbeFact:
+    return ProbeFact(said, asked.tries, time.monotonic() - asked.began, after_s, asked.error, time.time())
+
+
+def _outlives(kernel: Kernel, pid: int, inode: int) -> bool:
+    """The target's own TCP did not believe the reset: it was forged, or old."""
+    for _ in range(5):
+        if inode not in _records(kernel, pid, (inode,)):
+            return False
+        # A process inside a call on its socket takes it up when that call lets it.
+        time.sleep(0.02)
+    return True
+
+
+def _records(kernel: Kernel, pid: int, inodes: Collection[int]) -> dict[int, SocketRecord]:
+    """The established TCP connections among `inodes`, as they are now."""
+    data = kernel.iterate("sockets", pid)
+    found = {}
+    for kind, offset in events.split(data):
+        if kind == SocketRecord.KIND:
+            record = SocketRecord.from_buffer_copy(data, offset)
+            if record.inode in inodes and record.protocol == TCP and record.state == ESTABLISHED:
+                found[record.inode] = record
+    return found
+
+
+def _connection(record: SocketRecord) -> dict[str, Any]:
+    size = 4 if record.family == socket.AF_INET else 16
+    local, remote = (bare(bytes(address)[:size]) for address in (record.local, record.remote))
+    family = socket.AF_INET if len(remote) == 4 else socket.AF_INET6
+    return {
+        "family": family,
+        "local": socket.inet_ntop(family, local),
+        "remote": socket.inet_ntop(family, remote),
+        "local_port": record.local_port,
+        "remote_port": record.remote_port,
+        "mark": record.mark,
+        "interface": record.bound_interface,
+    }
+
+
+def _segment(index: int, record: SocketRecord) -> dict[str, Any]:
+    """As the kernel's tcp_xmit_probe_skb and tcp_established_options would have it now."""
+    stamps = None
+    if record.timestamps:
+        # Never ahead of the connection's own clock: the peer would drop its next segments as old.
+        now = record.now_ns // STAMP_NS[record.timestamps] + record.timestamp_offset
+        stamps = [now % WORD, record.timestamp_recent]
+    return {
+        "index": index,
+        "seq": (record.snd_una - 1) % WORD,
+        "ack": record.rcv_nxt,
+        "window": min(record.receive_window_bytes >> record.receive_window_scale, 0xFFFF),
+        "stamps": stamps,
+    }
+
+
+@contextmanager
+def _child(pid: int, connections: list[dict[str, Any]]) -> Iterator[subprocess.Popen[bytes]]:
+    """The program that sends and listens, ready, in the network namespace of `pid`."""
+    inherited = _namespace(pid)
+    child = subprocess.Popen(
+        # Isolated: what stands beside the program or in PYTHONPATH is not imported.
+        [sys.executable, "-I", str(CHILD)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        pass_fds=() if inherited is None else (inherited,),
+        # scapy would keep a cache in the home folder.
+        env={**os.environ, "XDG_CACHE_HOME": "/dev/null", "XDG_CONFIG_HOME": "/dev/null"},
+        start_new_session=True,
+    )
+    try:
+        _say(child, {"netns": inherited, "connections": connections}, START_S)
+        yield child
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+        for stream in (child.stdin, child.stdout):
+            if stream is not None:
+                with suppress(OSError):
+                    stream.close()
+        if inherited is not None:
+            os.close(inherited)
+
+
+def _namespace(pid: int) -> int | None:
+    """The target's network namespace to enter; None: it is ours."""
+    try:
+        if netns.inode_of(pid) == netns.own():
+            return None
+        return os.open(netns.path_of(pid), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _refused(error.strerror or str(error)) from None
+
+
+def _say(child: subprocess.Popen[bytes], message: dict[str, Any], within_s: float) -> Any:
+    """The child's answer to one line."""
+    assert child.stdin is not None and child.stdout is not None
+    try:
+        child.stdin.write(json.dumps(message).encode() + b"\n")
+        child.stdin.flush()
+        ready = select.select([child.stdout], [], [], within_s)[0]
+        line = child.stdout.readline() if ready else b""
+    except BrokenPipeError:
+        line = b""
+    if not line:
+        raise CollectorError(WHAT, "the program that sends it ended or did not answer in time", "try again")
+    answer = json.loads(line)
+    if isinstance(answer, dict) and "error" in answer:
+        raise _refused(answer["error"])
+    return answer
+
+
+def _refused(because: str) -> CollectorError:
+    return CollectorError(WHAT, because, "CAP_NET_RAW, and CAP_SYS_ADMIN to enter the network namespace of the process")
