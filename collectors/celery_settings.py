@@ -9,7 +9,6 @@ Everything is read twice and has to agree. Nothing is said of a setting that cou
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from stucktrace.collectors import (
     celery_names,
     celery_worker,
     interpreter,
+    memory,
     python_modules,
     regions,
     startup,
@@ -28,12 +28,10 @@ from stucktrace.collectors.interpreter import Interpreter
 from stucktrace.collectors.python_classes import Objects
 from stucktrace.collectors.python_literals import Literal, Literals, Other
 from stucktrace.collectors.python_values import Values
-from stucktrace.errors import CollectorError
 from stucktrace.facts import ProcessFact, settings
 from stucktrace.facts.settings import SettingFact
 
 WHAT = "Celery's settings"
-_PERMISSION = "run as root, or with CAP_SYS_PTRACE in the target's user namespace"
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+._-]{0,40})://([^/?#;]*)")
 _HOST = re.compile(r"[A-Za-z0-9._-]+(?::\d{1,5})?|\[[0-9A-Fa-f:.]+\](?::\d{1,5})?")
 _WORD = re.compile(r"[A-Za-z0-9_.+-]{1,60}")
@@ -65,20 +63,16 @@ def open_target(pid: int) -> Target | None:
 
 def collect(process: ProcessFact) -> tuple[SettingFact, ...]:
     """() for a process without Celery. Raises CollectorError when its memory may not be read."""
-    try:
+    with memory.reading(WHAT):
         target = open_target(process.pid)
         if target is None or target.modules.module(celery_apps.STATE) is None:
             return ()
-        for _ in range(3):
-            first = read(target)
-            if first == read(target):
+        first = read(target)
+        for _ in range(2):
+            again = read(target)
+            if first == again:
                 return first
-    except (ProcessLookupError, FileNotFoundError):
-        raise CollectorError(WHAT, "the process ended", "") from None
-    except PermissionError:
-        raise CollectorError(WHAT, "its memory may not be read", _PERMISSION) from None
-    except (OSError, struct.error):
-        pass
+            first = again
     return ()
 
 
@@ -96,6 +90,7 @@ def read(target: Target) -> tuple[SettingFact, ...]:
     app = (
         _fact("app", apps[0].name, settings.MEMORY, others=others),
         _fact("app_state", state, settings.MEMORY),
+        _fact("app_namespace", apps[0].prefix, settings.MEMORY),
         _fact("app_settings", apps[0].source or _project(apps[0]), settings.MEMORY),
     )
     return (*app, *found.values())

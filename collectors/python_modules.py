@@ -1,8 +1,9 @@
 """The modules that a Python process has imported, found in its memory: `sys.modules` of its main interpreter.
 
 The interpreter's state points to that dict; where, the headers of CPython 3.8 to 3.12 fix for a minor version
-(internal/pycore_interp.h: `modules`, from 3.12 on `imports.modules`) and from 3.13 on the runtime's own table of offsets
-says (`_Py_DebugOffsets.interpreter_state.imports_modules`). A dict is taken for it only if it holds the module `sys`.
+(internal/pycore_interp.h: `modules`, from 3.12 on `imports.modules`), and from 3.13 on the runtime's own table of
+offsets says (`_Py_DebugOffsets.interpreter_state.imports_modules`). A dict is taken for it only if it holds the module
+`sys`.
 """
 
 from __future__ import annotations

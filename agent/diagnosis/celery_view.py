@@ -1,0 +1,99 @@
+"""Celery's settings by name, as the traps ask for them; and how the project would write one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stucktrace.facts.settings import DEFAULT, SettingFact, Value
+
+TRANSPORT = "broker_transport_options"
+SOCKET = f"{TRANSPORT}.socket_settings"
+NOT_SET = "not set"
+"""`SettingFact.source` of an option that the process does not have, though `others` set it."""
+_AMQP = ("amqp", "amqps", "pyamqp", "librabbitmq", "qpid")
+_REDIS = ("redis", "rediss", "sentinel", "redis+socket", "rediss+socket", "valkey", "valkeys")
+
+
+@dataclass(frozen=True)
+class View:
+    facts: dict[str, SettingFact]
+
+    @classmethod
+    def of(cls, settings: Sequence[SettingFact]) -> View:
+        return cls({fact.name: fact for fact in settings if fact.subject == "celery"})
+
+    def fact(self, name: str) -> SettingFact | None:
+        """One whose value is known, and which the process has."""
+        found = self.facts.get(name)
+        return found if found is not None and found.known and found.source != NOT_SET else None
+
+    def value(self, name: str) -> Value:
+        """None also for one that is not set or not known."""
+        found = self.fact(name)
+        return found.value if found is not None else None
+
+    def given(self, name: str) -> SettingFact | None:
+        """One that somebody set."""
+        found = self.fact(name)
+        return found if found is not None and found.source != DEFAULT else None
+
+    def sure(self, name: str) -> bool:
+        """Whether what is said of it, its absence too, is known."""
+        found = self.facts.get(name)
+        return found.known if found is not None else self.facts[TRANSPORT].known if TRANSPORT in self.facts else False
+
+    def option(self, name: str) -> Value:
+        """Of the transport's options."""
+        return self.value(f"{TRANSPORT}.{name}")
+
+    def lacks(self, name: str) -> bool:
+        """The transport's options are known, and have no such one."""
+        return self.sure(TRANSPORT) and self.fact(f"{TRANSPORT}.{name}") is None and self.sure(f"{TRANSPORT}.{name}")
+
+    def spelled(self, name: str) -> str:
+        """As the project writes this setting: with its namespace."""
+        prefix = str(self.value("app_namespace") or "")
+        full = f"{prefix}{name}"
+        return full.upper() if prefix.isupper() else full
+
+    @property
+    def amqp(self) -> bool:
+        return self._scheme() in _AMQP
+
+    @property
+    def redis(self) -> bool:
+        return self._scheme() in _REDIS
+
+    def _scheme(self) -> str:
+        url = self.value("broker_write_url") or self.value("broker_url")
+        # Celery's own default is RabbitMQ on this machine.
+        named = str(url or self.value("broker_transport") or ("" if "broker_url" not in self.facts else "amqp"))
+        return named.partition("://")[0]
+
+
+def number(value: Value) -> float | None:
+    """A number, also one that was written as text; None for True and False."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return float(value) if value is not None else None
+    except ValueError:
+        return None
+
+
+def shown(value: Value) -> str:
+    """As it stands in a settings file."""
+    return repr(value)
+
+
+def add(view: View, key: str, value: Value) -> str:
+    """The line that puts an option among the transport's."""
+    return f'"{key}": {shown(value)} in {view.spelled(TRANSPORT)}'
+
+
+def evidence(fact: SettingFact | None) -> tuple[str, ...]:
+    if fact is None:
+        return ()
+    lost = f", over {shown(fact.others[0][1])} ({fact.others[0][0]})" if fact.others else ""
+    return (f"{fact.name} = {shown(fact.value)} ({fact.source}){lost}",)

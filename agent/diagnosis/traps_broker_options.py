@@ -1,0 +1,195 @@
+"""Traps in the options of Celery's broker connections, those of AMQP and of Redis.
+
+Measured with celery 5.7.0, kombu 5.7.0, amqp 5.4.2 and RabbitMQ 3.10 unless a rule says otherwise:
+- `broker_heartbeat=30` alone: a publisher's connection negotiates 0; `broker_transport_options={"heartbeat": 30}`: 30.
+- A publisher with a heartbeat that sends nothing for a while is closed by the broker (nothing sends beats for it): the
+  next publish meets ECONNRESET, and arrives by Celery's retry; with `task_publish_retry=False` it fails.
+- `socket_settings={"TCP_KEEPIDLE": 10}`: each connect raises TypeError; so does {"4": 10} and {4: 10.0}. A worker ends.
+- A confirm that does not come (broker stopped): publish waits without end. `confirm_timeout` among the transport's
+  options is ignored; given to `apply_async` (5.2 to 5.7) it ends the wait, and closing the channel waits instead.
+  `read_timeout=3` ends all of it: after 9 s.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator
+
+from stucktrace.diagnosis.celery_view import SOCKET, TRANSPORT, View, add, evidence, number, shown
+from stucktrace.facts.settings import ERROR, OK, WARN, Check, SettingFact, Value
+
+VISIBILITY_S = 3600.0
+"""kombu/transport/redis.py."""
+_SOCKET_KEY = re.compile(r"\[(.+)\]$", re.DOTALL)
+_NAMES = {
+    str(int(getattr(socket, name))): f"socket.{name}"
+    for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT", "TCP_NODELAY", "TCP_SYNCNT")
+}
+
+
+def checks(view: View) -> Iterator[Check]:
+    if view.amqp:
+        yield from _heartbeat(view)
+        yield from _socket_settings(view)
+        yield from _confirm(view)
+    if view.redis:
+        yield from _visibility(view)
+        yield from _redis_silence(view)
+
+
+def _heartbeat(view: View) -> Iterator[Check]:
+    """`broker_heartbeat` is for connections that consume; `app.connection()` of a publisher is made without it."""
+    top, option = view.given("broker_heartbeat"), f"{TRANSPORT}.heartbeat"
+    beat = number(view.option("heartbeat"))
+    if top is not None and not top.value and not beat:
+        yield Check(
+            "no-consumer-heartbeat",
+            WARN,
+            f"broker_heartbeat = {shown(top.value)}: neither worker nor broker notices that their connection died",
+            evidence(top),
+            f"{view.spelled('broker_heartbeat')} = 30",
+        )
+    if beat:
+        fact = view.fact(option)
+        text = f"publishers and consumers negotiate a heartbeat of {beat:g} s ({option})"
+        yield Check("publisher-heartbeat", OK, text, evidence(fact))
+    elif top is not None and top.value and view.sure(option) and view.sure(TRANSPORT):
+        yield Check(
+            "publisher-heartbeat",
+            WARN,
+            f"broker_heartbeat = {shown(top.value)} never reaches connections that publish: they negotiate 0 (none)",
+            (*evidence(top), f"{option} is not set; it is the one that publishers take"),
+            add(view, "heartbeat", top.value if number(top.value) else 30),
+        )
+    retry = view.given("task_publish_retry")
+    if beat and retry is not None and retry.value is False:
+        yield Check(
+            "heartbeat-without-retry",
+            WARN,
+            f"the broker closes a publisher's idle connection after about {2 * beat:g} s without its heartbeats, and "
+            "task_publish_retry = False lets the next publish fail on it",
+            (*evidence(view.fact(option)), *evidence(retry)),
+            f"{view.spelled('task_publish_retry')} = True",
+        )
+
+
+def _socket_settings(view: View) -> Iterator[Check]:
+    """py-amqp hands each key and value to setsockopt(SOL_TCP, key, value) as it is."""
+    held = {match[1]: fact for name, fact in view.facts.items() if (match := _table(name, SOCKET))}
+    wrong = {key: fact for key, fact in held.items() if not key.lstrip("-").isdigit()}
+    if wrong:
+        fixed = {_constant(key): fact.value for key, fact in held.items()}
+        yield Check(
+            "string-keys",
+            ERROR,
+            f"socket_settings has {_keys(wrong)}: every connection to the broker fails with TypeError, for a key has "
+            "to be a number such as socket.TCP_KEEPIDLE",
+            tuple(line for fact in wrong.values() for line in evidence(fact)),
+            f'import socket; in {view.spelled(TRANSPORT)}: "socket_settings": '
+            f"{{{', '.join(f'{key}: {shown(value)}' for key, value in fixed.items())}}}",
+        )
+        return
+    values = {key: fact for key, fact in held.items() if fact.known and not isinstance(fact.value, int)}
+    if values:
+        key, fact = next(iter(values.items()))
+        yield Check(
+            "socket-values",
+            ERROR,
+            f"socket_settings[{key}] = {shown(fact.value)}: every connection to the broker fails with TypeError, for a "
+            "value has to be a whole number",
+            evidence(fact),
+            f'in {view.spelled(TRANSPORT)}: "socket_settings": {{{_named(key)}: {_whole(fact.value)}}}',
+        )
+    elif held:
+        yield Check("string-keys", OK, "the keys of socket_settings are numbers", evidence(next(iter(held.values()))))
+
+
+def _confirm(view: View) -> Iterator[Check]:
+    """What ends the wait for a confirm that does not come."""
+    option = view.fact(f"{TRANSPORT}.confirm_publish")
+    if option is None or not option.value:
+        return
+    ignored, read = view.fact(f"{TRANSPORT}.confirm_timeout"), number(view.option("read_timeout"))
+    if read:
+        text = (
+            f"each publish waits for the broker's confirm; read_timeout ends every wait for the broker after {read:g} s"
+        )
+        yield Check("confirm-timeout", OK, text, evidence(view.fact(f"{TRANSPORT}.read_timeout")))
+    elif ignored is not None and view.lacks("read_timeout"):
+        yield Check(
+            "confirm-timeout",
+            WARN,
+            f"confirm_timeout = {shown(ignored.value)} in {TRANSPORT} is ignored: a publish waits for its confirm "
+            "without end",
+            evidence(ignored),
+            add(view, "read_timeout", ignored.value),
+        )
+    elif view.lacks("read_timeout"):
+        text = "each publish waits for the broker's confirm, and nothing but the network ends that wait: read_timeout "
+        yield Check("confirm-timeout", OK, f"{text}in {TRANSPORT} would", evidence(option))
+
+
+def _visibility(view: View) -> Iterator[Check]:
+    """Redis gives a task that was not acknowledged in time to another worker, while the first still works on it."""
+    late, limit = view.fact("task_acks_late"), view.fact("task_time_limit")
+    if late is None or late.value is not True or not view.sure(f"{TRANSPORT}.visibility_timeout"):
+        return
+    visible = number(view.option("visibility_timeout")) or (VISIBILITY_S if view.lacks("visibility_timeout") else None)
+    limits = [value for name in ("task_time_limit", "task_soft_time_limit") if (value := number(view.value(name)))]
+    if visible is None or not limits:
+        return
+    if max(limits) > visible:
+        yield Check(
+            "visibility-timeout",
+            WARN,
+            f"tasks may run for {max(limits):g} s and Redis hands each one out again after {visible:g} s: with "
+            "task_acks_late a long task runs twice",
+            (*evidence(view.fact(f"{TRANSPORT}.visibility_timeout")), *evidence(limit), *evidence(late)),
+            add(view, "visibility_timeout", int(2 * max(limits))),
+        )
+    else:
+        text = f"Redis hands a task out again after {visible:g} s, longer than a task may run ({max(limits):g} s)"
+        yield Check("visibility-timeout", OK, text)
+
+
+def _redis_silence(view: View) -> Iterator[Check]:
+    """Without a timeout of its own, redis-py waits for a reply without end; kombu's health check is on by default."""
+    timeout, health = view.option("socket_timeout"), view.fact(f"{TRANSPORT}.health_check_interval")
+    if timeout or health is None or health.value or view.option("socket_keepalive"):
+        return
+    if view.lacks("socket_timeout") or view.fact(f"{TRANSPORT}.socket_timeout") is not None:
+        yield Check(
+            "redis-silence",
+            WARN,
+            f"health_check_interval = {shown(health.value)} and no socket_timeout: nothing notices that the connection "
+            "to Redis died",
+            evidence(health),
+            add(view, "health_check_interval", 25),
+        )
+
+
+def _table(name: str, table: str) -> re.Match[str] | None:
+    return _SOCKET_KEY.search(name) if name.startswith(f"{table}[") else None
+
+
+def _keys(wrong: dict[str, SettingFact]) -> str:
+    kinds = "a key that is no number" if len(wrong) == 1 else "keys that are no numbers"
+    return f"{kinds}: {', '.join(wrong)}"
+
+
+def _constant(key: str) -> str:
+    """What a key has to be: socket.TCP_KEEPIDLE of "TCP_KEEPIDLE" and "socket.TCP_KEEPIDLE", 4 of "4"."""
+    word = key.strip("'\"").rpartition(".")[2]
+    if word.isdigit():
+        return _named(word)
+    return f"socket.{word}" if word.startswith("TCP_") and hasattr(socket, word) else f"(number of {word})"
+
+
+def _named(key: str) -> str:
+    return _NAMES.get(key, key)
+
+
+def _whole(value: Value) -> str:
+    found = number(value)
+    return f"{found:.0f}" if found is not None else "(a whole number)"

@@ -1,0 +1,169 @@
+"""The traps in Celery's settings, each alone, beside what looks like it and is fine."""
+
+from __future__ import annotations
+
+import pytest
+from stucktrace.diagnosis import traps_celery
+from stucktrace.facts import ProcessFact, WorkerFact
+from stucktrace.facts.settings import DEFAULT, ERROR, MEMORY, OK, WARN, SettingFact
+
+CODE = "set on the application in code"
+DEFAULTS = {
+    "broker_heartbeat": 120,
+    "broker_pool_limit": 10,
+    "broker_connection_retry": True,
+    "task_publish_retry": True,
+    "task_acks_late": False,
+    "task_time_limit": None,
+    "task_soft_time_limit": None,
+    "worker_pool": "prefork",
+    "worker_prefetch_multiplier": 4,
+    "worker_max_tasks_per_child": None,
+    "worker_max_memory_per_child": None,
+}
+
+
+def given(url="amqp://broker:5672", namespace="", options=None, **set_to):
+    """The facts of an application with these settings, the others left as they are by default."""
+    facts = {name: SettingFact("celery", name, value, DEFAULT, True) for name, value in DEFAULTS.items()}
+    set_to |= {"broker_url": url, "app_namespace": namespace}
+    set_to |= {f"broker_transport_options.{name}": value for name, value in (options or {}).items()}
+    set_to["broker_transport_options"] = f"{len(options or {})} options"
+    facts |= {name: SettingFact("celery", name, value, CODE, True) for name, value in set_to.items()}
+    return facts
+
+
+def problems(facts, process=None):
+    return {check.code: check for check in traps_celery.checks(list(facts.values()), process) if check.status != OK}
+
+
+def only(facts, process=None):
+    (check,) = problems(facts, process).values()
+    assert check.fix and check.evidence
+    return check
+
+
+def test_no_celery_no_word():
+    assert traps_celery.checks([]) == ()
+    assert traps_celery.checks([SettingFact("gunicorn", "timeout", 30, DEFAULT)]) == ()
+
+
+GOOD = {"confirm_publish": True, "heartbeat": 30, "read_timeout": 20, "socket_settings[4]": 30}
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        given(),
+        given("redis://broker:6379"),
+        given(options=GOOD, broker_heartbeat=30, worker_max_tasks_per_child=1000, broker_pool_limit=20),
+        given(options={"confirm_publish": True, "heartbeat": 30}),
+        given("redis://broker", options={"visibility_timeout": 7200}, task_acks_late=True, task_time_limit=3600),
+        # What Redis does not know does no harm there, and Redis' options none to RabbitMQ.
+        given("redis://broker", options={"socket_settings['TCP_KEEPIDLE']": 1, "confirm_publish": True}),
+        given("redis://broker", broker_heartbeat=30),
+        given(options={"visibility_timeout": 1}, task_acks_late=True, task_time_limit=3600),
+        given("sqs://", broker_heartbeat=30),
+    ],
+)
+def test_a_clean_configuration_is_fine(facts):
+    assert not problems(facts)
+
+
+def test_a_heartbeat_that_publishers_never_get():
+    check = only(given(broker_heartbeat=20, namespace="CELERY_"))
+    assert (check.code, check.status) == ("publisher-heartbeat", WARN)
+    assert check.fix == '"heartbeat": 20 in CELERY_BROKER_TRANSPORT_OPTIONS'
+    assert "publisher-heartbeat" not in problems(given(broker_heartbeat=20, options={"heartbeat": 20}))
+
+
+def test_nothing_is_concluded_from_options_that_were_not_read():
+    facts = given(broker_heartbeat=20)
+    facts["broker_transport_options"] = SettingFact("celery", "broker_transport_options", None, CODE, True, known=False)
+    assert not problems(facts)
+    facts = given(broker_heartbeat=20)
+    name = "broker_transport_options.heartbeat"
+    facts[name] = SettingFact("celery", name, None, CODE, True, known=False)
+    assert not problems(facts)
+
+
+def test_consumers_without_a_heartbeat():
+    assert only(given(broker_heartbeat=0)).code == "no-consumer-heartbeat"
+
+
+def test_idle_publishers_are_closed_and_no_retry():
+    check = only(given(options={"heartbeat": 10}, task_publish_retry=False))
+    assert check.code == "heartbeat-without-retry" and "20 s" in check.text
+    assert not problems(given(task_publish_retry=False))
+
+
+@pytest.mark.parametrize(
+    ("key", "fixed"),
+    [
+        ("'TCP_KEEPIDLE'", "socket.TCP_KEEPIDLE: 10"),
+        ("'socket.TCP_USER_TIMEOUT'", "socket.TCP_USER_TIMEOUT: 10"),
+        ("'4'", "socket.TCP_KEEPIDLE: 10"),
+        ("(TcpOption)", "(number of (TcpOption)): 10"),
+    ],
+)
+def test_keys_that_are_no_numbers(key, fixed):
+    check = only(given(options={f"socket_settings[{key}]": 10}))
+    assert (check.code, check.status) == ("string-keys", ERROR)
+    assert fixed in check.fix
+
+
+def test_a_value_that_is_no_whole_number():
+    check = only(given(options={"socket_settings[4]": 10.0}))
+    assert (check.code, check.status) == ("socket-values", ERROR) and "socket.TCP_KEEPIDLE: 10" in check.fix
+
+
+def test_a_confirm_timeout_where_nobody_reads_it():
+    check = only(given(options={"confirm_publish": True, "confirm_timeout": 5}))
+    assert check.code == "confirm-timeout" and '"read_timeout": 5' in check.fix
+    assert not problems(given(options={"confirm_timeout": 5}))
+
+
+@pytest.mark.parametrize("limit", [0, None])
+def test_no_pool_of_connections(limit):
+    assert only(given(broker_pool_limit=limit)).code == "no-connection-pool"
+
+
+def test_few_tasks_a_child():
+    check = only(given(worker_max_tasks_per_child=1))
+    assert check.code == "max-tasks-per-child" and "after 1 task:" in check.text
+    # Other pools have no children.
+    assert not problems(given(worker_max_tasks_per_child=1, worker_pool="threads"))
+
+
+def test_a_memory_limit_below_what_a_child_begins_with():
+    child = ProcessFact(1, 1, 0, 0, "", (), "S", rss_bytes=90 << 20, worker=WorkerFact("celery-child"))
+    assert only(given(worker_max_memory_per_child=50_000), child).code == "max-memory-per-child"
+    assert not problems(given(worker_max_memory_per_child=500_000), child)
+    assert not problems(given(worker_max_memory_per_child=50_000))
+
+
+@pytest.mark.parametrize(("options", "limit"), [({}, 7200), ({"visibility_timeout": 60}, 300)])
+def test_redis_hands_a_task_out_while_it_runs(options, limit):
+    check = only(given("redis://broker", options=options, task_acks_late=True, task_time_limit=limit))
+    assert check.code == "visibility-timeout" and f'"visibility_timeout": {2 * limit}' in check.fix
+    assert not problems(given("redis://broker", options=options, task_time_limit=limit))
+
+
+def test_redis_with_its_health_check_turned_off():
+    assert only(given("redis://broker", options={"health_check_interval": 0})).code == "redis-silence"
+    assert not problems(given("redis://broker", options={"health_check_interval": 0, "socket_timeout": 30}))
+
+
+def test_other_settings_that_hurt():
+    assert only(given(worker_prefetch_multiplier=0)).code == "prefetch-unlimited"
+    assert only(given(broker_connection_retry=False)).code == "no-connection-retry"
+
+
+def test_a_dict_that_an_overlay_replaced():
+    facts = given(options={"socket_settings[4]": 1}, namespace="CELERY_")
+    name = "broker_transport_options.heartbeat"
+    facts[name] = SettingFact("celery", name, None, "not set", True, others=(("proj.base.CELERY_B (base.py:3)", 30),))
+    check = only(facts)
+    assert check.code == "settings-overlay" and "proj.base.CELERY_B (base.py:3) sets heartbeat" in check.text
+    assert '"heartbeat": 30 in CELERY_BROKER_TRANSPORT_OPTIONS' in check.fix
+    assert MEMORY not in check.text
