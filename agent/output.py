@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from contextlib import suppress
 from typing import Any
 
 LONGEST_COMPLAINT = 1_000
+_SECRET = re.compile(r"(://[^\s:/@]*|\b[\w.-]+):\S*@")
+"""A password in a URL: what was typed in the wrong place is repeated in a complaint."""
 
 
 class OutputFailed(Exception):
@@ -39,7 +42,7 @@ def complain(message: str, remedy: str) -> None:
     """One line on stderr: what is wrong, and what would help."""
     from stucktrace.sinks.page import clean
 
-    line = f"stucktrace: {message}" + (f"; {remedy}" if remedy else "")
+    line = _SECRET.sub(r"\1:***@", f"stucktrace: {message}" + (f"; {remedy}" if remedy else ""))
     data = (clean(line, LONGEST_COMPLAINT) + "\n").encode(_encoding(sys.stderr), "backslashreplace")
     with suppress(OSError):
         os.write(2, data)

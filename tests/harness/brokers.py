@@ -122,8 +122,13 @@ def redis(pair: Pair, port: int = 6379) -> Iterator[Broker]:
 
 
 @contextlib.contextmanager
-def rabbitmq(pair: Pair, port: int = 5672) -> Iterator[Broker]:
-    """Its own node, data folder and port mapper inside the namespace; the user "test" may do everything."""
+def rabbitmq(
+    pair: Pair, port: int = 5672, plugins: Sequence[str] = (), settings: Sequence[str] = ()
+) -> Iterator[Broker]:
+    """Its own node, data folder and port mapper inside the namespace; the user "test" may do everything.
+
+    `settings` are further lines of rabbitmq.conf; the management plugin listens on its usual port.
+    """
     with _folder("rabbitmq", "rabbitmq") as folder:
         home = folder / "home"
         home.mkdir()
@@ -132,8 +137,10 @@ def rabbitmq(pair: Pair, port: int = 5672) -> Iterator[Broker]:
         (folder / "rabbitmq.conf").write_text(
             f"listeners.tcp.default = {port}\nloopback_users = none\ndefault_user = test\ndefault_pass = test\n"
             "vm_memory_high_watermark.absolute = 2GB\ndisk_free_limit.absolute = 1MB\n"
+            + "".join(f"{line}\n" for line in settings)
         )
-        for path in (home, home / ".erlang.cookie", folder / "rabbitmq.conf"):
+        (folder / "plugins").write_text(f"[{','.join(plugins)}].\n")
+        for path in (home, home / ".erlang.cookie", folder / "rabbitmq.conf", folder / "plugins"):
             shutil.chown(path, "rabbitmq", "rabbitmq")
         env = {
             "HOME": str(home),
