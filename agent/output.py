@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 LONGEST_COMPLAINT = 1_000
-_SECRET = re.compile(r"(://[^\s:/@]*|\b[\w.-]+):\S*@")
+_SECRET = re.compile(r"(://[^\s:/@]*|\b[\w.-]+(?=:(?!//))):\S*@")
 """A password in a URL: what was typed in the wrong place is repeated in a complaint."""
 
 
