@@ -15,7 +15,16 @@ from stucktrace.facts import ConntrackFact
 
 GET_STATS_CPU, GET_STATS = 4, 5
 GLOBAL_ENTRIES, GLOBAL_MAXIMUM = 1, 2
-COUNTERS = {2: "found", 4: "invalid", 9: "insert_failed", 10: "drop", 11: "early_drop", 12: "error"}
+COUNTERS = {
+    2: "found",
+    4: "invalid",
+    9: "insert_failed",
+    10: "drop",
+    11: "early_drop",
+    12: "error",
+    13: "search_restart",
+    15: "chain_too_long",
+}
 """enum ctattr_stats_cpu -> field."""
 
 
@@ -57,4 +66,6 @@ def ask(netfilter: socket.socket, inode: int | None = None) -> ConntrackFact:
         drop=counters["drop"],
         early_drop=counters["early_drop"],
         error=counters["error"],
+        search_restart=counters["search_restart"],
+        chain_too_long=counters["chain_too_long"],
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from stucktrace.collectors import netlink
@@ -20,14 +20,35 @@ CTNETLINK, NF_TABLES = 1, 10
 """Subsystems."""
 CT_GET = 1
 
-TUPLE_ORIG, TUPLE_REPLY, STATUS, ZONE, FILTER = 1, 2, 3, 18, 25
+TUPLE_ORIG, TUPLE_REPLY, STATUS, PROTOINFO, TIMEOUT, ZONE, FILTER = 1, 2, 3, 4, 7, 18, 25
 TUPLE_IP, TUPLE_PROTO = 1, 2
 IP_V4_SOURCE, IP_V4_TARGET, IP_V6_SOURCE, IP_V6_TARGET = 1, 2, 3, 4
 PROTO_NUM, PROTO_SOURCE_PORT, PROTO_TARGET_PORT = 1, 2, 3
 FILTER_ORIG_FLAGS, FILTER_REPLY_FLAGS = 1, 2
 FILTER_SOURCE, FILTER_PROTOCOL = 1 << 0, 1 << 3
-SEEN_REPLY = 1 << 1
-"""IPS_SEEN_REPLY of CTA_STATUS."""
+PROTOINFO_TCP, TCP_STATE = 1, 1
+SEEN_REPLY, ASSURED, SOURCE_NAT, TARGET_NAT, OFFLOAD, HARDWARE_OFFLOAD = (
+    1 << 1,
+    1 << 2,
+    1 << 4,
+    1 << 5,
+    1 << 14,
+    1 << 15,
+)
+"""IPS_SEEN_REPLY and so on, of CTA_STATUS."""
+TCP_STATES = (
+    "NONE",
+    "SYN_SENT",
+    "SYN_RECV",
+    "ESTABLISHED",
+    "FIN_WAIT",
+    "CLOSE_WAIT",
+    "LAST_ACK",
+    "TIME_WAIT",
+    "CLOSE",
+    "SYN_SENT2",
+)
+"""enum tcp_conntrack."""
 
 GENERAL = struct.Struct("!BBH")
 """struct nfgenmsg."""
@@ -61,6 +82,10 @@ class Entry:
     """As the answers come; not the reverse of `orig` where addresses are translated."""
     status: int
     zone: int = 0
+    timeout_s: int | None = field(default=None, compare=False)
+    """Until it is forgotten, if nothing comes; of an offloaded flow it is not counted."""
+    tcp_state: str = field(default="", compare=False)
+    """As conntrack has it: "ESTABLISHED", "FIN_WAIT" ..."""
 
     @property
     def answered(self) -> bool:
@@ -154,4 +179,17 @@ def decode_entry(body: bytes) -> Entry | None:
     orig, reply = decode_tuple(parts.get(TUPLE_ORIG, b"")), decode_tuple(parts.get(TUPLE_REPLY, b""))
     if orig is None or reply is None:
         return None
-    return Entry(orig, reply, number(parts.get(STATUS, b"")), number(parts.get(ZONE, b"")))
+    return Entry(
+        orig,
+        reply,
+        number(parts.get(STATUS, b"")),
+        number(parts.get(ZONE, b"")),
+        number(parts[TIMEOUT]) if TIMEOUT in parts else None,
+        _tcp_state(parts.get(PROTOINFO, b"")),
+    )
+
+
+def _tcp_state(body: bytes) -> str:
+    tcp = dict(attributes(dict(attributes(body)).get(PROTOINFO_TCP, b"")))
+    state = number(tcp[TCP_STATE]) if TCP_STATE in tcp else len(TCP_STATES)
+    return TCP_STATES[state] if state < len(TCP_STATES) else ""

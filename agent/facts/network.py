@@ -191,6 +191,10 @@ class ConntrackFact:
     """What to call the namespace."""
     window_drop: int | None = None
     """How far `drop` grew between two reads; None when there was one."""
+    search_restart: int = 0
+    """Look-ups begun anew because the table changed meanwhile."""
+    chain_too_long: int = 0
+    """New connections dropped because too many others have their hash."""
 
     @property
     def fill(self) -> float | None:
