@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import operator
 import posixpath
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,33 +61,64 @@ def _from_file(
     pid: int, arguments: Sequence[str], from_environ: Sequence[str], environ: Mapping[str, str], cwd: str
 ) -> dict[str, Setting]:
     """What the config file sets. One that was named and cannot be read may set everything."""
+    given, folder = named(arguments, from_environ, environ, cwd)
+    path, settings = config_file(pid, given, folder, cwd, _OPTIONS)
+    if settings is None:
+        return {option: Setting(None, path) for option in _OPTIONS}
+    return {option: Setting(_known(value), path) for option, value in settings.items()}
+
+
+def named(
+    arguments: Sequence[str], from_environ: Sequence[str], environ: Mapping[str, str], cwd: str
+) -> tuple[str | None, str]:
+    """(the config file as --config names it, the folder that a relative name starts from)."""
     given = command_line.option(arguments, "-c", "--config") or command_line.option(from_environ, "-c", "--config")
-    folder = cwd
     if (command_line.option(arguments, "--chdir") or command_line.option(from_environ, "--chdir")) is not None:
         # The file was named from where gunicorn was started; --chdir leaves that in PWD.
-        folder = environ.get("PWD", "")
+        return given, environ.get("PWD", "")
+    return given, cwd
+
+
+def config_file(
+    pid: int, given: str | None, folder: str, cwd: str, names: Collection[str]
+) -> tuple[str, dict[str, Any] | None]:
+    """(its path, what it sets of `names`: a value or COMPUTED). None: it may set everything. {}: it is not there.
+
+    `given`: as --config names it, from `folder`.
+    """
     name = (given or "gunicorn.conf.py").removeprefix("file:")
     if name.startswith("python:"):
         # It is imported: most often from the working directory, else from wherever sys.path leads.
         folder, name = cwd, name.removeprefix("python:").replace(".", "/") + ".py"
     if not folder and not name.startswith("/"):
-        return {option: Setting(None, name) for option in _OPTIONS}
+        return name, None
     path = posixpath.normpath(posixpath.join(folder, name))
-    text: bytes | None
     try:
         text = read_file(pid, path)
     except FileNotFoundError:
-        text = None if given else b""
+        return (path, {}) if not given else (given, None)
     except OSError:
-        text = None
-    settings = parse(text) if text is not None else None
-    if settings is None:
-        return {option: Setting(None, given or path) for option in _OPTIONS}
-    return {option: Setting(value, path) for option, value in settings.items()}
+        return given or path, None
+    settings = assignments(text, names)
+    return (path, settings) if settings is not None else (given or path, None)
+
+
+COMPUTED = object()
+"""Stands for a value that a config file computes."""
+
+
+def _known(value: Any) -> Any:
+    return None if value is COMPUTED else value
 
 
 def parse(text: bytes) -> dict[str, Any] | None:
     """The settings in a config file; one that is computed is None. None for a file that may set anything."""
+    found = assignments(text, _OPTIONS)
+    return None if found is None else {name: _known(value) for name, value in found.items()}
+
+
+def assignments(text: bytes, names: Collection[str]) -> dict[str, Any] | None:
+    """As `parse`, of these names; a value that is computed is COMPUTED, so that None is the literal."""
     try:
         module = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -96,13 +127,20 @@ def parse(text: bytes) -> dict[str, Any] | None:
     for statement in module.body:
         for name, value in _assigned(statement):
             if name == "*":
-                found.update(dict.fromkeys(_OPTIONS))
-            elif name in _OPTIONS:
-                try:
-                    found[name] = _literal(value)
-                except RecursionError:
-                    found[name] = None
+                found.update(dict.fromkeys(names, COMPUTED))
+            elif name in names:
+                found[name] = _value(value)
     return found
+
+
+def _value(value: ast.expr | None) -> Any:
+    if isinstance(value, ast.Constant) and value.value is None:
+        return None
+    try:
+        found = _literal(value)
+    except RecursionError:
+        found = None
+    return COMPUTED if found is None else found
 
 
 def _assigned(statement: ast.stmt) -> Iterator[tuple[str, ast.expr | None]]:

@@ -12,7 +12,7 @@ import re
 import struct
 from collections.abc import Callable
 
-from stucktrace.collectors import interpreter, memory, procfs
+from stucktrace.collectors import command_line, interpreter, memory, procfs, regions
 from stucktrace.collectors.interpreter import Interpreter
 from stucktrace.collectors.regions import Regions
 
@@ -29,6 +29,28 @@ _LIBC = re.compile(r"/(?:libc\.so\.6|libc-2\.\d+\.so|ld-musl-[^/]*|libc\.musl-[^
 
 _found_at: dict[tuple[str, int], int] = {}
 """(interpreter's file, its load address) -> where the list of arguments stood in a process that is loaded there."""
+
+
+def recall(pid: int, argv: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, str] | None]:
+    """(the command line that the process was started with, its environment): from memory where a title hides them.
+
+    `argv` is what it shows now. () and None for what cannot be read.
+    """
+    shown, environ = command_line.read(argv), procfs.read_environ(pid)
+    if not shown.title and environ is not None:
+        return argv, environ
+    try:
+        mapped = regions.read(pid)
+        found = interpreter.find(pid, mapped)
+    except OSError:
+        found = None
+    if found is None:
+        return (() if shown.title else argv), environ
+    if environ is None:
+        environ = read_environ(pid, mapped, found) or None
+    if shown.title:
+        argv = read_argv(pid, mapped, found, lambda words: command_line.read(words).program == shown.program)
+    return argv, environ
 
 
 def read_argv(

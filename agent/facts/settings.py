@@ -27,13 +27,24 @@ class SettingFact:
     value: Value
     """None is a value too ("no limit"): see `known`. Never a credential."""
     source: str
-    """What won: "command line", "GUNICORN_CMD_ARGS", a file's path, DEFAULT, or MEMORY where nothing else explains it."""
+    """What won: "command line", "GUNICORN_CMD_ARGS", a path, DEFAULT; MEMORY where nothing else explains the value."""
     in_force: bool = False
     """True: this is the running process's own value, read from its memory. False: concluded from the sources."""
     known: bool = True
     """False: it is set at `source`, but computed there or unreadable, so `value` says nothing."""
     others: tuple[tuple[str, Value], ...] = ()
     """(source, value) of what was set elsewhere too and lost, the strongest first."""
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """The settings file that a program was started with, or found. `path` "": none."""
+
+    path: str = ""
+    changed: float | None = None
+    """When it was last changed, CLOCK_REALTIME."""
+    values: tuple[tuple[str, Value], ...] = ()
+    """What it sets now, as far as that stands there literally."""
 
 
 @dataclass(frozen=True)
