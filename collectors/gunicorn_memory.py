@@ -11,9 +11,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping
 
-from stucktrace.collectors import interpreter, plain_values, python_frames, regions
+from stucktrace.collectors import interpreter, python_frames, regions
 from stucktrace.collectors.cpython_objects import Layout, Reader
+from stucktrace.collectors.python_classes import Objects
 from stucktrace.collectors.python_frames import Frame, Walk
+from stucktrace.collectors.python_literals import Literals, Other
 from stucktrace.collectors.python_values import Values
 from stucktrace.facts.settings import Value
 
@@ -32,9 +34,10 @@ def read(pid: int, names: frozenset[str]) -> Mapping[str, Value]:
         if walk is None or found is None or found.minor is None:
             return {}
         values = Values(reader, found.minor)
+        literals, objects = Literals(reader, values, found.minor), Objects(reader, values)
         for config in _configs(walk, values):
-            settings = _settings(values, pid, config, names)
-            if settings and settings == _settings(values, pid, config, names):
+            settings = _settings(values, literals, objects, config, names)
+            if settings and settings == _settings(values, literals, objects, config, names):
                 return settings
     except (OSError, struct.error):
         pass
@@ -65,19 +68,21 @@ def _self(walk: Walk, values: Values, frame: Frame) -> int:
     return walk.objects(slots.start, 1)[0] if slots else 0
 
 
-def _settings(values: Values, pid: int, config: int, names: frozenset[str]) -> dict[str, Value]:
+def _settings(
+    values: Values, literals: Literals, objects: Objects, config: int, names: frozenset[str]
+) -> dict[str, Value]:
     table = values.attribute(config, "settings")
     held = values.entries(table, names | _ENOUGH) if table else None
     if not held or not held.keys() >= _ENOUGH:
         return {}
     found: dict[str, Value] = {}
     for name in names & held.keys():
-        value = values.attribute(held[name], "value")
-        if value is None:
+        address = values.attribute(held[name], "value")
+        if address is None:
             # It was never set: the class's own `value` is None.
             found[name] = None
-            continue
-        known, plain = plain_values.read(values, pid, value)
-        if known:
-            found[name] = plain
+        elif objects.is_class(address):
+            found[name] = objects.name_of_class(address)
+        elif not isinstance(literal := literals.read(address), Other | tuple | dict):
+            found[name] = literal
     return found

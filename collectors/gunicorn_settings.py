@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from stucktrace.collectors import command_line, gunicorn_config, gunicorn_memory, procfs, target_files
 from stucktrace.collectors.gunicorn_config import COMPUTED
 from stucktrace.facts import ProcessFact, SettingFact
-from stucktrace.facts.settings import DEFAULT, MEMORY, ConfigFile, Value
+from stucktrace.facts.settings import DEFAULT, MEMORY, ConfigFile, Value, alike
 
 SUBJECT = "gunicorn"
 OPTIONS: Mapping[str, tuple[str, ...]] = {
@@ -129,7 +129,7 @@ def _fact(name: str, memory: Mapping[str, Value], layers: Sequence[_Layer], know
     value = memory[name]
     # The first source that agrees, or that computes what cannot be read, explains the value.
     for place, (source, theirs) in enumerate(said):
-        if theirs is COMPUTED or _same(theirs, value):
+        if theirs is COMPUTED or alike(_plain(theirs), value):
             rest = [*said[:place], *said[place + 1 :]]
             return SettingFact(SUBJECT, name, value, source, in_force=True, others=_others(rest))
     return SettingFact(SUBJECT, name, value, MEMORY, in_force=True, others=_others(said))
@@ -137,10 +137,6 @@ def _fact(name: str, memory: Mapping[str, Value], layers: Sequence[_Layer], know
 
 def _others(said: Sequence[tuple[str, Any]]) -> tuple[tuple[str, Value], ...]:
     return tuple((source, _plain(value)) for source, value in said if value is not COMPUTED and source != DEFAULT)
-
-
-def _same(one: Any, other: Value) -> bool:
-    return one == other or str(one) == str(other)
 
 
 def _plain(value: Any) -> Value:

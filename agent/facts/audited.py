@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from stucktrace.facts.amqp import AmqpFact
-from stucktrace.facts.network import SocketFact
+from stucktrace.facts.network import Keepalive, SocketFact
 from stucktrace.facts.process import ProcessFact
-from stucktrace.facts.settings import ConfigFile, SettingFact, Value
+from stucktrace.facts.settings import Check, ConfigFile, SettingFact, Value
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,9 @@ class Audited:
     polled_fds: frozenset[int] = frozenset()
     """Sockets that one of its epoll sets watches."""
     settings: tuple[SettingFact, ...] = ()
-    config_file: ConfigFile = ConfigFile()
+    config_file: ConfigFile = field(default_factory=ConfigFile)
+    config_age_s: float | None = None
+    """How long ago the config file was changed."""
     c_clients: tuple[CClient, ...] = ()
     heartbeat_filesystem: str = ""
     """Type of the filesystem that gunicorn's heartbeat file of this worker is on ("tmpfs", "ext4", ...)."""
@@ -52,3 +54,33 @@ class Audited:
     def number(self, name: str) -> float | None:
         value = self.value(name)
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+@dataclass(frozen=True)
+class Connection:
+    """What guards one connection, computed from its live options, and what is to be said of that."""
+
+    pid: int
+    fd: int
+    inode: int
+    direction: str
+    local: str
+    remote: str
+    state: str
+    keepalive: Keepalive | None
+    user_timeout_s: float | None
+    idle_window_s: float | None
+    """After how long keepalive notices a dead peer while nothing is in flight; None: never, or not known."""
+    in_flight_window_s: float | None
+    """After how long the kernel gives up on data that is not acknowledged."""
+    own_timeout_s: float | None
+    """The timeout that the program set on its Python socket; None: none, or not known."""
+    waits: str
+    """How calls on it wait: "bounded", "blocks", "event loop", "C library" or "" (not known)."""
+    heartbeat_s: float | None
+    """AMQP: negotiated; 0: off."""
+    confirms: bool | None
+    """AMQP: a channel of it is in confirm mode."""
+    budget_s: float | None
+    """The worker's timeout, which it is held against."""
+    check: Check

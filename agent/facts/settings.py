@@ -16,6 +16,16 @@ DEFAULT = "default"
 OK, WARN, ERROR = "ok", "warn", "error"
 
 
+def alike(one: Value, other: Value) -> bool:
+    """The same setting, however it is written: 60, 60.0 and "60"; True, 1 and "true"."""
+    if one == other or str(one).lower() == str(other).lower():
+        return True
+    try:
+        return float(str(int(one) if isinstance(one, bool) else one)) == float(str(other))
+    except ValueError:
+        return False
+
+
 @dataclass(frozen=True)
 class SettingFact:
     """One setting of one process. A structured one is several: "broker_transport_options.heartbeat"."""

@@ -1,0 +1,183 @@
+"""`stucktrace audit`: collects what is in force in a process (and a master's workers), and has the rules judge it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from stucktrace.diagnosis import traps, traps_connections
+from stucktrace.errors import CannotInspect, NoSuchProcess, StucktraceError
+from stucktrace.facts import MASTERS, WORKERS, Missing, ProcessFact, SettingFact, SocketFact
+from stucktrace.facts.audited import Audited, Connection
+from stucktrace.facts.settings import Check, alike
+from stucktrace.run import Options, Run
+
+if TYPE_CHECKING:
+    from stucktrace.collectors.kernel import Opened
+    from stucktrace.collectors.openfiles import OpenFiles
+
+MOST_MEMBERS = 64
+"""Workers of one master that are looked at."""
+MOST_SOCKETS = 1024
+"""Of one process, whose options are asked for."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The answer."""
+
+    family: tuple[Audited, ...]
+    """The process asked for, and behind it its workers if it is a master."""
+    connections: tuple[Connection, ...]
+    checks: tuple[Check, ...]
+    """Of the process as a whole; those of a connection stand with it."""
+    missing: tuple[Missing, ...]
+
+    @property
+    def status(self) -> str:
+        return traps.worst((*self.checks, *(each.check for each in self.connections)))
+
+
+def audit(pid: int, options: Options, opened: Callable[[], Opened]) -> Audit:
+    """Raises NoSuchProcess, KernelThread, NotPermitted, CannotInspect."""
+    run = Run(options)
+    family = _family(run, pid)
+    found = opened()
+    run.kernel = found.kernel
+    sockets, polled = _sockets(run, family)
+    seen = tuple(
+        _member(run, process, sockets.get(process.pid, ()), polled.get(process.pid, frozenset())) for process in family
+    )
+    from stucktrace.collectors.process import still_same
+
+    if not still_same(family[0]):
+        raise NoSuchProcess(f"process {pid} ended while it was looked at", "look at the one that took its place")
+    connections = tuple(each for member in seen for each in traps_connections.connections(member))
+    missing = tuple(dict.fromkeys((*run.for_all, *(each for of in run.missing.values() for each in of))))
+    return Audit(seen, connections, traps.check(seen), missing)
+
+
+def _family(run: Run, pid: int) -> tuple[ProcessFact, ...]:
+    from stucktrace.collectors import candidates
+    from stucktrace.collectors.process import read_process
+
+    process = read_process(pid)
+    if process.state in "ZX":
+        raise CannotInspect(f"process {pid} ({process.command}) has ended", f"see its parent: {process.ppid}")
+    found = [process]
+    if process.worker.kind in MASTERS:
+        for child in run.collect("children", (), partial(candidates.children_of, process), pid)[:MOST_MEMBERS]:
+            try:
+                found.append(read_process(child))
+            except NoSuchProcess:
+                continue
+            except StucktraceError as error:
+                run.miss(Missing(f"child {child}", error.message, error.remedy), pid)
+    return tuple(found)
+
+
+def _sockets(
+    run: Run, family: Collection[ProcessFact]
+) -> tuple[Mapping[int, tuple[SocketFact, ...]], Mapping[int, frozenset[int]]]:
+    """(pid -> its TCP sockets with their options, pid -> the fds that its epoll sets watch)."""
+    from stucktrace.collectors import epoll, openfiles, sockets
+
+    files: dict[int, OpenFiles] = {}
+    for process in family:
+        table = run.collect("files", None, partial(openfiles.read_fds, process.pid), process.pid)
+        if table is not None:
+            files[process.pid] = table
+    asked = {
+        pid: sorted(fd for fds in table.sockets().values() for fd in fds)[:MOST_SOCKETS] for pid, table in files.items()
+    }
+    pids = [process.pid for process in family]
+    found = run.collect("sockets", None, partial(sockets.collect, pids, files, run.kernel, asked))
+    for missing in found.missing if found is not None else ():
+        run.miss(missing, None)
+    tcp = {pid: tuple(each for each in of if each.protocol == "tcp") for pid, of in (found or {}).items()}
+    polled = {}
+    for process in family:
+        if process.pid in files:
+            sets = run.collect("epoll", (), partial(epoll.collect, process, files[process.pid]), process.pid)
+            polled[process.pid] = frozenset(watch.fd for each in sets for watch in each.watches if watch.present)
+    return tcp, polled
+
+
+def _member(run: Run, process: ProcessFact, sockets: tuple[SocketFact, ...], polled: frozenset[int]) -> Audited:
+    """All that concerns one process."""
+    member = Audited(process, sockets, polled_fds=polled)
+    if not process.is_python:
+        return member
+    from stucktrace.collectors import c_clients, python_sockets
+
+    pid = process.pid
+    clients = run.collect("C clients", (), partial(c_clients.collect, pid, process.libraries), pid)
+    member = replace(member, c_clients=clients)
+    outside = {
+        fd
+        for each in sockets
+        if each.direction == "out" and each.state == "ESTABLISHED"
+        for fd in each.fds
+        if clients or not traps_connections.loopback(each.remote)
+    }
+    if outside:
+        timeouts = run.collect(
+            "socket timeouts", python_sockets.NOTHING, partial(python_sockets.read, pid, outside), pid
+        )
+        member = replace(
+            member, own_timeouts=timeouts.seconds, python_fds=timeouts.objects if timeouts.complete else None
+        )
+    kind = process.worker.kind
+    if kind.startswith("gunicorn-"):
+        member = run.collect("gunicorn's settings", member, partial(_gunicorn, member), pid)
+    return run.collect("Celery's settings", member, partial(_celery, member), pid)
+
+
+def _gunicorn(member: Audited) -> Audited:
+    import time
+
+    from stucktrace.collectors import filesystems, gunicorn_settings, heartbeat, startup
+
+    process = member.process
+    argv, environ = startup.recall(process.pid, process.argv)
+    worker = process.worker.kind in WORKERS
+    settings, file = gunicorn_settings.collect(process, argv, environ, process.ppid if worker else None)
+    devices = [device for device, _ in heartbeat.files(process.pid) or ()]
+    return replace(
+        member,
+        settings=settings,
+        config_file=file,
+        config_age_s=max(0.0, time.time() - file.changed) if file.changed is not None else None,
+        heartbeat_filesystem=filesystems.type_of(process.pid, devices[0]) if devices else "",
+    )
+
+
+def _celery(member: Audited) -> Audited:
+    from stucktrace.collectors import celery_options, celery_settings, startup
+
+    process = member.process
+    given: tuple[SettingFact, ...] = ()
+    if process.worker.kind in ("celery-main", "celery-child"):
+        given = celery_options.collect(startup.recall(process.pid, process.argv)[0])
+    in_force = [*celery_settings.collect(process)]
+    if process.worker.kind == "celery-child":
+        limits = celery_options.limits_in_force(process.pid)
+        in_force = [*limits, *(each for each in in_force if each.name not in celery_options.LIMITS or not limits)]
+    return replace(member, settings=(*member.settings, *_merged(in_force, given)))
+
+
+def _merged(in_force: Collection[SettingFact], given: Collection[SettingFact]) -> tuple[SettingFact, ...]:
+    """What is in force, explained by the command line where that says the same."""
+    words = {each.name: each for each in given}
+    merged = []
+    for fact in in_force:
+        word = words.pop(fact.name, None)
+        if word is None:
+            merged.append(fact)
+        elif alike(fact.value, word.value):
+            merged.append(replace(fact, source=word.source))
+        else:
+            merged.append(replace(fact, others=((word.source, word.value), *fact.others)))
+    return (*merged, *words.values())

@@ -1,0 +1,83 @@
+"""A connection that was opened before the fork and that several workers hold. Pure.
+
+Two processes that write on one connection mix their data, and each reads answers meant for the other. That a worker
+holds it does not prove that it uses it (a pool may have been given up after the fork), so without two at once inside a
+call on it this is a warning. Celery's main process keeps its own broker connection in its event loop, and a child that
+it starts later inherits it without knowing: such a one is not meant. A listening socket is shared on purpose.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from stucktrace.diagnosis.words import count, listing
+from stucktrace.facts import MASTERS, WORKERS, SocketFact
+from stucktrace.facts.audited import Audited
+from stucktrace.facts.settings import ERROR, OK, WARN, Check
+
+_FIX = {
+    "gunicorn": "open it after the fork: in post_fork(), or at the first request; without --preload each worker has "
+    "its own. SQLAlchemy: engine.dispose(close=False) in post_fork()",
+    "celery": "open it in the child: in a handler of worker_process_init, or when a task first needs it",
+}
+
+
+def checks(family: Sequence[Audited]) -> Iterator[Check]:
+    if not any(member.process.worker.kind in WORKERS for member in family):
+        return
+    by_inode: defaultdict[int, list[tuple[Audited, SocketFact]]] = defaultdict(list)
+    for member in family:
+        for socket in member.sockets:
+            by_inode[socket.inode].append((member, socket))
+    listening = [held for held in by_inode.values() if held[0][1].state == "LISTEN"]
+    shared = [found for held in by_inode.values() if (found := _shared(family, held)) is not None]
+    yield from shared
+    if not shared:
+        yield Check("inherited-connection", OK, "no connection from before the fork is shared by workers")
+    for held in listening:
+        workers = [member for member, _ in held if member.process.worker.kind in WORKERS]
+        if len(workers) > 1:
+            socket = held[0][1]
+            yield Check("listening-socket", OK, f"{count(len(workers), 'worker')} share {socket.local}, as they should")
+
+
+def _shared(family: Sequence[Audited], held: Sequence[tuple[Audited, SocketFact]]) -> Check | None:
+    first = held[0][1]
+    if first.state in ("LISTEN", "CLOSE", "TIME_WAIT", "") or first.direction == "in":
+        return None
+    if any(
+        member.process.worker.kind == "celery-main" and set(socket.fds) & member.polled_fds for member, socket in held
+    ):
+        return None
+    known = {member.process.pid for member in family}
+    holders = {member.process.pid for member, _ in held} | {
+        pid for _, socket in held for pid in socket.shared_with if pid in known
+    }
+    workers = sorted(
+        member.process.pid
+        for member in family
+        if member.process.pid in holders and member.process.worker.kind in WORKERS
+    )
+    alone = len(family) == 1 and family[0].process.worker.kind in WORKERS and bool(first.shared_with)
+    if len(workers) < 2 and not alone:
+        return None
+    masters = [pid for pid in holders - set(workers) if any(_is_master(member, pid) for member in family)]
+    others = sorted(set(first.shared_with)) if alone else [*sorted(masters), *workers]
+    using = sorted({pid for _, socket in held for pid in socket.used_by} & {*workers, *others})
+    program = family[0].process.worker.kind.partition("-")[0]
+    together = f"{workers[0]} and {listing(map(str, others))}" if alone else listing(map(str, others))
+    return Check(
+        "inherited-connection",
+        ERROR if len(using) > 1 else WARN,
+        f"the connection to {first.remote} was opened before the fork, and is one and the same in {together}",
+        evidence=(
+            f"socket inode {first.inode}",
+            *((f"{listing(map(str, using))} are inside a call on it now",) if len(using) > 1 else ()),
+        ),
+        fix=_FIX.get(program, "open it after the fork"),
+    )
+
+
+def _is_master(member: Audited, pid: int) -> bool:
+    return member.process.pid == pid and member.process.worker.kind in MASTERS

@@ -1,0 +1,57 @@
+"""Database and broker clients written in C that a process has loaded, and whether psycopg2 yields to greenlets.
+
+Source: the names of the mapped extension modules. psycopg2 keeps what `set_wait_callback` was given in a static
+variable (psycopg/green.c, `wait_callback`), beside types, modules and dicts: of all static variables of its module
+only that one ever refers to something made to be called by Python alone (a function, a method, a partial).
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Sequence
+
+from stucktrace.collectors import interpreter, memory, regions
+from stucktrace.collectors.cpython_objects import Layout, Reader
+from stucktrace.facts.audited import CClient
+
+_MODULES = {
+    "_psycopg": "psycopg2",
+    "_mysql": "MySQLdb",
+    "_librabbitmq": "librabbitmq",
+    "_pymssql": "pymssql",
+    "_mssql": "pymssql",
+    "_pylibmc": "pylibmc",
+}
+"""Extension module -> the client. psycopg (3) waits in Python code that gevent and eventlet can patch."""
+_MODULE = re.compile(r"^(\w+)\.(?:cpython-|abi3|pypy|so$)")
+_FUNCTIONS = frozenset({"function", "method", "functools.partial", "cython_function_or_method"})
+_MOST_BYTES = 1 << 20
+
+
+def collect(pid: int, libraries: Sequence[str]) -> tuple[CClient, ...]:
+    """`libraries`: base names of what is mapped. Raises nothing: what cannot be read is not known."""
+    stems = [match.group(1) for name in libraries if (match := _MODULE.match(name))]
+    found = dict.fromkeys(_MODULES[stem] for stem in stems if stem in _MODULES)
+    return tuple(CClient(name, _has_callback(pid) if name == "psycopg2" else False) for name in found)
+
+
+def _has_callback(pid: int) -> bool | None:
+    try:
+        mapped = regions.read(pid)
+        path = next((each.path for each in mapped.regions if each.path.rpartition("/")[2].startswith("_psycopg.")), "")
+        reader = Reader(pid, mapped, Layout())
+        words: set[int] = set()
+        for region in interpreter.data_of(mapped, path) if path else ():
+            data = memory.read_some(pid, region.start, min(region.size, _MOST_BYTES))
+            words.update(word for (word,) in struct.iter_unpack("<Q", data[: len(data) // 8 * 8]))
+        objects = [word for word in words if word % 8 == 0 and _holds_objects(mapped, word)]
+        kinds = memory.read_words(pid, [word + 8 for word in objects])
+        return any(reader.type_name(kind) in _FUNCTIONS for kind in kinds if kind) if words else None
+    except (OSError, struct.error):
+        return None
+
+
+def _holds_objects(mapped: regions.Regions, address: int) -> bool:
+    region = mapped.find(address)
+    return region is not None and region.writable and not region.shared
