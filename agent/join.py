@@ -15,6 +15,7 @@ from stucktrace.diagnosis.network_connect import RESOLVER_POLL_S
 from stucktrace.diagnosis.stacks import Purpose
 from stucktrace.diagnosis.states import TRACED_STOP_S
 from stucktrace.facts import (
+    AmqpFact,
     CallActivity,
     ConntrackFact,
     EpollFact,
@@ -58,6 +59,7 @@ class Look:
     conntrack: tuple[ConntrackFact, ...] = ()
     work: tuple[WorkFact, ...] = ()
     greenlets: tuple[GreenletFact, ...] = ()
+    amqp: tuple[AmqpFact, ...] = ()
     fds: Mapping[int, str] | None = None
     """None: the fd table could not be read."""
 
@@ -112,6 +114,7 @@ def snapshot(
         relatives=look.relatives,
         work=look.work,
         greenlets=look.greenlets,
+        amqp=look.amqp,
         activity=window.activity if window else (),
         activity_complete=window.complete if window else False,
         tcp_events=window.tcp_events if window else (),

@@ -12,12 +12,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stucktrace import join
+from stucktrace import join, looks_memory
 from stucktrace.facts import (
     CallActivity,
-    GreenletFact,
-    LockFact,
-    PoolFact,
     ProcessFact,
     PythonFact,
     Relative,
@@ -88,7 +85,7 @@ def look(
             # A poller that is met awake is shown in its poll, and so has the lock that it polls.
             compared = threads.compare(before[pid].threads, seen_threads)
             seen_threads = join.polling(before[pid].threads, compared, began - since)
-        lock_facts, pools = _in_futexes(run, process, seen_threads, python, relatives_of[pid])
+        lock_facts, pools = looks_memory.in_futexes(run, process, seen_threads, python, relatives_of[pid])
         known = before.get(pid) if before else None
         looks[pid] = Look(
             time=began,
@@ -101,41 +98,18 @@ def look(
             pools=pools,
             file_locks=run.collect("file locks", (), partial(file_locks.collect, process, seen_threads), pid),
             relatives=relatives_of[pid],
-            child_locks=_child_locks(run, process, relatives_of[pid]),
+            child_locks=looks_memory.child_locks(run, process, relatives_of[pid]),
             conntrack=asked.full if (asked := entries.get(pid)) else (),
             work=join.served(run.earlier[pid].work, began - run.earlier[pid].time)
             if pid in unchanged
             else run.collect("work", (), partial(work.collect, process, seen_threads, join.serving(python)), pid),
             greenlets=known.greenlets
             if known is not None and join.still_asleep(known.threads, threads_of[pid])
-            else _greenlets(run, process, seen_threads, python, lock_facts),
+            else looks_memory.greenlets(run, process, seen_threads, python, lock_facts),
+            amqp=looks_memory.amqp(run, process, seen_threads, python, sockets_of.get(pid, ())),
             fds=files[pid].links if pid in files and files[pid].complete else None,
         )
     return looks
-
-
-def _in_futexes(
-    run: Run,
-    process: ProcessFact,
-    threads: tuple[ThreadFact, ...],
-    python: PythonFact | None,
-    relatives: tuple[Relative, ...],
-) -> tuple[tuple[LockFact, ...], tuple[PoolFact, ...]]:
-    """The locks that threads wait for, and the pools: both are futexes. Where nobody is in one, nothing is loaded."""
-    if not any(thread.syscall is not None and thread.syscall.name.startswith("futex") for thread in threads):
-        return (), ()
-    from stucktrace.collectors import locks, pools
-
-    found = run.collect("locks", (), partial(locks.collect, process, threads, python, relatives), process.pid)
-    return found, run.collect("pools", (), partial(pools.collect, process, threads, python), process.pid)
-
-
-def _child_locks(run: Run, process: ProcessFact, relatives: tuple[Relative, ...]) -> tuple[LockFact, ...]:
-    if not process.is_python or not any(relative.relation == "child" for relative in relatives):
-        return ()
-    from stucktrace.collectors import child_locks
-
-    return run.collect("child locks", (), partial(child_locks.collect, process, relatives), process.pid)
 
 
 def _threads(run: Run, pids: Collection[int]) -> Mapping[int, tuple[ThreadFact, ...]]:
@@ -159,43 +133,6 @@ def _sockets(
     for missing in seen.missing:
         run.miss(missing, None)
     return seen
-
-
-def _greenlets(
-    run: Run,
-    process: ProcessFact,
-    threads: tuple[ThreadFact, ...],
-    python: PythonFact | None,
-    locks: tuple[LockFact, ...],
-) -> tuple[GreenletFact, ...]:
-    """What is suspended in the threads of hubs and event loops. It takes long enough to be left to who asks for one
-    process, and to a loop that waits for a lock."""
-    from stucktrace.collectors import hubs
-
-    loops, hub = hubs.loop_threads(python), hubs.has_greenlets(process, python)
-    waiters = {lock.waiter_tid for lock in locks}
-    # The hub's thread is nearly always the first one; the native threads of a pool wait in locks for their work.
-    stands_still = waiters & {*loops, *((process.pid,) if hub else ())}
-    found: tuple[GreenletFact, ...] = ()
-    if not run.options.greenlets and not stands_still:
-        return found
-    if hub:
-        from stucktrace.collectors import greenlets
-
-        collect = partial(greenlets.collect, process, threads, python, locks=bool(waiters))
-        seen = run.collect("greenlets", greenlets.Greenlets(()), collect, process.pid)
-        found += seen.facts
-        for missing in seen.missing:
-            run.miss(missing, process.pid)
-    if loops and python is not None:
-        from stucktrace.collectors import asyncio_tasks
-
-        tasks = partial(asyncio_tasks.collect, process, python, locks=bool(waiters))
-        suspended = run.collect("asyncio tasks", asyncio_tasks.Tasks(()), tasks, process.pid)
-        found += suspended.facts
-        for missing in suspended.missing:
-            run.miss(missing, process.pid)
-    return found
 
 
 def _entries(run: Run, pid: int, sockets: tuple[SocketFact, ...], waited_fds: Collection[int]) -> Answers | None:

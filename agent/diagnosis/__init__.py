@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from stucktrace.diagnosis import (
     behind,
+    broker,
     configuration,
     deadlocks,
     file_locks,
@@ -47,6 +48,9 @@ RULES: tuple[Rule, ...] = (
     network_inbound.slow_client,
     network_inbound.peer_not_reading,
     network_loops.loop_connections,
+    broker.broker_blocked,
+    broker.channel_closed,
+    broker.heartbeats_missing,
     network_sharing.self_call,
     network_sharing.shared_connection,
     deadlocks.deadlock,

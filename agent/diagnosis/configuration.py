@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stucktrace.diagnosis import network, network_remedies, tcp_timers
+from stucktrace.diagnosis import broker, network, network_remedies, tcp_timers
 from stucktrace.diagnosis.clients import client_of
 from stucktrace.diagnosis.model import INFO, LIKELY, PROVEN, WARNING, Budgets, Finding, Later
 from stucktrace.diagnosis.network_silence import ASKING
@@ -69,22 +69,33 @@ def no_timeout(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
 
 
 def no_heartbeat(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
-    """An AMQP consumer that would never learn that its broker is gone: no heartbeat comes in, and keepalive is off."""
+    """An AMQP consumer that would never learn that its broker is gone: no heartbeat comes in, and keepalive is off.
+
+    What was agreed on, the connection's own facts say; where they are not known, a long silence does.
+    """
     for wait, socket in _waits_on_peers(snapshot):
         keepalive = socket.keepalive
+        fact = broker.fact_of(snapshot, wait)
         if wait.purpose is not Purpose.SUBSCRIPTION or wait.reading.family != "amqp" or keepalive is None:
             continue
-        if keepalive.on or socket.last_receive_s is None or socket.last_receive_s < HEARTBEAT_AT_MOST_S:
+        known = fact is not None and fact.heartbeat_s is not None
+        if keepalive.on or (known and fact is not None and fact.heartbeat_s):
             continue
+        if not known and (socket.last_receive_s is None or socket.last_receive_s < HEARTBEAT_AT_MOST_S):
+            continue
+        why = f"the heartbeat of the connection to {network.peer_name(socket)} is 0"
+        if not known:
+            silence = f"nothing came from {network.peer_name(socket)} for {age(socket.last_receive_s)}"
+            why = f"{silence}, so no heartbeat is agreed on"
         yield _advice(
             snapshot,
             wait,
             socket,
             "no-heartbeat",
-            f"nothing came from {network.peer_name(socket)} for {age(socket.last_receive_s)}, so no heartbeat is "
-            "agreed on, and SO_KEEPALIVE is 0: this consumer would not notice that its broker is gone",
+            f"{why}, and SO_KEEPALIVE is 0: this consumer would not notice that its broker is gone",
             Later(client_of(snapshot, wait).timeout, "a heartbeat notices a broker that is gone or silent"),
             Later(client_of(snapshot, wait).keepalive, "keepalive notices a broker that is gone"),
+            confidence=PROVEN if known else LIKELY,
         )
 
 
@@ -101,10 +112,18 @@ def _is_loopback(address: str) -> bool:
     return address.startswith(("127.", "[::1]", "[::ffff:127."))
 
 
-def _advice(snapshot: Snapshot, wait: Wait, socket: SocketFact, code: str, summary: str, *later: Later) -> Finding:
+def _advice(
+    snapshot: Snapshot,
+    wait: Wait,
+    socket: SocketFact,
+    code: str,
+    summary: str,
+    *later: Later,
+    confidence: str = PROVEN,
+) -> Finding:
     finding = Finding(
         code,
-        PROVEN if code != "no-heartbeat" else LIKELY,
+        confidence,
         summary,
         evidence=(network.call_line(snapshot, wait), *network.option_lines(snapshot, socket)),
         severity=INFO if code == "no-timeout" else WARNING,

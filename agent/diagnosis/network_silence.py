@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stucktrace.diagnosis import behind, network, network_probe, network_remedies, network_sharing, tcp_timers, waits
+from stucktrace.diagnosis import (
+    behind,
+    broker,
+    network,
+    network_probe,
+    network_remedies,
+    network_sharing,
+    tcp_timers,
+    waits,
+)
 from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Evidence, Finding
 from stucktrace.diagnosis.purposes import Purpose
 from stucktrace.diagnosis.waits import Wait
@@ -48,7 +57,7 @@ def peer_silent(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
         if wait.still is False and socket.window_received_bytes:
             continue
         reason = _reason(snapshot, wait, socket, budgets)
-        if reason is not None:
+        if reason is not None and (reason.confidence == PROVEN or not broker.explained(snapshot, wait, budgets)):
             yield _finding(snapshot, wait, socket, reason)
 
 

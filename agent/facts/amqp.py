@@ -59,6 +59,8 @@ class AmqpChannel:
     """channel.close, from the broker or the client (`closed_by`)."""
     closed_by: str = ""
     """"broker" or "client"."""
+    is_open: bool | None = None
+    """From memory: what the client's object says."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class AmqpFact:
     last_heartbeat_out_s: float | None = None
     blocked: AmqpMethod | None = None
     """connection.blocked, while it is in force."""
+    blocked_assumes: str = ""
+    """What `blocked` takes for granted; "" when nothing."""
     closed: AmqpMethod | None = None
     """connection.close."""
     closed_by: str = ""
@@ -100,6 +104,13 @@ class AmqpFact:
     waits_for: str = ""
     """From memory: what a thread waits for on it: "confirm", a method's name ("queue.declare-ok"), "events", or ""."""
     waiting_channel: int | None = None
+    waiting_tid: int | None = None
+    """From memory: the thread that waits on it."""
+    waiting_s: float | None = None
+    """For how long, where the client's own variables tell."""
+    confirm_timeout_s: float | None = None
+    """The limit of that wait; None: not known, or there is none (`confirm_timeout_known`)."""
+    confirm_timeout_known: bool = False
     mid_stream: bool = False
     """The capture began after the connection did."""
     gaps: int = 0

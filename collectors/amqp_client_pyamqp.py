@@ -1,0 +1,166 @@
+"""py-amqp's connections (kombu's and Celery's) as its objects have them: what was negotiated, the channels, what a
+thread waits for, and which method came last.
+
+Sources: `amqp.connection.Connection`, `amqp.channel.Channel`, `amqp.abstract_channel.AbstractChannel.wait` and
+`dispatch_method`, `amqp.transport` of 2.6, 5.0 and 5.4. The library hands connection.blocked to a callback and keeps no
+note of it; the last method that a waiting thread was given is then told by the dead frame of `dispatch_method`, if that
+lies where the next one would (`dead_frames.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from stucktrace.collectors import amqp_methods, dead_frames
+from stucktrace.collectors.amqp_client_objects import Things
+from stucktrace.collectors.pool_stacks import Place
+from stucktrace.facts import AmqpChannel, AmqpFact, AmqpMethod
+
+CLIENT = "py-amqp"
+FILES = ("/amqp/", "/kombu/", "/celery/worker/loops.py")
+_CONNECTION = (
+    "channels",
+    "_transport",
+    "heartbeat",
+    "last_heartbeat_sent",
+    "last_heartbeat_received",
+    "_on_inbound_frame",
+)
+_VARIABLES = ("self", "connection", "conn", "channel")
+_LISTENERS = {"_on_blocked": amqp_methods.BLOCKED, "_on_unblocked": amqp_methods.UNBLOCKED}
+"""What `dispatch_method` calls for these two."""
+_SHOWN_CHANNELS = 256
+ASSUMED = "the last method that its thread took from the broker came during this wait"
+
+
+def connections(things: Things, tid: int) -> Iterator[int]:
+    """Those that a frame of the thread has in hand, innermost first."""
+    for place in things.stacks.of(tid):
+        if not any(part in place.file for part in FILES):
+            continue
+        variables = things.stacks.variables(place)
+        for name in _VARIABLES:
+            found = connection_of(things, variables.get(name))
+            if found is not None:
+                yield found
+
+
+def connection_of(things: Things, address: int | None) -> int | None:
+    """Of a connection, a channel, a transport's channel, or a `kombu.Connection` that is connected."""
+    for _ in range(3):
+        if not address:
+            return None
+        held = things.attributes(address, ("_transport", "channels", "connection", "_connection"))
+        if "_transport" in held and "channels" in held:
+            return address
+        address = held.get("connection") or held.get("_connection")
+    return None
+
+
+def read(things: Things, connection: int, tid: int | None) -> tuple[int | None, AmqpFact]:
+    """(the socket's descriptor, the fact without its addresses). `tid`: a thread that waits on it."""
+    held = things.attributes(connection, _CONNECTION)
+    transport = held.get("_transport")
+    fd = things.fd(things.attribute(transport, "sock"))
+    waits_for, waiting = _awaited(things, tid, connection) if tid is not None else ("", None)
+    last = _last_method(things, tid, connection, held.get("_on_inbound_frame")) if tid is not None else None
+    blocked = AmqpMethod("connection.blocked") if last == amqp_methods.BLOCKED else None
+    return fd, AmqpFact(
+        "",
+        "",
+        "memory",
+        client=CLIENT,
+        heartbeat_s=things.number(held.get("heartbeat")),
+        heartbeat_source="client" if "heartbeat" in held else "",
+        last_in=AmqpMethod(amqp_methods.name_of(*last)) if last else None,
+        last_heartbeat_in_s=things.age_s(held.get("last_heartbeat_received")),
+        last_heartbeat_out_s=things.age_s(held.get("last_heartbeat_sent")),
+        blocked=blocked,
+        blocked_assumes=ASSUMED if blocked is not None else "",
+        channels=_channels(things, held.get("channels")),
+        waits_for=waits_for,
+        waiting_channel=waiting,
+        waiting_tid=tid,
+    )
+
+
+def _channels(things: Things, table: int | None) -> tuple[AmqpChannel, ...]:
+    pairs = things.values.pairs(table) if table else None
+    found = []
+    for key, channel in (pairs or ())[:_SHOWN_CHANNELS]:
+        number = things.values.integer(key)
+        if number:
+            found.append(_channel(things, number, channel))
+    return tuple(sorted(found, key=lambda channel: channel.number))
+
+
+def _channel(things: Things, number: int, channel: int) -> AmqpChannel:
+    held = things.attributes(channel, ("_confirm_selected", "is_open", "callbacks"))
+    tags = things.values.pairs(held["callbacks"]) if "callbacks" in held else None
+    names = None if tags is None else [things.values.text(tag, 255) for tag, _ in tags]
+    return AmqpChannel(
+        number,
+        confirms=things.truth(held.get("_confirm_selected")),
+        consumers=None if names is None else tuple(name or "" for name in names),
+        is_open=things.truth(held.get("is_open")),
+    )
+
+
+def _awaited(things: Things, tid: int, connection: int) -> tuple[str, int | None]:
+    """What its innermost `AbstractChannel.wait` waits for, and on which channel."""
+    for place in things.stacks.of(tid):
+        if place.function == "wait" and place.file.endswith("/amqp/abstract_channel.py"):
+            variables = things.stacks.variables(place)
+            channel = variables.get("self")
+            if connection_of(things, channel) != connection:
+                return "", None
+            number = things.values.integer(things.attribute(channel, "channel_id") or 0)
+            return _methods(things, variables.get("method")), number
+        if place.function == "drain_events" and place.file.endswith(
+            ("/kombu/connection.py", "/celery/worker/loops.py")
+        ):
+            return "events", None
+    return "", None
+
+
+def _methods(things: Things, wanted: int | None) -> str:
+    items = things.stacks.containers.items(wanted) if wanted else None
+    signatures = [things.integers(item) for item in items or ()]
+    if amqp_methods.ACK in signatures and amqp_methods.NACK in signatures:
+        return "confirm"
+    pairs = [signature for signature in signatures if signature and len(signature) == 2]
+    return " or ".join(amqp_methods.name_of(*pair) for pair in pairs)
+
+
+def _last_method(things: Things, tid: int, connection: int, handler: int | None) -> tuple[int, int] | None:
+    """The method that this thread was given last from where it waits now; None where that place was written over."""
+    places = things.stacks.of(tid)
+    at = next((at for at, place in enumerate(places) if _reads(place)), 0)
+    callee = things.classes.class_attributes(things.classes.class_of(connection), ("on_inbound_method",))[0]
+    sizes = [things.frame_size(function) for function in (handler, callee.get("on_inbound_method"))]
+    if not at or not all(sizes):
+        return None
+    # on_frame is called from where read_frame was, on_inbound_method by it, dispatch_method by that.
+    place = places[at - 1].frame.address + sum(sizes)
+    found: set[tuple[int, int] | None] = set()
+    for dead in dead_frames.read(things.stacks, tid):
+        receiver = dead.variables.get("self")
+        if dead.function == "dispatch_method" and dead.address == place:
+            if receiver == connection or connection_of(things, receiver) == connection:
+                found.add(_signature(things, dead.variables.get("amqp_method")))
+        elif dead.function in _LISTENERS and dead.previous == place and receiver == connection:
+            found.add(_LISTENERS[dead.function])
+    return found.pop() if len(found) == 1 else None
+
+
+def _reads(place: Place) -> bool:
+    return place.function == "blocking_read" and place.file.endswith("/amqp/connection.py")
+
+
+def _signature(things: Things, method: int | None) -> tuple[int, int] | None:
+    """Of a description of a method, a named tuple whose first item is the method's two numbers."""
+    if not method or things.values.type(method) != "method_t":
+        return None
+    first = things.first_of_tuple(method)
+    numbers = things.integers(first) if first else None
+    return (numbers[0], numbers[1]) if numbers is not None and len(numbers) == 2 else None

@@ -1,0 +1,132 @@
+"""The connections to an AMQP broker that the target's threads have in hand, as the client libraries' own objects say.
+
+Which library it is, the frames tell; what its objects mean, the files `amqp_client_*.py` know, one library each. All is
+read twice and has to agree, and a thread that has run meanwhile tells nothing of what it waits for. librabbitmq is C:
+its state cannot be read, and the fact says so. Source: process_vm_readv; nothing is stopped. Credentials and message
+bodies are never read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from types import ModuleType
+
+from stucktrace.collectors import (
+    amqp_client_aiormq,
+    amqp_client_amqpstorm,
+    amqp_client_pika,
+    amqp_client_pyamqp,
+    interpreter,
+    memory,
+    python_stacks,
+    regions,
+    usage,
+)
+from stucktrace.collectors.amqp_client_objects import Things
+from stucktrace.collectors.cpython_objects import Layout, Reader
+from stucktrace.collectors.pool_stacks import Stacks
+from stucktrace.facts import AmqpFact, ProcessFact, PythonFact, SocketFact, ThreadFact
+
+WHAT = "AMQP connections"
+CLIENTS = (amqp_client_pyamqp, amqp_client_pika, amqp_client_amqpstorm, amqp_client_aiormq)
+_TRIES = 3
+_C_CLIENT = "/kombu/transport/librabbitmq.py"
+_MOST_CONNECTIONS = 64
+
+
+def may_have(python: PythonFact | None) -> bool:
+    """By py-spy's frames: some thread is in a client library."""
+    return python is not None and any(_clients(thread.frames) for thread in python.threads)
+
+
+def _clients(frames: Sequence[object]) -> bool:
+    parts = tuple(part for client in CLIENTS for part in client.FILES)
+    return any(part in getattr(frame, "file", "") for frame in frames for part in parts)
+
+
+def collect(
+    process: ProcessFact, threads: Sequence[ThreadFact], python: PythonFact | None, sockets: Sequence[SocketFact]
+) -> tuple[AmqpFact, ...]:
+    """() where no thread is in a client library. Raises CollectorError when the memory may not be read."""
+    if python is None or not may_have(python):
+        return ()
+    try:
+        with memory.reading(WHAT):
+            target = _Target(process, threads, python)
+            first = target.read()
+            second = target.read() if first else {}
+    except memory.MemoryChanged:
+        return ()
+    woke = {thread.tid for thread in threads if usage.has_run(process.pid, thread)}
+    by_fd = {fd: socket for socket in sockets for fd in socket.fds}
+    found = []
+    for address, (fd, fact) in second.items():
+        if address not in first or _settled(first[address][1]) != _settled(fact) or first[address][0] != fd:
+            continue
+        socket = by_fd.get(fd) if fd is not None else None
+        if fact.waiting_tid in woke:
+            fact = replace(fact, waits_for="", waiting_channel=None, waiting_s=None)
+            fact = replace(fact, blocked=None, blocked_assumes="", last_in=None) if fact.blocked_assumes else fact
+        found.append(_placed(fact, fd, socket))
+    return tuple(found)
+
+
+def _settled(fact: AmqpFact) -> AmqpFact:
+    """Without what grows from one reading to the next."""
+    return replace(fact, waiting_s=None, last_heartbeat_in_s=None, last_heartbeat_out_s=None, last_frame_in_s=None)
+
+
+def _placed(fact: AmqpFact, fd: int | None, socket: SocketFact | None) -> AmqpFact:
+    if socket is None:
+        return replace(fact, fd=fd)
+    return replace(fact, fd=fd, inode=socket.inode, local=socket.local, remote=socket.remote)
+
+
+class _Target:
+    """What one reading after the other is made of."""
+
+    def __init__(self, process: ProcessFact, threads: Sequence[ThreadFact], python: PythonFact) -> None:
+        mapped = regions.read(process.pid)
+        self._found = interpreter.find(process.pid, mapped)
+        self._reader = Reader(process.pid, mapped, Layout())
+        self._threads, self._python = threads, python
+        self._same_clock = _same_monotonic_clock(process.pid)
+        numbers = {thread.tid: thread.ns_tid for thread in threads}
+        self._idents = {
+            thread.ident: numbers[thread.tid] for thread in python.threads if thread.ident and thread.tid in numbers
+        }
+
+    def read(self) -> dict[int, tuple[int | None, AmqpFact]]:
+        """Address of a connection -> its socket's descriptor, and what is known of it."""
+        for _ in range(_TRIES):
+            read = python_stacks.read(self._reader, self._found, self._idents, lambda _: lambda *_: [])
+            if read is None or read.complete:
+                break
+        if read is None:
+            return {}
+        things = Things(Stacks(read, self._threads, self._python), self._same_clock)
+        found: dict[int, tuple[int | None, AmqpFact]] = {}
+        for client, connection, tid in self._connections(things):
+            if len(found) < _MOST_CONNECTIONS and (connection not in found or not found[connection][1].waits_for):
+                found[connection] = client.read(things, connection, tid)
+        return found
+
+    def _connections(self, things: Things) -> Iterator[tuple[ModuleType, int, int]]:
+        for thread in self._python.threads:
+            if not _clients(thread.frames):
+                continue
+            for client in CLIENTS:
+                for connection in dict.fromkeys(client.connections(things, thread.tid)):
+                    yield client, connection, thread.tid
+
+
+def _same_monotonic_clock(pid: int) -> bool:
+    """It is not in a time namespace of its own."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/time") == os.readlink("/proc/self/ns/time")
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
