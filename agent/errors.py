@@ -4,6 +4,7 @@ StucktraceError
 ├── UsageError          2  the request makes no sense
 │   └── InvalidSettings    a file, variable or option of the agent has a wrong value
 ├── JournalError        3  a file is no journal, or cannot be read or written
+├── Refused             3  unstick does not touch it: not proven, shared, or not agreed to
 └── CannotInspect       3  the target cannot be looked at
     ├── NoSuchProcess      it is gone, or never was
     ├── KernelThread       it has no user space
@@ -41,6 +42,10 @@ class InvalidSettings(UsageError):
     def __init__(self, problems: tuple[str, ...]) -> None:
         super().__init__(problems[0])
         self.problems = problems
+
+
+class Refused(StucktraceError):
+    pass
 
 
 class CannotInspect(StucktraceError):

@@ -13,7 +13,7 @@ import struct
 import time
 from collections.abc import Iterator
 
-NLM_F_REQUEST, NLM_F_DUMP = 1, 0x300
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 1, 4, 0x300
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLA_F_NESTED = 0x8000
 NLA_TYPE = 0x3FFF
@@ -47,6 +47,19 @@ def ask(netlink: socket.socket, kind: int, body: bytes, *, dump: bool, within_s:
             yield content
         if not dump:
             return
+
+
+def tell(netlink: socket.socket, kind: int, body: bytes, *, within_s: float) -> None:
+    """A command that is answered with its success alone. OSError as the kernel says it."""
+    netlink.send(HEADER.pack(HEADER.size + len(body), kind, NLM_F_REQUEST | NLM_F_ACK, 0, 0) + body)
+    netlink.settimeout(within_s)
+    for answer, content in messages(netlink.recv(RECEIVE_BYTES)):
+        if answer == NLMSG_ERROR and len(content) >= CODE.size:
+            code = -CODE.unpack_from(content)[0]
+            if code:
+                raise OSError(code, os.strerror(code))
+            return
+    raise OSError(errno.EPROTO, "the kernel did not say whether it was done")
 
 
 def _raise(content: bytes) -> None:

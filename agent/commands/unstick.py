@@ -1,14 +1,157 @@
-"""`stucktrace unstick`."""
+"""`stucktrace unstick`: ends the dead connection that a process hangs on."""
 
 from __future__ import annotations
 
-from typing import NoReturn
+import os
+import sys
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-from stucktrace.errors import UsageError
+from stucktrace.commands.common import PROBE_HELP, complete_pid, leave, options_of, parse_pid, watchdog
+from stucktrace.errors import CannotInspect, Refused
+from stucktrace.output import write, write_json
+
+if TYPE_CHECKING:
+    from stucktrace.diagnosis.model import Finding
+    from stucktrace.unstick import Outcome, Plan
+
+EPILOG = """\b
+Exit status:
+  0  done, and the process went on (with --dry-run: it would be done)
+  1  done, but nothing changed within 10 s, or the process ended
+  2  usage error
+  3  refused, or could not inspect: nothing was done; one line says why
+"""
 
 
-@click.command("unstick")
-def command() -> NoReturn:
-    """Not built yet."""
-    raise UsageError("not built yet")
+@click.command("unstick", epilog=EPILOG)
+@click.argument("pid", shell_complete=complete_pid)
+@click.option("--yes", is_flag=True, help="Do not ask. Needed where there is no terminal to ask on.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object (schema stucktrace.unstick/1).")
+@click.option("--probe", is_flag=True, help=PROBE_HELP)
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "core", "none"]),
+    default="auto",
+    show_default=True,
+    help="How the kernel is asked, as for pid.",
+)
+def command(*, pid: str, yes: bool, dry_run: bool, as_json: bool, probe: bool, engine: str) -> NoReturn:
+    """End the dead connection that process PID hangs on, so that its own retry takes over: the process lives on.
+
+    Only a connection whose verdict is half-open and proven, and that no other process holds, is ended; all else is
+    refused. Any TCP connection will do, not AMQP alone. What was sent on it and not acknowledged may have arrived: a
+    publish that is tried again can then be there twice.
+    """
+    leave(run(parse_pid(pid), yes=yes, dry_run=dry_run, as_json=as_json, probe=probe, engine=engine))
+
+
+def run(pid: int, *, yes: bool, dry_run: bool, as_json: bool, probe: bool, engine: str) -> int:
+    """The exit status."""
+    from stucktrace.run import Options
+    from stucktrace.unstick import Unsticker
+
+    began = time.time()
+    options = replace(options_of(engine, False, False, Options.sample_s, None), probe=probe)
+    guard = watchdog(options)
+    guard.start()
+    plan: Plan | None = None
+    try:
+        unsticker = Unsticker(pid, options)
+        plan = unsticker.plan()
+        if plan.ended:
+            return _tell(began, plan, unsticker.watch(plan), unsticker.verdict(), as_json, action="ended-by-probe")
+        if not as_json:
+            write("".join(f"{line}\n" for line in _clean(plan.lines())))
+        if dry_run:
+            if as_json:
+                write_json(_object(began, plan, "dry-run"))
+            return 0
+        guard.cancel()
+        if not yes:
+            _ask()
+        guard = watchdog(options)
+        guard.start()
+        unsticker.end(plan)
+        action = "destroyed" if plan.destroys else "shut-down"
+        return _tell(began, plan, unsticker.watch(plan), unsticker.verdict(), as_json, action=action)
+    except (Refused, CannotInspect) as error:
+        if as_json:
+            refused = _object(began, plan, "refused", pid=pid)
+            write_json({**refused, "because": error.message, "remedy": error.remedy or None})
+        raise
+    finally:
+        guard.cancel()
+
+
+def _ask() -> None:
+    """Raises Refused unless a person at a terminal says yes."""
+    if not (os.isatty(0) and os.isatty(2)):
+        raise Refused("there is no terminal to ask on", "nothing was done; --yes does it without asking")
+    sys.stderr.write("End this connection? [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise Refused("not agreed to", "nothing was done")
+
+
+def _tell(began: float, plan: Plan, outcome: Outcome, verdict: Finding | None, as_json: bool, *, action: str) -> int:
+    if as_json:
+        write_json(_object(began, plan, action, outcome=outcome, verdict=verdict))
+    else:
+        done = "ended by the reset that the probe brought" if action == "ended-by-probe" else "ended"
+        lines = [f"{done}; {outcome.text}"]
+        if verdict is not None:
+            lines.append(f"now: {verdict.code}: {verdict.summary}")
+        write("".join(f"{line}\n" for line in _clean(lines)))
+    return 0 if outcome.good else 1
+
+
+def _object(
+    began: float,
+    plan: Plan | None,
+    action: str,
+    *,
+    pid: int | None = None,
+    outcome: Outcome | None = None,
+    verdict: Finding | None = None,
+) -> dict[str, Any]:
+    connection = plan.connection if plan else None
+    return {
+        "schema": "stucktrace.unstick/1",
+        "time": began,
+        "pid": plan.process.pid if plan else pid,
+        "start_time": plan.process.start_time if plan else None,
+        "action": action,
+        "because": plan.finding.summary if plan else None,
+        "remedy": None,
+        "connection": {
+            "fds": list(connection.fds),
+            "inode": connection.inode,
+            "local": connection.local,
+            "remote": connection.remote,
+            "unacked_bytes": connection.send_bytes,
+        }
+        if connection
+        else None,
+        "says": list(plan.lines()) if plan and not plan.ended else [],
+        "outcome": {
+            "what": outcome.what,
+            "after_s": round(outcome.after_s, 3),
+            "text": outcome.text,
+            "remote": outcome.remote or None,
+        }
+        if outcome
+        else None,
+        "verdict_after": {"code": verdict.code, "confidence": verdict.confidence, "summary": verdict.summary}
+        if verdict
+        else None,
+    }
+
+
+def _clean(lines: tuple[str, ...] | list[str]) -> list[str]:
+    from stucktrace.sinks.page import clean
+
+    return [clean(line) for line in lines]

@@ -76,7 +76,7 @@ def _unacknowledged(snapshot: Snapshot, socket: SocketFact, budgets: Budgets) ->
     # The probes were sent after the kernel's figures were read.
     outage_s += network_probe.silent_s(socket)
     evicted = socket.conntrack == "absent" and not socket.conntrack_assumes
-    if outage_s < budgets.owed_s and not shows_early(socket):
+    if outage_s < budgets.owed_s and not shows_early(socket) and not network_probe.silent_s(socket):
         return None
     lines = [*_probe_lines(socket), *network.retransmit_lines(snapshot, socket)]
     what = f"nothing it sent has been acknowledged for {age(outage_s)}"

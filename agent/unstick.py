@@ -1,0 +1,239 @@
+"""Ends the one dead connection that a process hangs on, so that its own retry takes over instead of a kill.
+
+It acts on a proof alone: the verdict is `half-open` and `proven`, nobody else holds the socket, and a second look just
+before says the same of the same process, socket and tuple. Everything else is refused with its reason.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from stucktrace.diagnosis.model import PROVEN, Finding
+from stucktrace.diagnosis.words import age, listing, process, size
+from stucktrace.errors import CollectorError, Refused, StucktraceError
+from stucktrace.facts import ProcessFact, SocketFact
+from stucktrace.inspection import Inspection, Opening, follow, inspect_all
+from stucktrace.run import Options
+
+if TYPE_CHECKING:
+    from stucktrace.collectors.kernel import Kernel
+
+WATCH_S = 10.0
+WATCH_EVERY_S = 0.1
+NOTHING_DONE = "nothing was done"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One connection to end, and why that may be done."""
+
+    process: ProcessFact
+    connection: SocketFact
+    finding: Finding
+    loses: str
+    destroys: bool
+    """The kernel has SOCK_DESTROY."""
+
+    @property
+    def ended(self) -> bool:
+        """The reset that a probe brought has ended it already."""
+        return self.connection.probe is not None and self.connection.probe.answer == "reset"
+
+    def lines(self) -> tuple[str, ...]:
+        """What is going to be done, why, how, and what that may cost."""
+        target, connection = self.process, self.connection
+        fds = listing(f"fd {fd}" for fd in connection.fds)
+        how = (
+            "by SOCK_DESTROY: its call fails with ECONNABORTED (103), what is queued is thrown away"
+            if self.destroys
+            else "by shutdown(2) on a duplicate of its fd, for this kernel has no SOCK_DESTROY: its call ends with an "
+            "end of file; what is queued may still be delivered, so that a message which is sent again arrives twice"
+        )
+        unacked = f" ({size(connection.send_bytes)})" if connection.send_bytes else ""
+        return (
+            f"ends one connection of {process(target.pid, target.command)}: {fds}, {connection.local} -> "
+            f"{connection.remote}",
+            f"why: {self.finding.summary}",
+            f"how: {how}",
+            f"may be lost or doubled: what was sent and not acknowledged{unacked} may have arrived all the same; "
+            f"{self.loses}",
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the process did next."""
+
+    what: str
+    """ "reconnected", "went-on", "ended" or "unchanged"."""
+    after_s: float
+    text: str
+    remote: str = ""
+
+    @property
+    def good(self) -> bool:
+        return self.what in ("reconnected", "went-on")
+
+
+class Unsticker:
+    """The steps, in their order: `plan`, `end`, `watch`, `verdict`."""
+
+    def __init__(self, pid: int, options: Options) -> None:
+        found = follow(pid)
+        if len(found) != 1:
+            raise Refused(
+                f"process {pid} stands above several processes ({', '.join(map(str, found))})",
+                "name the one that hangs",
+            )
+        self.pid = found[0]
+        self._options = replace(options, children=False, siblings=False)
+        self._opening = Opening(options.engine)
+        self._before: frozenset[int] = frozenset()
+        self._call: str | None = None
+
+    def _look(self, *, probe: bool) -> Inspection:
+        options = replace(self._options, probe=probe)
+        answer = inspect_all((self.pid,), options, self._opening.opened)[self.pid]
+        if isinstance(answer, StucktraceError):
+            raise answer
+        return answer
+
+    def plan(self) -> Plan:
+        """What would be done. Raises Refused with the reason why not."""
+        self._before = frozenset(self._connections() or ())
+        inspection = self._look(probe=self._options.probe)
+        finding, connection = _proven(inspection)
+        target = inspection.snapshot.process
+        made = Plan(target, connection, finding, _loses(finding), destroys=True)
+        if made.ended:
+            return made
+        _alone(target.pid, connection)
+        from stucktrace.collectors import sock_destroy
+
+        return replace(made, destroys=sock_destroy.can_destroy(target.pid, connection))
+
+    def end(self, plan: Plan) -> None:
+        """Ends it, if a last look says the same. Raises Refused, or CannotInspect where that is not permitted."""
+        from stucktrace.collectors import sock_destroy
+
+        inspection = self._look(probe=False)
+        _, connection = _proven(inspection)
+        target = inspection.snapshot.process
+        before = (plan.process.pid, plan.process.start_time, *_identity(plan.connection))
+        if (target.pid, target.start_time, *_identity(connection)) != before:
+            raise Refused("the process hangs on another connection by now", f"{NOTHING_DONE}; look again")
+        _alone(target.pid, connection)
+        self._before, self._call = frozenset(self._connections() or ()), _call(plan)
+        if plan.destroys:
+            sock_destroy.destroy(target.pid, connection)
+        else:
+            sock_destroy.shut_down(target.pid, connection.fds[0], connection)
+
+    def watch(self, plan: Plan) -> Outcome:
+        """Looks on until the process has connected again or ended, or for a while."""
+        from stucktrace.collectors.process import still_same
+
+        began, left_s = time.monotonic(), None
+        while True:
+            if not still_same(plan.process):
+                after_s = time.monotonic() - began
+                return Outcome("ended", after_s, f"the process ended after {age(after_s)}")
+            connections, call = self._connections(), _call(plan)
+            after_s = time.monotonic() - began
+            moved = call != self._call and not (call or "").startswith("running")
+            if left_s is None and (moved or (connections is not None and plan.connection.inode not in connections)):
+                left_s = after_s
+            for inode, other in (connections or {}).items():
+                if inode not in self._before and other.state == "ESTABLISHED" and _same_service(plan.connection, other):
+                    text = f"the process connected again to {other.remote} within {age(after_s)} and goes on"
+                    return Outcome("reconnected", after_s, text, other.remote)
+            if after_s > WATCH_S:
+                break
+            time.sleep(WATCH_EVERY_S)
+        if left_s is None:
+            return Outcome("unchanged", after_s, f"nothing changed for {age(after_s)}: the thread is still in its call")
+        text = f"the thread left its call within {age(left_s)} and the process goes on; it has not connected again"
+        return Outcome("went-on", left_s, text)
+
+    def verdict(self) -> Finding | None:
+        """What is said of the process now; None when it is gone."""
+        try:
+            return self._look(probe=False).diagnosis.verdict
+        except StucktraceError:
+            return None
+
+    def _connections(self) -> dict[int, SocketFact] | None:
+        """Its TCP connections, made from here; None when they cannot be read, as at its end."""
+        from stucktrace.collectors import openfiles, sockets
+
+        kernel: Kernel | None = self._opening.opened().kernel
+        try:
+            files = {self.pid: openfiles.read_fds(self.pid)}
+            found = sockets.collect((self.pid,), files, kernel)[self.pid]
+        except (CollectorError, StucktraceError, KeyError):
+            return None
+        return {socket.inode: socket for socket in found if socket.protocol == "tcp" and socket.direction != "in"}
+
+
+def _proven(inspection: Inspection) -> tuple[Finding, SocketFact]:
+    """The verdict and its connection. Raises Refused when that is no proven half-open one."""
+    pid, verdict = inspection.snapshot.process.pid, inspection.diagnosis.verdict
+    if verdict.code != "half-open":
+        raise Refused(
+            f"pid {pid} does not hang on a dead connection: its verdict is {verdict.code} ({verdict.summary})",
+            f"{NOTHING_DONE}; only a connection that is proven to be half-open is ended",
+        )
+    if verdict.confidence != PROVEN:
+        raise Refused(
+            f"that the connection is half-open is only {verdict.confidence}: {verdict.summary}",
+            f"{NOTHING_DONE}; it is proven when nothing was acknowledged for 30 s, or by a reset (--probe)",
+        )
+    connection = inspection.snapshot.socket(verdict.fd)
+    if connection is None or connection.protocol != "tcp":
+        raise Refused("the verdict names no TCP connection", NOTHING_DONE)
+    return verdict, connection
+
+
+def _alone(pid: int, connection: SocketFact) -> None:
+    """Raises Refused when another process holds the socket too, or one may: it would lose its connection as well."""
+    from stucktrace.collectors import file_holders
+    from stucktrace.collectors.holders import command_of
+
+    held, complete = file_holders.find((f"socket:[{connection.inode}]",))
+    others = sorted({*connection.shared_with, *(each.pid for each in held)} - {pid})
+    if others:
+        names = listing(process(other, command_of(other)) for other in others)
+        raise Refused(
+            f"the connection to {connection.remote} is shared with {names}, which would lose it too",
+            f"{NOTHING_DONE}; restart the processes",
+        )
+    if not complete:
+        raise Refused(
+            f"whether another process holds the connection to {connection.remote} cannot be seen",
+            f"{NOTHING_DONE}; run as root in the PID namespace of the node",
+        )
+
+
+def _identity(connection: SocketFact) -> tuple[int, str, str]:
+    return connection.inode, connection.local, connection.remote
+
+
+def _same_service(old: SocketFact, new: SocketFact) -> bool:
+    """The address may change with a name's; the port tells which service it is."""
+    return new.remote.rpartition(":")[2] == old.remote.rpartition(":")[2]
+
+
+def _loses(finding: Finding) -> str:
+    return next((step.loses for step in finding.now if step.loses), "the library's own retry sends it again, or nobody")
+
+
+def _call(plan: Plan) -> str | None:
+    """The call that the thread is in, with its arguments; None when it is gone."""
+    tid = plan.finding.tid
+    try:
+        with open(f"/proc/{plan.process.pid}/task/{tid}/syscall") as file:
+            return file.read()
+    except OSError:
+        return None
