@@ -42,6 +42,8 @@ class AmqpChannel:
     number: int
     confirms: bool | None = None
     """Whether confirm.select is in force."""
+    transactional: bool | None = None
+    """Whether tx.select is."""
     publishes: int | None = None
     acks: int | None = None
     """Publishes that were acked, those of `multiple` counted one by one."""
@@ -50,8 +52,13 @@ class AmqpChannel:
     deliveries: int | None = None
     """Received by a consumer or basic.get."""
     consumer_acks: int | None = None
+    """Deliveries that the client acked, those of `multiple` counted one by one."""
+    consumer_nacks: int | None = None
+    """Deliveries that it rejected."""
     unconfirmed: int | None = None
     """Publishes in confirm mode without ack or nack."""
+    unconfirmed_exact: bool | None = None
+    """False: there may be more, from before the capture or from a gap in it (`AmqpFact.unknown` says so)."""
     oldest_unconfirmed_s: float | None = None
     consumers: tuple[str, ...] | None = None
     """Consumer tags in force."""
@@ -114,6 +121,6 @@ class AmqpFact:
     mid_stream: bool = False
     """The capture began after the connection did."""
     gaps: int = 0
-    """Places where bytes are missing in the capture."""
+    """Places where bytes are missing in the capture and frames may be; inside of bodies they do no harm."""
     unknown: tuple[str, ...] = ()
     """What cannot be known of it and why, a sentence each."""

@@ -1,0 +1,236 @@
+"""Finds AMQP 0-9-1 frame boundaries in the middle of a stream. No I/O.
+
+A boundary is believed when frames follow each other from it: each of a plausible form (amqp_methods knows the methods)
+and closed by 0xCE. Bodies may hold anything, even frames, so a few frames in a row prove nothing: either the chain also
+meets the beginnings and ends of segments, where programs begin and end their writes and what is inside of a body does
+not, or it is longer than any body frame can be. Until then nothing is told, and what follows is kept to be told then.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from stucktrace.collectors.amqp_methods import CLASSES, METHODS, NUMBERS
+
+_ALONE = b"\x08\x00\x00\x00\x00\x00\x00\xce"
+"""A heartbeat."""
+
+_WITH_CONTENT = frozenset(NUMBERS[f"basic.{name}"] for name in ("publish", "return", "deliver", "get-ok"))
+
+_CLASS_OCTETS = b"".join(re.escape(bytes([number])) for number in CLASSES)
+_CANDIDATE = re.compile(
+    rb"(?=\x01..\x00[\x00-\x03]..\x00[" + _CLASS_OCTETS + rb"]\x00|\x02..\x00[\x00-\x03]..\x00\x3c\x00\x00|"
+    rb"\x03..\x00[\x00-\x03]..|\x08\x00\x00\x00\x00\x00\x00\xce)",
+    re.DOTALL,
+)
+_CANDIDATE_BYTES = 11
+"""So many bytes are looked at before a place is a candidate."""
+
+_MOST_CHAINS = 4096
+_TLS_RECORD_BYTES = (1 << 14) + 256
+_TLS_RECORDS = 3
+
+
+@dataclass
+class _Chain:
+    begin: int
+    frames: int = 0
+    """Heartbeats left out: eight bytes that a body's pattern may well repeat."""
+    at_start: bool = False
+    """It begins where a segment began."""
+    met_ends: int = 0
+    """How often a frame ended where a segment did, of"""
+    passed_ends: int = 0
+    contents: int = 0
+    """Messages that were there from their method to the last byte of their body."""
+    open_contents: dict[int, int] = field(default_factory=dict)
+    """Channel -> bytes of its message that are to come; -1 before its content header."""
+
+
+class Hunt:
+    """`feed` takes the stream's bytes, a segment at a time. Positions count from the hunt's beginning."""
+
+    def __init__(self, frame_max: int) -> None:
+        self.frame_max = frame_max
+        self.dropped_bytes = 0
+        self.largest_segment = 0
+        self.tls = False
+        self._tls_records = 0
+        self._tls_next = 0
+        self._kept: list[tuple[float, bytes]] = []
+        self._data = bytearray()
+        """The bytes of `_kept`, from position `_first`."""
+        self._first = 0
+        self._looked = 0
+        """Every position before it was looked at."""
+        self._chains: dict[int, _Chain] = {}
+        """The position where the next frame has to begin -> the chain that leads there."""
+
+    def feed(self, time_s: float, data: bytes) -> list[tuple[float, bytes]] | None:
+        """None while no boundary is sure; else the stream's bytes from the boundary on, with their times."""
+        if not data:
+            return None
+        segment_begin = self._first + len(self._data)
+        self._kept.append((time_s, data))
+        self._data += data
+        end = segment_begin + len(data)
+        self.largest_segment = max(self.largest_segment, len(data))
+        for chain in self._chains.values():
+            chain.passed_ends += 1
+        self._follow_tls(segment_begin, end)
+        found = self._follow(end)
+        if found is None:
+            found = self._look(segment_begin, end)
+        if found is not None:
+            return self._since(found)
+        self._forget(end)
+        return None
+
+    def _follow(self, end: int) -> int | None:
+        """Goes on with the chains whose next frame has come."""
+        for place in sorted(place for place in self._chains if place < end):
+            found = self._run(place, self._chains.pop(place), end)
+            if found is not None:
+                return found
+        return None
+
+    def _look(self, segment_begin: int, end: int) -> int | None:
+        """Begins a chain wherever a frame may begin."""
+        low = max(self._looked, self._first)
+        for match in _CANDIDATE.finditer(self._data, low - self._first):
+            place = self._first + match.start()
+            if len(self._chains) >= _MOST_CHAINS:
+                break
+            found = self._run(place, _Chain(place, at_start=place == segment_begin, passed_ends=1), end)
+            if found is not None:
+                return found
+        self._looked = max(low, end - _CANDIDATE_BYTES + 1)
+        return None
+
+    def _run(self, place: int, chain: _Chain, end: int) -> int | None:
+        """Follows one chain as far as the bytes go; its beginning, when it is to be believed."""
+        data, first = self._data, self._first
+        while place + 7 <= end:
+            at = place - first
+            size = int.from_bytes(data[at + 3 : at + 7], "big")
+            stop = place + 7 + size
+            if size > self.frame_max - 8 or (known := _possible(data, at, size)) is False:
+                return None
+            if known is None or stop >= end:
+                break
+            if data[stop - first] != 0xCE:
+                return None
+            if not _content_goes_on(chain, data, at, size):
+                return None
+            alone = chain.at_start and chain.begin == place == end - len(_ALONE)
+            chain.frames += data[at] != 8 or alone
+            place = stop + 1
+            if place == end:
+                chain.met_ends += 1
+            if self._believed(chain, place, alone):
+                return chain.begin
+        other = self._chains.get(place)
+        if other is None or other.begin > chain.begin:
+            self._chains[place] = chain
+        return None
+
+    def _believed(self, chain: _Chain, place: int, alone: bool) -> bool:
+        if place - chain.begin > self.frame_max:
+            return chain.frames > 1
+        if not chain.met_ends:
+            return False
+        if alone:
+            # A segment that is one heartbeat.
+            return True
+        if chain.at_start and chain.contents:
+            last = len(self._kept[-1][1])
+            return chain.passed_ends == 1 or last < self.largest_segment
+        return chain.frames >= 2 and chain.at_start + chain.met_ends >= 3 and chain.met_ends * 4 >= chain.passed_ends
+
+    def _follow_tls(self, begin: int, end: int) -> None:
+        """Counts TLS records that follow each other."""
+        if self._tls_next < begin or not self._tls_records:
+            self._tls_next, self._tls_records = begin, 0
+        while self._tls_next + 5 <= end:
+            record = self._data[self._tls_next - self._first : self._tls_next - self._first + 5]
+            if len(record) < 5 or not _is_tls(record):
+                self._tls_next, self._tls_records = end, 0
+                return
+            self._tls_next += 5 + (record[3] << 8 | record[4])
+            self._tls_records += 1
+            if self._tls_records >= _TLS_RECORDS or (self._tls_next == end and self._tls_records and begin == 0):
+                self.tls = True
+
+    def _since(self, place: int) -> list[tuple[float, bytes]]:
+        self.dropped_bytes += place - self._first
+        position = self._first
+        kept = []
+        for time_s, data in self._kept:
+            if position + len(data) > place:
+                kept.append((time_s, data[max(place - position, 0) :]))
+            position += len(data)
+        return kept
+
+    def _forget(self, end: int) -> None:
+        """Drops what no chain begins in, and chains that reach further back than is worth keeping."""
+        oldest = end - 3 * self.frame_max
+        self._chains = {place: chain for place, chain in self._chains.items() if chain.begin >= oldest}
+        needed = min((chain.begin for chain in self._chains.values()), default=end)
+        needed = min(needed, self._looked, max(end - 5, 0))
+        while self._kept and self._first + len(self._kept[0][1]) <= needed:
+            size = len(self._kept.pop(0)[1])
+            del self._data[:size]
+            self._first += size
+            self.dropped_bytes += size
+
+
+def _is_tls(header: bytearray) -> bool:
+    """A record's header (RFC 8446, 5.1): type, version 3.x, length."""
+    length = header[3] << 8 | header[4]
+    return 20 <= header[0] <= 23 and header[1] == 3 and header[2] <= 4 and 0 < length <= _TLS_RECORD_BYTES
+
+
+def _possible(data: bytearray, at: int, size: int) -> bool | None:
+    """Whether a frame can begin so; None while too little of it is there to say."""
+    kind = data[at]
+    if kind == 8:
+        return size == 0 and data[at + 1] == 0 and data[at + 2] == 0
+    if kind == 3:
+        return size > 0 and (data[at + 1] != 0 or data[at + 2] != 0)
+    if kind not in (1, 2) or size < 4:
+        return False
+    head = data[at + 7 : at + 11]
+    if len(head) < 4:
+        return None
+    if kind == 1:
+        return int.from_bytes(head, "big") in METHODS
+    return size >= 14 and head == b"\x00\x3c\x00\x00"
+
+
+def _content_goes_on(chain: _Chain, data: bytearray, at: int, size: int) -> bool:
+    """Counts the messages that are complete; False where a message is not what its method and header announced."""
+    kind, channel = data[at], data[at + 1] << 8 | data[at + 2]
+    left = chain.open_contents.get(channel)
+    if kind == 1:
+        if left is not None:
+            # An exception of the broker's may come at any time, but nothing else on this channel.
+            return int.from_bytes(data[at + 7 : at + 11], "big") == NUMBERS["channel.close"]
+        if int.from_bytes(data[at + 7 : at + 11], "big") in _WITH_CONTENT:
+            chain.open_contents[channel] = -1
+        return True
+    if left is None or kind == 8:
+        return True
+    if kind == 2:
+        left, announced = int.from_bytes(data[at + 11 : at + 19], "big"), left
+        if announced != -1:
+            return False
+    elif size > left:
+        return False
+    else:
+        left -= size
+    chain.open_contents[channel] = left
+    if not left:
+        chain.contents += 1
+        del chain.open_contents[channel]
+    return True

@@ -1,0 +1,64 @@
+"""What a capture cannot know of an AMQP connection, and why: a sentence each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stucktrace.collectors.amqp_wire import Connection, Direction
+
+
+def sentences(connection: Connection, directions: tuple[Direction, Direction]) -> list[str]:
+    """`directions`: the client's, the broker's."""
+    found: list[str] = []
+    sides = ("client", "broker")
+    for side, direction in zip(sides, directions, strict=True):
+        protocol = direction.frames.protocol if direction.frames is not None else ""
+        if protocol not in ("", "tls", "0-9-1"):
+            found.append(f"the {side} speaks AMQP {protocol}, not 0-9-1: frames cannot be read")
+    if found:
+        return found
+    if connection.encrypted and not connection.is_amqp():
+        return ["encrypted: frames cannot be read"]
+    talk = connection.conversation
+    started_late = not all(each.stream.from_start or not each.stream.started for each in directions)
+    if started_late and talk.heartbeat_s is None:
+        found.append("the capture began after the connection did: the heartbeat agreed on was not seen")
+    if connection.role_assumed:
+        found.append("which end is the client is taken from the port numbers alone: nothing on the wire told it yet")
+    for side, direction in zip(sides, directions, strict=True):
+        frames = direction.frames
+        if frames is not None and frames.hunting and direction.bytes_seen:
+            found.append(f"no frame boundary was found yet in what the {side} sends: none of it is counted")
+        if direction.gaps:
+            found.append(
+                f"{direction.gap_bytes} bytes that the {side} sent were not captured, in {direction.gaps} places: its"
+                " counts are at least what is said"
+            )
+        if frames is not None and frames.lost:
+            found.append(
+                f"what the {side} sent was no frame where one had to begin, {frames.lost} times: counts may be wrong"
+            )
+    for number, channel in sorted(talk.channels.items()):
+        if channel.mode is None and channel.publishes:
+            found.append(
+                f"channel {number} was open before: whether its publishes are to be confirmed is not known before the"
+                " broker confirms one"
+            )
+        elif channel.mode == "confirm" and not channel.exact:
+            found.append(
+                f"channel {number} was open before: publishes from before may be unconfirmed too, and confirm times"
+                " hold if none was"
+            )
+        if channel.blurred:
+            found.append(
+                f"channel {number}: an ack may cover publishes that were not seen: acks are at least what is said"
+            )
+        if channel.blurred_consumer_acks:
+            found.append(
+                f"channel {number}: an ack may cover deliveries that were not seen: consumer acks are at least what is"
+                " said"
+            )
+    if talk.channels_not_kept:
+        found.append("more channels than are kept: some are not counted")
+    return found
