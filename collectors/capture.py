@@ -39,7 +39,7 @@ _REMEDY = (
 
 @dataclass
 class Capture:
-    """An open capture. `fileno` may be handed to another process, which then reads the same packets."""
+    """An open capture. Its fd may be handed to another process, whose `Reader` then reads the packets."""
 
     socket: socket.socket
     drops: int = 0
@@ -140,6 +140,9 @@ class Reader:
         self._view = memoryview(self._buffer)
         self._control = socket.CMSG_SPACE(TIME.size)
 
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
     def read(self) -> tuple[float, bytes] | None:
         """(Unix time, packet from its IP header on); None when there is none now."""
         try:
@@ -156,9 +159,3 @@ class Reader:
 
     def close(self) -> None:
         self._socket.close()
-
-
-def own_fd(fd: int) -> Reader:
-    """A reader of a capture that another process opened."""
-    os.set_inheritable(fd, False)
-    return Reader(fd)

@@ -14,6 +14,8 @@ import struct
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from stucktrace.collectors.addresses import endpoint
+
 INSTRUCTION = struct.Struct("=HBBI")
 """struct sock_filter."""
 MOST_INSTRUCTIONS = 4096
@@ -51,6 +53,10 @@ class Flow:
 
     def reversed(self) -> Flow:
         return Flow(self.remote, self.remote_port, self.local, self.local_port)
+
+    def names(self) -> tuple[str, str]:
+        """Both ends as "address:port"."""
+        return endpoint(self.local, self.local_port), endpoint(self.remote, self.remote_port)
 
 
 Instruction = tuple[int, int, int, int]

@@ -1,0 +1,282 @@
+"""What `stucktrace amqp` saw, as lines, as a table, and as JSON objects of schema stucktrace.amqp/1.
+
+Texts from the wire are escaped (`page.clean`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from stucktrace.amqp_notices import MISSED_BEATS, Notice, oldest_s, silent, stuck, total
+from stucktrace.diagnosis.words import age, count
+from stucktrace.facts import AmqpFact, AmqpMethod, Latency
+from stucktrace.facts_codec import encode
+from stucktrace.sinks.page import clean
+from stucktrace.sinks.table import GAP, padded
+
+SCHEMA = "stucktrace.amqp/1"
+LONGEST_TEXT = 200
+
+
+@dataclass(frozen=True)
+class Row:
+    """One connection as it stands."""
+
+    local: str
+    remote: str
+    fact: AmqpFact | None = None
+    """None: no frame of it has passed."""
+    fd: int | None = None
+    open: bool = True
+    """The process still has it."""
+    published_per_s: float | None = None
+
+
+def event_as_json(notice: Notice) -> dict[str, Any]:
+    return {"schema": SCHEMA, "type": "event", **asdict(notice)}
+
+
+def summary_as_json(row: Row, now: float) -> dict[str, Any]:
+    fact: dict[str, Any] = encode(row.fact) if row.fact is not None else {"local": row.local, "remote": row.remote}
+    fact.pop("inode", None)
+    totals = {name: None if row.fact is None else total(row.fact, name) for name in _TOTALS}
+    return {
+        "schema": SCHEMA,
+        "type": "summary",
+        "time": now,
+        **fact,
+        "fd": row.fd,
+        "open": row.open,
+        "stuck": (row.fact is not None and row.open and stuck(row.fact)) or None,
+        "totals": {**totals, "oldest_unconfirmed_s": None if row.fact is None else oldest_s(row.fact)},
+    }
+
+
+_TOTALS = ("publishes", "acks", "nacks", "returns", "unconfirmed", "deliveries", "consumer_acks")
+
+
+# Lines
+
+
+def line(notice: Notice) -> str:
+    """ "17:40:01.123  10.0.0.1:40000 -> 10.0.0.2:5672  the broker blocks publishing: low on memory"."""
+    at = time.strftime("%H:%M:%S", time.localtime(notice.time)) + f".{int(notice.time % 1 * 1000):03d}"
+    return f"{at}  {notice.local} -> {notice.remote}  {words(notice)}"
+
+
+def words(notice: Notice) -> str:
+    """What happened."""
+    reason = clean(notice.text, LONGEST_TEXT)
+    why = " ".join(word for word in (str(notice.code or ""), reason) if word)
+    cause = f" (because of {clean(notice.method, LONGEST_TEXT)})" if notice.method else ""
+    on = f" on channel {notice.channel}" if notice.channel else ""
+    said = f": {why}" if why else ""
+    match notice.event:
+        case "opened":
+            return "a new connection"
+        case "ended":
+            return f"the {notice.by} ends the TCP connection"
+        case "missed":
+            return f"bytes from the {notice.by} were not captured: counts are at least what is said"
+        case "encrypted":
+            return "encrypted: its frames cannot be read"
+        case "consumer-cancelled":
+            return f"the broker cancels a consumer{on}"
+        case "blocked":
+            return f"the broker takes no publishes for now (connection.blocked){said}"
+        case "unblocked":
+            return "the broker takes publishes again (connection.unblocked)"
+        case "connection-closed":
+            return f"the {notice.by or 'peer'} closes the connection{said}{cause}"
+        case "channel-closed":
+            return f"the {notice.by or 'peer'} closes channel {notice.channel}{said}{cause}"
+        case "nacked":
+            return f"the broker refuses {count(notice.count, 'publish', 'publishes')}{on} (basic.nack)"
+        case "returned":
+            back = "a publish comes" if notice.count == 1 else f"{notice.count} publishes come"
+            return f"{back} back{on} (basic.return){said}"
+        case "unconfirmed":
+            publishes = count(notice.count, "publish", "publishes")
+            return f"{publishes}{on} without a confirm, the oldest for {age(notice.age_s)}"
+        case "confirmed":
+            return f"all publishes{on} are confirmed, after {age(notice.age_s)}"
+        case "broker-silent" | "client-silent":
+            who = "the broker" if notice.event == "broker-silent" else "the process"
+            return f"{who} has sent nothing for {age(notice.age_s)}; a heartbeat is due every {age(notice.heartbeat_s)}"
+        case "heard-again":
+            return f"the {'process' if notice.by == 'client' else 'broker'} sends again"
+    return f"{notice.event}{on}{said}"
+
+
+# Summary
+
+
+def summary(row: Row) -> list[str]:
+    """Of one connection, its name first."""
+    where = " ".join(([f"fd {row.fd}"] if row.fd is not None else []) + ([] if row.open else ["closed"]))
+    client = clean(row.fact.client, 60) if row.fact is not None and row.fact.client else ""
+    about = ", ".join(word for word in (client, where) if word)
+    lines = [f"{row.local} -> {row.remote}" + (f"  ({about})" if about else "")]
+    if row.fact is None:
+        return [*lines, "  no frame passed"]
+    return lines + [f"  {text}" for text in _sentences(row.fact, row.open) if text]
+
+
+def _sentences(fact: AmqpFact, is_open: bool) -> list[str]:
+    if fact.encrypted:
+        return ["encrypted: its frames cannot be read on the wire"]
+    return [
+        _stuck_words(fact) if is_open else "",
+        _publishing(fact),
+        _latency(fact.confirms),
+        _consuming(fact),
+        _heartbeats(fact),
+        _closed(fact),
+        *(f"channel {c.number} was closed by the {c.closed_by}: {_why(c.closed)}" for c in fact.channels if c.closed),
+        *(f"not known: {clean(text, LONGEST_TEXT)}" for text in fact.unknown),
+    ]
+
+
+def _stuck_words(fact: AmqpFact) -> str:
+    match stuck(fact):
+        case "blocked":
+            assert fact.blocked is not None
+            return f"STUCK: blocked by the broker for {age(fact.blocked.age_s)}: {_why(fact.blocked)}"
+        case "channel-closed":
+            return "STUCK: a publish waits for its confirm on a channel that the broker has closed"
+        case "unconfirmed":
+            unconfirmed = count(total(fact, "unconfirmed") or 0, "publish", "publishes")
+            return f"STUCK: {unconfirmed} without a confirm, the oldest for {age(oldest_s(fact))}"
+    return ""
+
+
+def _publishing(fact: AmqpFact) -> str:
+    published = total(fact, "publishes")
+    if not published:
+        return "published nothing"
+    parts = [f"published {published}"]
+    for name, word in (("acks", "confirmed"), ("nacks", "refused"), ("returns", "came back")):
+        number = total(fact, name)
+        if number or (name == "acks" and any(channel.confirms for channel in fact.channels)):
+            parts.append(f"{word} {number or 0}")
+    if unconfirmed := total(fact, "unconfirmed"):
+        parts.append(f"without a confirm {unconfirmed}, the oldest for {age(oldest_s(fact))}")
+    return ", ".join(parts)
+
+
+def _latency(latency: Latency | None) -> str:
+    if latency is None or not latency.count:
+        return ""
+    named = (("p50", latency.p50_s), ("p95", latency.p95_s), ("p99", latency.p99_s), ("max", latency.max_s))
+    return "confirms took " + "  ".join(f"{name} {milliseconds(value)}" for name, value in named)
+
+
+def milliseconds(seconds: float) -> str:
+    """ "0.42 ms", "12 ms", "1.4 s"."""
+    if seconds >= 9.995:
+        return age(seconds)
+    if seconds >= 0.9995:
+        return f"{seconds:.1f} s"
+    return f"{seconds * 1000:.0f} ms" if seconds >= 0.00995 else f"{seconds * 1000:.2f} ms"
+
+
+def _consuming(fact: AmqpFact) -> str:
+    delivered = total(fact, "deliveries")
+    return f"delivered {delivered}, acknowledged {total(fact, 'consumer_acks') or 0}" if delivered else ""
+
+
+_SOURCES = {"tune-ok": "negotiated", "client": "by the client's own record", "observed": "as it beats"}
+
+
+def _heartbeats(fact: AmqpFact) -> str:
+    beats = f"heartbeats: {fact.heartbeats_in or 0} in, {fact.heartbeats_out or 0} out"
+    if fact.heartbeat_s is None:
+        return f"{beats}; the negotiated interval is not known"
+    if not fact.heartbeat_s:
+        return "heartbeats: off"
+    said = f"{beats}; every {age(fact.heartbeat_s)} ({_SOURCES.get(fact.heartbeat_source, fact.heartbeat_source)})"
+    for who, age_s in (("broker", fact.last_frame_in_s), ("process", fact.last_frame_out_s)):
+        if silent(fact, age_s):
+            said += f"; the {who} has sent nothing for {age(age_s)}, which is over {MISSED_BEATS} of them"
+    return said
+
+
+def _closed(fact: AmqpFact) -> str:
+    return f"closed by the {fact.closed_by or 'peer'}: {_why(fact.closed)}" if fact.closed is not None else ""
+
+
+def _why(method: AmqpMethod | None) -> str:
+    if method is None:
+        return ""
+    words = " ".join(word for word in (str(method.code or ""), clean(method.text, LONGEST_TEXT)) if word)
+    return (words or "no reason given") + (f" (because of {clean(method.method, 60)})" if method.method else "")
+
+
+# Table
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Its heading first."""
+    columns: dict[str, list[str]] = {}
+    for row in rows:
+        for name, text in _cells(row).items():
+            columns.setdefault(name, [name]).append(text)
+    widths = {name: max(map(len, texts)) for name, texts in columns.items()}
+    return [
+        GAP.join(padded(columns[name][index], wide, name not in _TO_THE_LEFT) for name, wide in widths.items()).rstrip()
+        for index in range(len(rows) + 1 if rows else 0)
+    ]
+
+
+_TO_THE_LEFT = frozenset({"CONNECTION", "STATE"})
+
+
+def _cells(row: Row) -> Mapping[str, str]:
+    fact = row.fact
+    latency = fact.confirms if fact is not None else None
+
+    def number(name: str) -> str:
+        found = total(fact, name) if fact is not None else None
+        return "-" if found is None else str(found)
+
+    return {
+        "CONNECTION": (f"fd {row.fd} " if row.fd is not None else "") + row.remote,
+        "PUBLISHED": number("publishes"),
+        "PER S": "-" if row.published_per_s is None else f"{row.published_per_s:.0f}",
+        "CONFIRMED": number("acks"),
+        "REFUSED": number("nacks"),
+        "OPEN": number("unconfirmed"),
+        "P50": milliseconds(latency.p50_s) if latency is not None and latency.count else "-",
+        "P99": milliseconds(latency.p99_s) if latency is not None and latency.count else "-",
+        "DELIVERED": number("deliveries"),
+        "BEATS": "-" if fact is None else f"{fact.heartbeats_in or 0}/{fact.heartbeats_out or 0}",
+        "STATE": state(row),
+    }
+
+
+def state(row: Row) -> str:
+    """The last column."""
+    fact = row.fact
+    if not row.open or (fact is not None and fact.closed is not None):
+        return "closed"
+    if fact is None:
+        return "no frame yet"
+    if fact.encrypted:
+        return "encrypted"
+    match stuck(fact):
+        case "blocked":
+            assert fact.blocked is not None
+            return f"blocked {age(fact.blocked.age_s)}: {_why(fact.blocked)}"
+        case "channel-closed":
+            return "channel closed by the broker, confirm open"
+        case "unconfirmed":
+            return f"no confirm for {age(oldest_s(fact))}"
+    if silent(fact, fact.last_frame_in_s):
+        return f"broker silent {age(fact.last_frame_in_s)}"
+    if silent(fact, fact.last_frame_out_s):
+        return f"process silent {age(fact.last_frame_out_s)}"
+    ages = [age_s for age_s in (fact.last_frame_in_s, fact.last_frame_out_s) if age_s is not None]
+    return f"last frame {age(min(ages))} ago" if ages else "no frame yet"
