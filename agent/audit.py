@@ -161,15 +161,14 @@ def _celery(member: Audited) -> Audited:
     given: tuple[SettingFact, ...] = ()
     if process.worker.kind in ("celery-main", "celery-child"):
         given = celery_options.collect(startup.recall(process.pid, process.argv)[0])
-    in_force = [*celery_settings.collect(process)]
+    in_force = _explained(celery_settings.collect(process), given)
     if process.worker.kind == "celery-child":
-        limits = celery_options.limits_in_force(process.pid)
-        in_force = [*limits, *(each for each in in_force if each.name not in celery_options.LIMITS or not limits)]
-    return replace(member, settings=(*member.settings, *_merged(in_force, given)))
+        in_force = _explained(celery_options.limits_in_force(process.pid), in_force)
+    return replace(member, settings=(*member.settings, *in_force))
 
 
-def _merged(in_force: Collection[SettingFact], given: Collection[SettingFact]) -> tuple[SettingFact, ...]:
-    """What is in force, explained by the command line where that says the same."""
+def _explained(in_force: Collection[SettingFact], given: Collection[SettingFact]) -> tuple[SettingFact, ...]:
+    """What is in force, with the source of whatever was given and says the same; and what else was given."""
     words = {each.name: each for each in given}
     merged = []
     for fact in in_force:
@@ -177,7 +176,7 @@ def _merged(in_force: Collection[SettingFact], given: Collection[SettingFact]) -
         if word is None:
             merged.append(fact)
         elif alike(fact.value, word.value):
-            merged.append(replace(fact, source=word.source))
+            merged.append(replace(fact, source=word.source, others=(*word.others, *fact.others)))
         else:
             merged.append(replace(fact, others=((word.source, word.value), *fact.others)))
     return (*merged, *words.values())

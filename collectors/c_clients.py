@@ -11,7 +11,7 @@ import re
 import struct
 from collections.abc import Sequence
 
-from stucktrace.collectors import interpreter, memory, regions
+from stucktrace.collectors import elf, memory, regions
 from stucktrace.collectors.cpython_objects import Layout, Reader
 from stucktrace.facts.audited import CClient
 
@@ -40,14 +40,19 @@ def _has_callback(pid: int) -> bool | None:
     try:
         mapped = regions.read(pid)
         path = next((each.path for each in mapped.regions if each.path.rpartition("/")[2].startswith("_psycopg.")), "")
-        reader = Reader(pid, mapped, Layout())
+        module = elf.module_of(pid, mapped, path) if path else None
+        if module is None:
+            return None
         words: set[int] = set()
-        for region in interpreter.data_of(mapped, path) if path else ():
-            data = memory.read_some(pid, region.start, min(region.size, _MOST_BYTES))
-            words.update(word for (word,) in struct.iter_unpack("<Q", data[: len(data) // 8 * 8]))
+        # The static variables alone: what is mapped right behind them may be anything.
+        for segment in module.segments:
+            if segment.kind == elf.LOAD and segment.flags & elf.WRITABLE:
+                data = memory.read_some(pid, module.bias + segment.start, min(segment.size, _MOST_BYTES))
+                words.update(word for (word,) in struct.iter_unpack("<Q", data[: len(data) // 8 * 8]))
+        reader = Reader(pid, mapped, Layout())
         objects = [word for word in words if word % 8 == 0 and _holds_objects(mapped, word)]
         kinds = memory.read_words(pid, [word + 8 for word in objects])
-        return any(reader.type_name(kind) in _FUNCTIONS for kind in kinds if kind) if words else None
+        return any(reader.type_name(kind) in _FUNCTIONS for kind in kinds if kind) if objects else None
     except (OSError, struct.error):
         return None
 

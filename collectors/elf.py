@@ -16,7 +16,9 @@ from functools import cached_property
 from stucktrace.collectors import memory
 from stucktrace.collectors.regions import Region, Regions
 
-_PT_LOAD, _PT_DYNAMIC, _PT_GNU_EH_FRAME = 1, 2, 0x6474E550
+LOAD, _PT_DYNAMIC, _PT_GNU_EH_FRAME = 1, 2, 0x6474E550
+WRITABLE = 1 << 1
+"""Of `Segment.flags`."""
 _DT_HASH, _DT_STRTAB, _DT_SYMTAB, _DT_GNU_HASH = 4, 5, 6, 0x6FFFFEF5
 _MAX_SEGMENTS = 64
 _MAX_SYMBOLS = 100_000
@@ -189,7 +191,7 @@ def read(pid: int, first: Region) -> Module | None:
     segments = []
     for kind, flags, offset, start, _, _, size, _ in struct.iter_unpack("<IIQQQQQQ", table):
         segments.append(Segment(kind, flags, offset, start, size))
-    load = next((segment for segment in segments if segment.kind == _PT_LOAD and segment.offset == 0), None)
+    load = next((segment for segment in segments if segment.kind == LOAD and segment.offset == 0), None)
     if load is None:
         return None
     return Module(pid, first.path, first.start - load.start, first.start, machine, header, tuple(segments))

@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from stucktrace.diagnosis import traps_clients, traps_connections, traps_fork, traps_gunicorn, traps_recycling
+from stucktrace.diagnosis import (
+    traps_celery,
+    traps_clients,
+    traps_connections,
+    traps_fork,
+    traps_gunicorn,
+    traps_recycling,
+)
 from stucktrace.facts.audited import Audited
 from stucktrace.facts.settings import ERROR, OK, WARN, Check
 
@@ -20,10 +27,14 @@ def check(family: Sequence[Audited]) -> tuple[Check, ...]:
         *traps_fork.checks(family),
         *(each for member in family for each in traps_gunicorn.checks(member, family)),
         *traps_recycling.checks(family),
+        *(each for member in family for each in traps_celery.checks(member.settings, member.process)),
         *traps_clients.checks(family),
         *traps_connections.summary(family),
     ]
-    return tuple(sorted(dict.fromkeys(found), key=lambda each: _ORDER.index(each.status)))
+    apart: dict[tuple[str, str, str], Check] = {}
+    for each in found:
+        apart.setdefault((each.code, each.status, each.text), each)
+    return tuple(sorted(apart.values(), key=lambda each: _ORDER.index(each.status)))
 
 
 def worst(checks: Iterable[Check]) -> str:

@@ -1,4 +1,4 @@
-"""Workers that are ended on purpose after so many requests or tasks: too often, or all at the same moment. Pure."""
+"""gunicorn workers that are ended on purpose after so many requests: too often, or all at the same moment. Pure."""
 
 from __future__ import annotations
 
@@ -17,9 +17,6 @@ def checks(family: Sequence[Audited]) -> Iterator[Check]:
     for member in family:
         if member.process.worker.kind.startswith("gunicorn-"):
             yield from _gunicorn(member, family)
-            return
-        if member.process.worker.kind in ("celery-main", "celery-child"):
-            yield from _celery(family)
             return
 
 
@@ -49,24 +46,6 @@ def _gunicorn(member: Audited, family: Sequence[Audited]) -> Iterator[Check]:
             f"max_requests is {most:.0f} without max_requests_jitter: all workers end at about the same time",
             fix=f"max_requests_jitter = {max(1, int(most) // 10)}",
         )
-
-
-def _celery(family: Sequence[Audited]) -> Iterator[Check]:
-    limits = [limit for member in family if (limit := member.number("worker_max_tasks_per_child"))]
-    known = any((setting := member.setting("worker_max_tasks_per_child")) and setting.known for member in family)
-    if limits and min(limits) < FEW:
-        yield Check(
-            "max-tasks-per-child-low",
-            WARN,
-            f"worker_max_tasks_per_child is {min(limits):.0f}: a child ends after so few tasks, and each end costs a "
-            "fork and new connections",
-            evidence=_ages(family),
-            fix="worker_max_tasks_per_child of 1000 or more, or worker_max_memory_per_child",
-        )
-    elif limits:
-        yield Check("max-tasks-per-child", OK, f"worker_max_tasks_per_child is {min(limits):.0f}")
-    elif known:
-        yield Check("max-tasks-per-child", OK, "children of the pool are not recycled after a number of tasks")
 
 
 def _ages(family: Sequence[Audited]) -> tuple[str, ...]:

@@ -159,7 +159,7 @@ def _subject(
     if not settings:
         return
     page.heading(title)
-    shown = [each for each in settings if verbose or title == "gunicorn" or each[0].source != DEFAULT]
+    shown = [each for each in settings if verbose or _worth_a_line(each[0])]
     if not shown:
         page.text("everything is at its default (-v shows it)")
         return
@@ -173,7 +173,12 @@ def _subject(
     for name, value, source in rows:
         page.text(f"{clean(name, 90).ljust(widths[0])}  {clean(value, 90).ljust(widths[1])}  {source}".rstrip(), "  ")
     if len(shown) < len(settings):
-        page.lines.append(f"  {len(settings) - len(shown)} more at their default (-v shows them)")
+        page.lines.append(f"  {len(settings) - len(shown)} more are at their default (-v shows them)")
+
+
+def _worth_a_line(setting: SettingFact) -> bool:
+    """What somebody set; of gunicorn everything. An empty text says nothing."""
+    return setting.subject == "gunicorn" or (setting.source != DEFAULT and setting.value != "")
 
 
 def _value(setting: SettingFact) -> str:
@@ -183,11 +188,12 @@ def _value(setting: SettingFact) -> str:
 def _source(setting: SettingFact, pids: Sequence[int], everybody: set[int]) -> str:
     words = [setting.source]
     if not setting.in_force and setting.known:
-        words.append("(by its sources; the process itself could not be read)")
+        words.append("(by its sources)")
     if set(pids) != everybody:
         words.append(f"in {_pids(pids)}")
-    if setting.others:
-        words.append("over " + ", ".join(f"{source}: {value}" for source, value in setting.others))
+    others = [f"{source}: {value}" for source, value in setting.others if source != DEFAULT]
+    if others:
+        words.append(f"over {', '.join(others)}")
     return " ".join(words)
 
 
