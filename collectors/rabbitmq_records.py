@@ -1,0 +1,203 @@
+"""The records of a RabbitMQ log: time, level, Erlang process, and all lines of the message. Any version, any wrapping.
+
+Formats, by RabbitMQ's own sources (rabbit_logger_text_fmt, rabbit_logger_json_fmt), lager's and OTP's error_logger's:
+- 3.9 to 4.x: `2026-11-21 17:33:10.389037+00:00 [warning] <0.677.0> text`, every line of a message with the same head;
+- 3.7 and 3.8: `2020-06-15 02:34:14.730 [error] <0.19764.8> text`, further lines bare, no time zone;
+- 3.6 and before: `=WARNING REPORT==== 25-Mar-2019::07:54:25 ===`, the text on the lines below, no time zone;
+- JSON: one object a line with "time", "level", "msg" and "pid".
+What a terminal, docker, compose or kubectl puts in front of a line, around it (docker's JSON) or between (colours) is
+passed over.
+"""
+
+from __future__ import annotations
+
+import calendar
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+HEAD = re.compile(
+    r"(?:(?P<day>\d{4}-\d\d-\d\d)[ T](?P<clock>\d\d:\d\d:\d\d)(?P<part>[.,]\d+)?(?P<zone> ?Z| ?[+-]\d\d:?\d\d)?"
+    r"|(?P<epoch>\b\d{10}(?:\d{6})?)) "
+    r"\[(?P<level>[A-Za-z]{3,9})\] (?:(?P<process><\d+\.\d+\.\d+>) ?)?(?P<text>.*)"
+)
+OLD_HEAD = re.compile(
+    r"=(?P<level>[A-Z]+) REPORT==== (?P<day>\d{1,2})-(?P<month>[A-Z][a-z]{2})-(?P<year>\d{4})::(?P<clock>[\d:]{8})"
+    r"(?P<part>\.\d+)? ?(?P<zone>UTC)? ?===$"
+)
+STAMP = re.compile(
+    r"(?P<day>\d{4}-\d\d-\d\d)[ T](?P<clock>\d\d:\d\d:\d\d)(?P<part>[.,]\d+)?(?P<zone> ?Z| ?[+-]\d\d:?\d\d)?"
+)
+COLOUR = re.compile(r"\x1b\[[0-9;]*[mK]")
+MONTHS = {name: number for number, name in enumerate(calendar.month_abbr) if name}
+JSON_TIMES, JSON_TEXTS = ("time", "ts", "timestamp", "@timestamp"), ("msg", "message")
+MOST_LINES = 500
+"""Of one record: a crash report may be long."""
+LONGEST_TEXT = 4_000
+SEARCHED = 400
+"""Characters of a line in which its head has to begin."""
+
+
+@dataclass(frozen=True)
+class Record:
+    time: float
+    zoned: bool
+    """The log itself tells the time zone."""
+    level: str
+    process: str
+    text: str
+    """All lines of the message."""
+
+
+@dataclass
+class _Open:
+    """A record whose further lines may be to come."""
+
+    record: Record
+    key: str
+    """The head, where every line of a message has it."""
+    lines: list[str]
+
+
+class Reader:
+    """Lines in, records out. `offset_s`: what local time is ahead of UTC, for times without a zone."""
+
+    def __init__(self, offset_s: float) -> None:
+        self._offset_s = offset_s
+        self._open: _Open | None = None
+        self.lines = self.unreadable = 0
+
+    def read(self, lines: Iterable[str]) -> Iterator[Record]:
+        for line in lines:
+            self.lines += 1
+            yield from self._line(COLOUR.sub("", line) if "\x1b" in line else line)
+        yield from self._ended()
+
+    def _line(self, line: str) -> Iterator[Record]:
+        line = line.rstrip("\r\n")
+        if line.endswith("}") and (brace := line.find("{")) >= 0 and brace < SEARCHED:
+            found = self._json(line[brace:])
+            if isinstance(found, str):
+                yield from self._line(found)
+                return
+            if found is not None:
+                yield from self._ended()
+                yield found
+                return
+        head = HEAD.search(line, 0, len(line)) if len(line) < SEARCHED else HEAD.search(line[:LONGEST_TEXT])
+        if head is not None and head.start() < SEARCHED:
+            yield from self._headed(head)
+            return
+        old = OLD_HEAD.search(line[-SEARCHED:]) if line.endswith("===") else None
+        if old is not None:
+            yield from self._ended()
+            day = f"{old['year']}-{MONTHS.get(old['month'], 0):02}-{int(old['day']):02}"
+            opened = _Open(Record(0.0, False, old["level"].lower(), "", ""), "", [])
+            self._begin(_moment(day, old["clock"], old["part"]), "Z" if old["zone"] else None, opened)
+            return
+        if (
+            self._open is not None
+            and not self._open.key
+            and len(self._open.lines) < MOST_LINES
+            and "\ufffd" not in line
+        ):
+            self._open.lines.append(line[:LONGEST_TEXT])
+        elif line.strip():
+            self.unreadable += 1
+
+    def _headed(self, head: re.Match[str]) -> Iterator[Record]:
+        zone, process, text = head["zone"], head["process"] or "", head["text"][:LONGEST_TEXT]
+        # Before 3.9 further lines of a message are bare.
+        key = head[0][: head.start("text") - head.start()] if zone or head["epoch"] else ""
+        if key and self._open is not None and self._open.key == key and len(self._open.lines) < MOST_LINES:
+            self._open.lines.append(text)
+            return
+        yield from self._ended()
+        if head["epoch"]:
+            time: float | None = int(head["epoch"]) / (1 if len(head["epoch"]) == 10 else 1_000_000)
+            zone = "Z"
+        else:
+            time = _moment(head["day"], head["clock"], head["part"])
+        self._begin(time, zone, _Open(Record(0.0, True, head["level"].lower(), process, ""), key, [text]))
+
+    def _begin(self, time: float | None, zone: str | None, opened: _Open) -> None:
+        """`opened`: what is known of it beside its time."""
+        if time is None:
+            self.unreadable += 1
+            return
+        ahead_s = self._offset_s if zone is None else _ahead_s(zone)
+        opened.record = replace(opened.record, time=time - ahead_s, zoned=zone is not None)
+        self._open = opened
+
+    def _ended(self) -> Iterator[Record]:
+        opened, self._open = self._open, None
+        if opened is not None:
+            yield replace(opened.record, text="\n".join(opened.lines).strip("\n"))
+
+    def _json(self, text: str) -> Record | str | None:
+        """A record; the line that docker wrapped; None for what is neither."""
+        try:
+            found: Any = json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(found, dict):
+            return None
+        if isinstance(found.get("log"), str) and "msg" not in found:
+            return str(found["log"])
+        message = next((found[name] for name in JSON_TEXTS if isinstance(found.get(name), str)), None)
+        when = next((found[name] for name in JSON_TIMES if name in found), None)
+        if message is None or when is None:
+            return None
+        zone: str | None = "Z"
+        if isinstance(when, int | float) and not isinstance(when, bool):
+            time: float | None = when / 1_000_000 if when > 1e12 else float(when)
+        else:
+            stamp = STAMP.fullmatch(str(when))
+            time = _moment(stamp["day"], stamp["clock"], stamp["part"]) if stamp is not None else None
+            zone = stamp["zone"] if stamp is not None else None
+        if time is None:
+            return None
+        ahead_s = self._offset_s if zone is None else _ahead_s(zone)
+        level, process = str(found.get("level", "")), str(found.get("pid", ""))
+        return Record(time - ahead_s, zone is not None, level, process, message[:LONGEST_TEXT])
+
+
+def moment_of(line: str, offset_s: float) -> tuple[float | None, bool]:
+    """The time stamp in front of what any program's log line says, the most exact and last of several (a container's
+    runtime sets its own before it), and whether it tells more than the second."""
+    found = sorted(STAMP.finditer(line[:SEARCHED]), key=lambda stamp: (stamp["part"] is not None, stamp.start()))
+    for stamp in reversed(found):
+        time = _moment(stamp["day"], stamp["clock"], stamp["part"])
+        if time is not None:
+            return time - (offset_s if stamp["zone"] is None else _ahead_s(stamp["zone"])), stamp["part"] is not None
+    return None, False
+
+
+def _moment(day: str, clock: str, part: str | None) -> float | None:
+    """Seconds since 1970, as if it were UTC. None: there is no such time."""
+    try:
+        hours, minutes, seconds = map(int, clock.split(":"))
+        fraction = float("0." + part[1:]) if part else 0.0
+        return _midnight(day) + 3600 * hours + 60 * minutes + seconds + fraction
+    except ValueError:
+        return None
+
+
+@lru_cache(maxsize=64)
+def _midnight(day: str) -> int:
+    year, month, number = map(int, day.split("-"))
+    if not (1970 <= year <= 9999 and 1 <= month <= 12 and 1 <= number <= 31):
+        raise ValueError(day)
+    return calendar.timegm((year, month, number, 0, 0, 0, 0, 0, 0))
+
+
+def _ahead_s(zone: str) -> float:
+    """What a time zone is ahead of UTC: "Z", "+02:00", "-0330"."""
+    zone = zone.strip().replace(":", "")
+    if zone == "Z":
+        return 0.0
+    seconds = 3600.0 * int(zone[1:3]) + 60.0 * int(zone[3:5])
+    return -seconds if zone[0] == "-" else seconds
