@@ -104,12 +104,12 @@ class Things:
         """The first item of a kind of tuple (a named one)."""
         return memory.read_words(self._pid, [address + (32 if self._minor >= (3, 14) else 24)])[0] or None
 
-    def frame_size(self, function: int | None) -> int:
-        """How many bytes a frame of a Python function takes; 0 before CPython 3.11, or where that cannot be read."""
-        if not function or self._minor < (3, 11) or self.values.type(function) != "function":
-            return 0
+    def code_of(self, function: int | None) -> int | None:
+        """The code of a Python function; None before CPython 3.11, or where that cannot be read."""
+        if not function or self._minor < dead_frames.SINCE or self.values.type(function) != "function":
+            return None
         code = memory.read_words(self._pid, [function + _FUNCTION_CODE])[0]
-        return dead_frames.size(self.stacks, code) if code and self.values.type(code) == "code" else 0
+        return code if code and self.values.type(code) == "code" else None
 
     def _slots_of(self, address: int) -> dict[str, int]:
         kind = self.classes.class_of(address)

@@ -27,7 +27,8 @@ _CONNECTION = (
     "_on_inbound_frame",
 )
 _VARIABLES = ("self", "connection", "conn", "channel")
-_LISTENERS = {"_on_blocked": amqp_methods.BLOCKED, "_on_unblocked": amqp_methods.UNBLOCKED}
+_DISPATCHING = ("on_inbound_method", "dispatch_method")
+_LISTENERS = {amqp_methods.BLOCKED: "_on_blocked", amqp_methods.UNBLOCKED: "_on_unblocked"}
 """What `dispatch_method` calls for these two."""
 _SHOWN_CHANNELS = 256
 ASSUMED = "the last method that its thread took from the broker came during this wait"
@@ -133,24 +134,30 @@ def _methods(things: Things, wanted: int | None) -> str:
 
 
 def _last_method(things: Things, tid: int, connection: int, handler: int | None) -> tuple[int, int] | None:
-    """The method that this thread was given last from where it waits now; None where that place was written over."""
+    """The method that this thread was given last from where it waits now; None where that place was written over.
+
+    Where `read_frame` is called now, `on_frame` was, then by each other `on_inbound_method`, `dispatch_method`, and what
+    listens for the method: their frames lay one behind the other.
+    """
     places = things.stacks.of(tid)
     at = next((at for at, place in enumerate(places) if _reads(place)), 0)
-    callee = things.classes.class_attributes(things.classes.class_of(connection), ("on_inbound_method",))[0]
-    sizes = [things.frame_size(function) for function in (handler, callee.get("on_inbound_method"))]
+    functions = things.classes.class_attributes(things.classes.class_of(connection), _DISPATCHING)[0]
+    codes = [things.code_of(each) for each in (handler, *map(functions.get, _DISPATCHING))]
+    sizes = [dead_frames.size(things.stacks, code) if code else 0 for code in codes]
     if not at or not all(sizes):
         return None
-    # on_frame is called from where read_frame was, on_inbound_method by it, dispatch_method by that.
-    place = places[at - 1].frame.address + sum(sizes)
-    found: set[tuple[int, int] | None] = set()
-    for dead in dead_frames.read(things.stacks, tid):
-        receiver = dead.variables.get("self")
-        if dead.function == "dispatch_method" and dead.address == place:
-            if receiver == connection or connection_of(things, receiver) == connection:
-                found.add(_signature(things, dead.variables.get("amqp_method")))
-        elif dead.function in _LISTENERS and dead.previous == place and receiver == connection:
-            found.add(_LISTENERS[dead.function])
-    return found.pop() if len(found) == 1 else None
+    place = places[at - 1].frame.address + sizes[0] + sizes[1]
+    dispatched = dead_frames.variables(things.stacks, place, codes[2] or 0)
+    receiver = dispatched.get("self")
+    if receiver != connection and connection_of(things, receiver) != connection:
+        return None
+    method = _signature(things, dispatched.get("amqp_method"))
+    listener = _LISTENERS.get(method) if method is not None else None
+    if listener is None:
+        return method
+    dead = dead_frames.at(things.stacks, place + sizes[2])
+    listened = dead is not None and dead.function == listener and dead.variables.get("self") == connection
+    return method if listened else None
 
 
 def _reads(place: Place) -> bool:

@@ -32,7 +32,6 @@ from stucktrace.facts import AmqpFact, ProcessFact, PythonFact, SocketFact, Thre
 WHAT = "AMQP connections"
 CLIENTS = (amqp_client_pyamqp, amqp_client_pika, amqp_client_amqpstorm, amqp_client_aiormq)
 _TRIES = 3
-_C_CLIENT = "/kombu/transport/librabbitmq.py"
 _MOST_CONNECTIONS = 64
 
 
@@ -59,11 +58,16 @@ def collect(
             second = target.read() if first else {}
     except memory.MemoryChanged:
         return ()
-    woke = {thread.tid for thread in threads if usage.has_run(process.pid, thread)}
+    # One that sleeps for a moment at a time runs always; what two readings agree on holds for it as well.
+    endless = [thread for thread in threads if thread.syscall is not None and thread.syscall.endless is not False]
+    woke = {thread.tid for thread in endless if usage.has_run(process.pid, thread)}
     by_fd = {fd: socket for socket in sockets for fd in socket.fds}
     found = []
     for address, (fd, fact) in second.items():
-        if address not in first or _settled(first[address][1]) != _settled(fact) or first[address][0] != fd:
+        before = first.get(address)
+        if before is None or before[0] != fd or _settled(before[1]) != _settled(fact):
+            continue
+        if (before[1].waiting_s or 0.0) > (fact.waiting_s or 0.0):
             continue
         socket = by_fd.get(fd) if fd is not None else None
         if fact.waiting_tid in woke:

@@ -27,17 +27,14 @@ _MOST_STACK = 1 << 12
 class Dead:
     """One dead frame."""
 
-    address: int
     function: str
     file: str
-    previous: int
-    """Address of the frame that called it."""
     variables: dict[str, int]
     """Name -> address of what it referred to, which may be gone."""
 
 
 def read(stacks: Stacks, tid: int) -> Iterator[Dead]:
-    """Those of one thread, the nearest first. Raises OSError."""
+    """Those of one thread whose head is whole, the nearest first. Raises OSError."""
     places = stacks.of(tid)
     walk = stacks.walk
     if not places or stacks.read.minor < SINCE:
@@ -50,25 +47,26 @@ def read(stacks: Stacks, tid: int) -> Iterator[Dead]:
     codes = _codes(stacks, {python_frames.object_of(word) for word in words if word})
     for index, word in enumerate(words):
         code = python_frames.object_of(word)
-        if code not in codes:
-            continue
-        place = index - walk.offsets.code // 8
-        named = stacks.read.named(code)
-        first = place + walk.offsets.variables // 8
-        held = words[first : first + len(named.variables)] if place >= 0 else ()
-        if len(held) != len(named.variables):
-            continue
-        yield Dead(
-            start + 8 * place,
-            named.function,
-            named.file,
-            words[place + walk.offsets.previous // 8],
-            {
-                name: at
-                for name, each in zip(named.variables, held, strict=True)
-                if (at := python_frames.object_of(each))
-            },
-        )
+        if code in codes:
+            named = stacks.read.named(code)
+            address = start + 8 * index - walk.offsets.code
+            yield Dead(named.function, named.file, variables(stacks, address, code))
+
+
+def at(stacks: Stacks, address: int) -> Dead | None:
+    """The one that begins at an address; None where something else was written there. Raises OSError."""
+    code = python_frames.object_of(stacks.walk.word(address + stacks.walk.offsets.code))
+    if code not in _codes(stacks, {code}):
+        return None
+    named = stacks.read.named(code)
+    return Dead(named.function, named.file, variables(stacks, address, code))
+
+
+def variables(stacks: Stacks, address: int, code: int) -> dict[str, int]:
+    """Of a frame of this code that began at an address, whatever its head is now. Raises OSError."""
+    names = stacks.read.named(code).variables
+    held = stacks.walk.objects(address + stacks.walk.offsets.variables, len(names))
+    return {name: each for name, each in zip(names, held, strict=True) if each}
 
 
 def size(stacks: Stacks, code: int) -> int:
