@@ -136,7 +136,7 @@ def _methods(things: Things, wanted: int | None) -> str:
 def _last_method(things: Things, tid: int, connection: int, handler: int | None) -> tuple[int, int] | None:
     """The method that this thread was given last from where it waits now; None where that place was written over.
 
-    Where `read_frame` is called now, `on_frame` was, then by each other `on_inbound_method`, `dispatch_method`, and what
+    Where `read_frame` is called now, `on_frame` was; it called `on_inbound_method`, that `dispatch_method`, and that what
     listens for the method: their frames lay one behind the other.
     """
     places = things.stacks.of(tid)
