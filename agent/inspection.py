@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stucktrace import join, looks, native, probing
+from stucktrace import join, layers, looks, native, probing
 from stucktrace.diagnosis import diagnose
 from stucktrace.diagnosis.model import STUCK, Diagnosis
 from stucktrace.errors import CannotInspect, NoSuchProcess, StucktraceError
@@ -140,6 +140,7 @@ def _answer(run: Run, family: tuple[int, ...], seen: _Passes) -> Inspection | St
         if member == pid:
             snapshot, diagnosis = probing.probed(run, snapshot, diagnosis)
         snapshot, diagnosis = native.explained(run, snapshot, diagnosis)
+        snapshot = layers.deepened(run, snapshot, diagnosis)
         if run.collect("identity", True, partial(still_same, seen.processes[member]), member):
             found[member] = Inspection(diagnosis, snapshot)
     if pid not in found:

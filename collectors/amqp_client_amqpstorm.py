@@ -80,7 +80,7 @@ def _awaited(things: Things, tid: int) -> tuple[str, int | None, float | None]:
     for place in things.stacks.of(tid):
         if place.file.endswith("/amqpstorm/rpc.py") and place.function == "_wait_for_request":
             variables = things.stacks.variables(place)
-            waited_s = things.age_s(variables.get("start_time"))
+            waited_s = things.age_s(variables.get("start_time"), or_wall_clock=True)
             adapter = variables.get("connection_adapter")
             channel = things.values.integer(things.attribute(adapter, "_channel_id") or 0)
             waits_for = "an answer"

@@ -26,6 +26,7 @@ _FD = 16
 _FUNCTION_CODE = 48
 _SOCKET_TYPE = "_socket.socket"
 _MOST_FD = 1 << 24
+_LONGEST_UPTIME_S = 1e9
 
 
 class Things:
@@ -73,10 +74,16 @@ class Things:
         whole = self.values.integer(address)
         return float(whole) if whole is not None else self.values.number(address)
 
-    def age_s(self, address: int | None) -> float | None:
-        """How long ago a reading of `time.monotonic()` was; None where it was 0, is no time, or of another clock."""
-        moment = self.number(address) if self._same_clock else None
-        now = time.monotonic()
+    def age_s(self, address: int | None, *, or_wall_clock: bool = False) -> float | None:
+        """How long ago a reading of `time.monotonic()` was; None where it was 0, is no time, or of another clock.
+
+        `or_wall_clock`: it may be one of `time.time()`, which is beyond any time since a boot.
+        """
+        moment = self.number(address)
+        wall = or_wall_clock and moment is not None and moment > _LONGEST_UPTIME_S
+        now = time.time() if wall else time.monotonic()
+        if not wall and not self._same_clock:
+            return None
         return round(now - moment, 3) if moment and 0 < moment <= now else None
 
     def fd(self, address: int | None) -> int | None:

@@ -65,6 +65,7 @@ def read(things: Things, connection: int, tid: int | None) -> tuple[int | None, 
     fd = things.fd(things.attribute(transport, "sock"))
     waits_for, waiting = _awaited(things, tid, connection) if tid is not None else ("", None)
     last = _last_method(things, tid, connection, held.get("_on_inbound_frame")) if tid is not None else None
+    limit_s, limited = _limit(things, tid) if tid is not None and waits_for == "confirm" else (None, False)
     blocked = AmqpMethod("connection.blocked") if last == amqp_methods.BLOCKED else None
     return fd, AmqpFact(
         "",
@@ -82,6 +83,8 @@ def read(things: Things, connection: int, tid: int | None) -> tuple[int | None, 
         waits_for=waits_for,
         waiting_channel=waiting,
         waiting_tid=tid,
+        confirm_timeout_s=limit_s,
+        confirm_timeout_known=limited,
     )
 
 
@@ -124,6 +127,16 @@ def _awaited(things: Things, tid: int, connection: int) -> tuple[str, int | None
     return "", None
 
 
+def _limit(things: Things, tid: int) -> tuple[float | None, bool]:
+    """(the limit of its wait for a confirm, whether that is known): None and True for a wait without one."""
+    for place in things.stacks.of(tid):
+        if place.function == "basic_publish_confirm" and place.file.endswith("/amqp/channel.py"):
+            given = things.stacks.variable(place, "confirm_timeout")
+            limit_s = things.number(given)
+            return limit_s, limit_s is not None or things.is_none(given)
+    return None, False
+
+
 def _methods(things: Things, wanted: int | None) -> str:
     items = things.stacks.containers.items(wanted) if wanted else None
     signatures = [things.integers(item) for item in items or ()]
@@ -136,8 +149,8 @@ def _methods(things: Things, wanted: int | None) -> str:
 def _last_method(things: Things, tid: int, connection: int, handler: int | None) -> tuple[int, int] | None:
     """The method that this thread was given last from where it waits now; None where that place was written over.
 
-    Where `read_frame` is called now, `on_frame` was; it called `on_inbound_method`, that `dispatch_method`, and that what
-    listens for the method: their frames lay one behind the other.
+    Where `read_frame` is called now, `on_frame` was; it called `on_inbound_method`, that `dispatch_method`, and that
+    what listens for the method: their frames lay one behind the other.
     """
     places = things.stacks.of(tid)
     at = next((at for at, place in enumerate(places) if _reads(place)), 0)

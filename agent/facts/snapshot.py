@@ -8,6 +8,7 @@ from functools import cached_property
 
 from stucktrace.facts.amqp import AmqpFact
 from stucktrace.facts.calls import CallActivity, ThreadFact
+from stucktrace.facts.conntrack import Flow
 from stucktrace.facts.greenlets import GreenletFact
 from stucktrace.facts.locks import FileLockFact, LockFact, PipeFact
 from stucktrace.facts.native import NativeStack
@@ -15,6 +16,7 @@ from stucktrace.facts.network import ConntrackFact, EpollFact, SocketFact, TcpEv
 from stucktrace.facts.pools import PoolFact
 from stucktrace.facts.process import ProcessFact, Relative
 from stucktrace.facts.python import Frame, PythonFact, PythonThread, WorkFact
+from stucktrace.facts.settings import SettingFact
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,10 @@ class Snapshot:
     greenlets: tuple[GreenletFact, ...] = ()
     amqp: tuple[AmqpFact, ...] = ()
     """Connections to an AMQP broker whose state could be read."""
+    settings: tuple[SettingFact, ...] = ()
+    """What its gunicorn and its Celery are configured to: read only where it hangs on a broker."""
+    flow: Flow | None = None
+    """What conntrack says of the connection to the broker that it hangs on."""
     native: tuple[NativeStack, ...] = ()
     """Of the threads whose native frames were read: all with --native, else those that a lock verdict is about."""
     native_pause_s: float | None = None

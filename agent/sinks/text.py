@@ -56,10 +56,19 @@ def _proof(page: Page, report: Json, verbose: bool) -> None:
         page.heading("Who waits for whom")
         for depth, step in enumerate(verdict["chain"]):
             page.text(step, "  " + "   " * depth + ("-> " if depth else ""), "  " + "   " * depth + "   ")
+    _layers(page, report.get("amqp"))
     text_stacks.stacks(page, report, verbose)
     if verdict["evidence"]:
         page.heading("Evidence")
         _evidence(page, verdict["evidence"], verbose)
+
+
+def _layers(page: Page, amqp: Json | None) -> None:
+    if amqp is None or not amqp["layers"]:
+        return
+    page.heading("Layer by layer")
+    for layer in amqp["layers"]:
+        page.text("; ".join(layer["lines"]), f"  {layer['layer']} {layer['name']:<10}", " " * 14)
 
 
 def _headline(page: Page, report: Json) -> None:
