@@ -198,7 +198,7 @@ def _proven(inspection: Inspection) -> tuple[Finding, SocketFact]:
 
 def _alone(pid: int, connection: SocketFact) -> None:
     """Raises Refused when another process holds the socket too, or one may: it would lose its connection as well."""
-    from stucktrace.collectors import file_holders
+    from stucktrace.collectors import file_holders, sharers
     from stucktrace.collectors.holders import command_of
 
     held, complete = file_holders.find((f"socket:[{connection.inode}]",))
@@ -209,9 +209,12 @@ def _alone(pid: int, connection: SocketFact) -> None:
             f"the connection to {connection.remote} is shared with {names}, which would lose it too",
             f"{NOTHING_DONE}; restart the processes",
         )
-    if not complete:
+    hidden = () if complete else file_holders.unreadable()
+    # A connection comes into another process by a fork.
+    kin = next((other for other in hidden if sharers.may_share(other, (pid,))), None)
+    if kin is not None:
         raise Refused(
-            f"whether another process holds the connection to {connection.remote} cannot be seen",
+            f"whether {process(kin, command_of(kin))} holds the connection to {connection.remote} too cannot be seen",
             f"{NOTHING_DONE}; run as root in the PID namespace of the node",
         )
 

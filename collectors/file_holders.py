@@ -40,6 +40,20 @@ def find(links: Collection[str]) -> tuple[tuple[Held, ...], bool]:
     return tuple(found), complete
 
 
+def unreadable() -> tuple[int, ...]:
+    """The processes whose fd tables cannot be read."""
+    found = []
+    for pid in procfs.all_pids():
+        try:
+            _of(pid, frozenset())
+        except PermissionError:
+            if not _no_user_space(pid):
+                found.append(pid)
+        except OSError:
+            continue
+    return tuple(found)
+
+
 def _of(pid: int, wanted: frozenset[str]) -> list[Held]:
     found = []
     directory = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
