@@ -53,7 +53,7 @@ class Plan:
         )
         unacked = f" ({size(connection.send_bytes)})" if connection.send_bytes else ""
         return (
-            f"ends one connection of {process(target.pid, target.command)}: {fds}, {connection.local} -> "
+            f"will end one connection of {process(target.pid, target.command)}: {fds}, {connection.local} -> "
             f"{connection.remote}",
             f"why: {self.finding.summary}",
             f"how: {how}",
@@ -139,7 +139,7 @@ class Unsticker:
         while True:
             if not still_same(plan.process):
                 after_s = time.monotonic() - began
-                return Outcome("ended", after_s, f"the process ended after {age(after_s)}")
+                return Outcome("ended", after_s, f"the process ended {_after(after_s)}")
             connections, call = self._connections(), _call(plan)
             after_s = time.monotonic() - began
             moved = call != self._call and not (call or "").startswith("running")
@@ -147,14 +147,14 @@ class Unsticker:
                 left_s = after_s
             for inode, other in (connections or {}).items():
                 if inode not in self._before and other.state == "ESTABLISHED" and _same_service(plan.connection, other):
-                    text = f"the process connected again to {other.remote} within {age(after_s)} and goes on"
+                    text = f"the process connected again to {other.remote} {_after(after_s)} and goes on"
                     return Outcome("reconnected", after_s, text, other.remote)
             if after_s > WATCH_S:
                 break
             time.sleep(WATCH_EVERY_S)
         if left_s is None:
             return Outcome("unchanged", after_s, f"nothing changed for {age(after_s)}: the thread is still in its call")
-        text = f"the thread left its call within {age(left_s)} and the process goes on; it has not connected again"
+        text = f"the thread left its call {_after(left_s)} and the process goes on; it has not connected again"
         return Outcome("went-on", left_s, text)
 
     def verdict(self) -> Finding | None:
@@ -230,6 +230,10 @@ def _same_service(old: SocketFact, new: SocketFact) -> bool:
 
 def _loses(finding: Finding) -> str:
     return next((step.loses for step in finding.now if step.loses), "the library's own retry sends it again, or nobody")
+
+
+def _after(seconds: float) -> str:
+    return "at once" if seconds < WATCH_EVERY_S else f"within {age(seconds)}"
 
 
 def _call(plan: Plan) -> str | None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stucktrace.diagnosis import network, network_probe, network_remedies, tcp_timers
-from stucktrace.diagnosis.model import LIKELY, POSSIBLE, PROVEN, WARNING, Budgets, Evidence, Finding
+from stucktrace.diagnosis.model import LIKELY, POSSIBLE, PROVEN, WARNING, Budgets, Evidence, Finding, Now
 from stucktrace.diagnosis.purposes import Purpose
 from stucktrace.diagnosis.waits import Wait
 from stucktrace.diagnosis.words import age, count, listing
@@ -82,11 +82,12 @@ def _unacknowledged(snapshot: Snapshot, socket: SocketFact, budgets: Budgets) ->
     what = f"nothing it sent has been acknowledged for {age(outage_s)}"
     # While ACKs still come (for other segments, or for keepalive of the same path) the peer is there: what is lost are
     # segments of one size or kind. That is an outage for the thread, and not a peer that is gone.
-    heard = socket.last_ack_s is not None and socket.last_ack_s < outage_s / 2
+    ack_s = None if socket.last_ack_s is None else socket.last_ack_s + network_probe.silent_s(socket)
+    heard = ack_s is not None and ack_s < outage_s / 2
     confidence = PROVEN if (outage_s >= PROVEN_S or evicted) and not heard else LIKELY
     if heard:
         what = (
-            f"what it sent has not been acknowledged for {age(outage_s)} although an ACK came {age(socket.last_ack_s)} "
+            f"what it sent has not been acknowledged for {age(outage_s)} although an ACK came {age(ack_s)} "
             "ago (large segments may be lost on the way)"
         )
     if socket.conntrack == "absent":
@@ -202,13 +203,18 @@ def _stuck(snapshot: Snapshot, wait: Wait, socket: SocketFact, outage: Outage) -
         outage.confidence,
         summary,
         evidence=(network.call_line(snapshot, wait, age_s), *network.frame_lines(wait), *outage.evidence),
-        now=network_remedies.look_again(snapshot, wait)
-        if outage.ended
-        else network_remedies.now(snapshot, wait, socket),
+        now=_now(snapshot, wait, socket, outage),
         later=network_remedies.notice_dead_peer(snapshot, wait, socket),
         chain=network.chain(snapshot, wait, outage.what),
     )
     return network.about(snapshot, wait, finding)
+
+
+def _now(snapshot: Snapshot, wait: Wait, socket: SocketFact, outage: Outage) -> tuple[Now, ...]:
+    if outage.ended:
+        return network_remedies.look_again(snapshot, wait)
+    steps = network_remedies.now(snapshot, wait, socket)
+    return (*network_remedies.unstick(snapshot, wait, socket), *steps) if outage.confidence == PROVEN else steps
 
 
 def _unused(snapshot: Snapshot, socket: SocketFact, outage: Outage) -> Finding:

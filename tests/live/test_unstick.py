@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,14 @@ INVALID = "ct state established,related accept\nct state invalid drop"
 
 
 @dataclass
-class Path3:
+class Route:
     """A client, a node in the middle whose conntrack can lose a flow, and a server's namespace."""
 
     client: str
     middle: str
     server: str
     address: str
+    server_pid: int = 0
 
     def evict(self, local: str) -> None:
         port = local.rpartition(":")[2]
@@ -41,18 +42,21 @@ class Path3:
     def unstick(self, pid: int, *args: str | int) -> command.Result:
         return command.run("unstick", pid, *args, prefix=("ip", "netns", "exec", self.middle))
 
-    def row(self, remote: str, **more: str) -> dict[str, str]:
-        return next(row for row in kernel.sockets(self.client) if row["remote"] == remote)
-
-    def wait_until_lost(self, remote: str) -> None:
-        """What was sent has been retransmitted twice: with its entry gone, that is proof."""
-        kernel.wait_until(lambda: re.search(r"backoff:([2-9]|\d\d)", self.row(remote)["rest"]), "two retransmissions")
+    def wait_until_lost(self, local: str) -> None:
+        """What was sent from there has been retransmitted twice: with its entry gone, that is proof."""
+        kernel.wait_until(
+            lambda: any(
+                row["local"] == local and re.search(r"backoff:([2-9]|\d\d)", row["rest"])
+                for row in kernel.sockets(self.client)
+            ),
+            "two retransmissions",
+        )
 
 
 @contextlib.contextmanager
-def path_to(server: str = "") -> Iterator[Path3]:
+def path_to(server: str = "") -> Iterator[Route]:
     with namespaces.pair(server) as far, namespaces.pair(far.here) as near:
-        made = Path3(near.here, far.here, far.there, far.there_address)
+        made = Route(near.here, far.here, far.there, far.there_address)
         namespaces.run(made.client, "ip", "route", "add", "default", "via", near.there_address)
         namespaces.run(made.server, "ip", "route", "add", f"{near.here_address}/32", "via", far.here_address)
         namespaces.run(made.middle, "sysctl", "-qw", "net.ipv4.ip_forward=1")
@@ -95,13 +99,7 @@ def test_celerys_retry_takes_over_and_the_task_is_there_once(rabbitmq: Broker) -
             assert messages(rabbitmq, queue) == 1
             path.evict(own["local"])
             publisher.go()
-            kernel.wait_until(
-                lambda: any(
-                    row["local"] == own["local"] and re.search(r"backoff:([2-9]|\d\d)", row["rest"])
-                    for row in kernel.sockets(path.client)
-                ),
-                "two retransmissions",
-            )
+            path.wait_until_lost(own["local"])
             refused = path.unstick(publisher.pid)
             assert (refused.status, refused.stdout.count("\n")) == (3, 4), refused
             assert "--yes" in refused.stderr and "may have arrived" in refused.stdout
@@ -153,14 +151,13 @@ if "ends" not in sys.argv:
 
 
 @pytest.fixture(scope="module")
-def path() -> Iterator[Path3]:
+def path() -> Iterator[Route]:
     with path_to() as made, targets.start([sys.executable, "-c", SERVER, made.address], netns=made.server) as server:
-        made.server_pid = server.pid  # type: ignore[attr-defined]
-        yield made
+        yield replace(made, server_pid=server.pid)
 
 
 @contextlib.contextmanager
-def clients(path: Path3, *kinds: str) -> Iterator[list[targets.Target]]:
+def clients(path: Route, *kinds: str) -> Iterator[list[targets.Target]]:
     """One that hangs on a connection whose entry is gone, for each of `kinds`; conntrack still tracks another one."""
     with contextlib.ExitStack() as stack:
         program = [sys.executable, "-c", CLIENT, path.address]
@@ -169,13 +166,7 @@ def clients(path: Path3, *kinds: str) -> Iterator[list[targets.Target]]:
             path.evict(client.said)
             client.go()
         for client in found[:-1]:
-            kernel.wait_until(
-                lambda: any(
-                    row["local"] == client.said and re.search(r"backoff:([2-9]|\d\d)", row["rest"])
-                    for row in kernel.sockets(path.client)
-                ),
-                "two retransmissions",
-            )
+            path.wait_until_lost(client.said)
         yield found[:-1]
 
 
@@ -183,7 +174,7 @@ def result(done: command.Result) -> dict[str, Any]:
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 
 
-def test_any_connection_of_one_process_alone(path: Path3) -> None:
+def test_any_connection_of_one_process_alone(path: Route) -> None:
     with clients(path, "goes on", "ends", "forks") as (goes_on, ends, forks):
         done = path.unstick(goes_on.pid, "--yes", "--engine", "none")
         assert done.status == 0 and "left its call" in done.stdout, done
@@ -197,11 +188,11 @@ def test_any_connection_of_one_process_alone(path: Path3) -> None:
         assert "failed" not in forks.log()
 
 
-def test_what_is_not_proven_is_refused(path: Path3) -> None:
+def test_what_is_not_proven_is_refused(path: Route) -> None:
     """A peer that stands still but lives, and a cut that may heal."""
     program = [sys.executable, "-c", CLIENT, path.address]
     with targets.start(program, netns=path.client) as silent, targets.start(program, netns=path.client) as cut:
-        os.kill(path.server_pid, signal.SIGSTOP)  # type: ignore[attr-defined]
+        os.kill(path.server_pid, signal.SIGSTOP)
         try:
             silent.go()
             kernel.wait_for_call(silent.pid, "recvfrom")
@@ -217,10 +208,10 @@ def test_what_is_not_proven_is_refused(path: Path3) -> None:
             for client in (silent, cut):
                 assert "failed" not in client.log()
         finally:
-            os.kill(path.server_pid, signal.SIGCONT)  # type: ignore[attr-defined]
+            os.kill(path.server_pid, signal.SIGCONT)
 
 
-def test_without_the_kernels_own_way_it_is_shut_down(path: Path3) -> None:
+def test_without_the_kernels_own_way_it_is_shut_down(path: Route) -> None:
     """And another socket than the one that was meant is never touched, in either way."""
     program = [sys.executable, "-c", CLIENT, path.address]
     with targets.start(program, netns=path.client) as client:

@@ -1,0 +1,120 @@
+"""What the answer to a probe does to a verdict, and which segment is an answer at all."""
+
+from __future__ import annotations
+
+import socket
+
+from stucktrace.collectors.events import SocketRecord
+from stucktrace.collectors.tcp_probe import _segment
+from stucktrace.collectors.tcp_probe_child import ACK, RST, SYN, Connection
+from stucktrace.diagnosis import diagnose
+from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Finding
+from stucktrace.facts import ProbeFact, Snapshot
+
+from tests.unit import known_stacks as k
+from tests.unit.snapshots import black_hole, snapshot, tcp, thread
+
+ALIVE = ProbeFact("alive", 1, 0.002, 0.0004)
+RESET = ProbeFact("reset", 1, 0.002, 0.0004)
+SILENT = ProbeFact("unreachable", 3, 2.7)
+
+
+def verdict(snap: Snapshot) -> Finding:
+    return diagnose(snap, Budgets()).verdict
+
+
+def publisher(**of_socket):  # type: ignore[no-untyped-def]
+    return snapshot(
+        thread(100, "recvfrom", fd=7, blocked_s=35.0), stacks={100: k.CONFIRM}, sockets=[black_hole(**of_socket)]
+    )
+
+
+def quiet_publisher(blocked_s: float = 35.0, **of_socket):  # type: ignore[no-untyped-def]
+    """Everything it sent is acknowledged."""
+    return snapshot(
+        thread(100, "recvfrom", fd=7, blocked_s=blocked_s), stacks={100: k.CONFIRM}, sockets=[tcp(7, **of_socket)]
+    )
+
+
+def test_a_peer_that_answers_is_never_half_open() -> None:
+    assert verdict(publisher()).code == "half-open"
+    answered = verdict(publisher(probe=ALIVE))
+    assert answered.code != "half-open"
+    assert [line for line in answered.evidence if line.what == "probe" and "the path is there again" in line.text]
+
+
+def test_a_silent_application_behind_a_tcp_that_answers() -> None:
+    finding = verdict(quiet_publisher(probe=ALIVE))
+    assert finding.code == "peer-silent"
+    assert "its TCP answered a probe just now, within 0.4 ms, and no answer comes" in finding.summary
+
+
+def test_a_reset_proves_it_and_has_ended_it() -> None:
+    for snap in (quiet_publisher(probe=RESET), publisher(probe=RESET), quiet_publisher(1.0, probe=RESET)):
+        finding = verdict(snap)
+        assert (finding.code, finding.confidence, finding.fd) == ("half-open", PROVEN, 7)
+        assert "ECONNRESET" in finding.summary
+        assert [step.do for step in finding.now] == ["stucktrace pid 100"]
+
+
+def test_silence_is_likely_until_the_outage_is_long() -> None:
+    finding = verdict(quiet_publisher(probe=SILENT))
+    assert (finding.code, finding.confidence) == ("half-open", LIKELY)
+    assert "3 probes within 2.7 s had no answer" in finding.summary and "may heal" in finding.summary
+    young = {"rto_s": 0.8, "backoff": 2, "retransmits": 2, "last_send_s": 0.1, "last_ack_s": 1.0}
+    assert verdict(publisher(**young)).code != "half-open"
+    finding = verdict(publisher(**young, probe=SILENT))
+    assert (finding.code, finding.confidence) == ("half-open", LIKELY)
+    assert "nothing it sent has been acknowledged for 3.4 s" in finding.summary
+    assert verdict(publisher(probe=SILENT)).confidence == PROVEN
+
+
+def test_only_a_proven_one_is_to_be_unstuck() -> None:
+    assert verdict(publisher()).now[0].do == "stucktrace unstick 100"
+    assert "unstick" not in str(verdict(publisher(shared_with=(200,))).now)
+    assert "unstick" not in str(verdict(quiet_publisher(probe=SILENT)).now)
+
+
+def said(*segments: tuple[int, int, int]) -> str:
+    """The answer that these segments (flags, sequence number, acknowledged number) are to one that continues at 1001 and
+    acknowledges 5000."""
+    connection = Connection.__new__(Connection)
+    connection.finished = False
+    connection.heard = lambda: list(segments)  # type: ignore[method-assign]
+    return connection.answer({"seq": 1000, "ack": 5000})
+
+
+def test_which_segment_is_an_answer() -> None:
+    assert said() == ""
+    assert said((ACK, 5000, 1001)) == "alive"
+    assert said((ACK | 8, 5000, 2001)) == "alive", "data of its own is a sign of life too"
+    assert said((RST, 5000, 0)) == said((RST | ACK, 5000, 1001)) == "reset"
+    assert said((RST, 5001, 0)) == said((RST | ACK, 4999, 1001)) == "", "forged, or old"
+    assert said((RST, 4999, 0), (ACK, 5000, 1001)) == "alive"
+    assert said((SYN, 7, 0)) == said((SYN | ACK, 7, 1001)) == "", "of another connection"
+    assert said((ACK, 5000, 999)) == "", "older than what is acknowledged"
+
+
+def test_a_segment_is_shaped_like_the_kernels_own() -> None:
+    record = SocketRecord()
+    record.snd_una, record.rcv_nxt, record.now_ns = 0, 77, 5_000_000_000
+    record.receive_window_bytes, record.receive_window_scale = 65_536, 10
+    assert _segment(0, record) == {"index": 0, "seq": 0xFFFFFFFF, "ack": 77, "window": 64, "stamps": None}
+    record.timestamps, record.timestamp_offset, record.timestamp_recent = 1, 0xFFFFFFFF, 9
+    assert _segment(0, record)["stamps"] == [4999, 9]
+    record.timestamps = 2
+    assert _segment(0, record)["stamps"] == [4_999_999, 9]
+
+
+def test_the_segment_on_the_wire() -> None:
+    from scapy.layers.inet import IP, TCP
+
+    connection = Connection.__new__(Connection)
+    connection.family, connection.local, connection.remote = socket.AF_INET, "192.0.2.1", "192.0.2.2"
+    connection.local_port, connection.remote_port = 40_000, 5672
+    numbers = {"seq": 1000, "ack": 5000, "window": 64, "stamps": [4999, 9]}
+    packet = IP(connection.segment(numbers))
+    tcp = packet[TCP]
+    assert (packet.src, packet.dst, tcp.sport, tcp.dport) == ("192.0.2.1", "192.0.2.2", 40_000, 5672)
+    assert (tcp.seq, tcp.ack, tcp.window, str(tcp.flags), len(tcp.payload)) == (1000, 5000, 64, "A", 0)
+    assert ("Timestamp", (4999, 9)) in tcp.options
