@@ -8,7 +8,7 @@ over `app._preconf`; the configuration object is then what `app._config_source` 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from stucktrace.collectors import memory
@@ -37,6 +37,7 @@ class Layer:
     values: dict[str, int]
     computes: bool = False
     """A name that is not in `values` may still have a value."""
+    address: int = 0
 
 
 CHANGED, PROJECT, DEFAULT = "changed", "project", "default"
@@ -101,22 +102,22 @@ class Finder:
         used += ("amqp" in own) - 8 * (main == "default" and address == default)
         return App(address, main, not pending, used, prefix, tuple(layers), source)
 
-    def _chain(self, maps: tuple[int, ...], names: Collection[str]) -> Iterable[Layer]:
+    def _chain(self, maps: tuple[int, ...], names: Collection[str]) -> Iterator[Layer]:
         for index, address in enumerate(maps):
             origin = CHANGED if index == 0 else DEFAULT if index == len(maps) - 1 else PROJECT
-            yield self._layer(address, origin, names)
+            yield from self._layers(address, origin, names)
 
-    def _pending(self, own: dict[str, int], source: str, names: Collection[str]) -> Iterable[Layer]:
-        yield self._layer(own.get("_preconf", 0), CHANGED, names)
+    def _pending(self, own: dict[str, int], source: str, names: Collection[str]) -> Iterator[Layer]:
+        yield from self._layers(own.get("_preconf", 0), CHANGED, names)
         given = self._named(source) if source else own.get("_config_source")
         if given is None:
             yield Layer(PROJECT, source, {}, computes=True)
         elif self._values.type(given) != "NoneType":
-            yield self._layer(given, PROJECT, names)
+            yield from self._layers(given, PROJECT, names)
         module = self._modules.module(DEFAULTS)
         defaults = self._values.attribute(module, "DEFAULTS") if module else None
         if defaults:
-            yield self._layer(defaults, DEFAULT, names)
+            yield from self._layers(defaults, DEFAULT, names)
 
     def _named(self, source: str) -> int | None:
         """What "module", "module:attribute" or "module.attribute" stands for, as far as it is imported already."""
@@ -126,29 +127,35 @@ class Finder:
             module, _, attribute = source.rpartition(".")
             found = self._modules.module(module) if module else None
         for name in filter(None, attribute.split(".")):
-            found = self._objects.attributes(found, (name,))[0].get(name) if found else None
+            found = self._objects.attribute(found, name) if found else None
         return found
 
-    def _layer(self, address: int, origin: str, names: Collection[str]) -> Layer:
+    def _layers(self, address: int, origin: str, names: Collection[str]) -> Iterator[Layer]:
+        """One mapping: a dict, or the attributes of a module, of a class and its bases, of an object and its class."""
         kind = self._values.type(address) if address else ""
         if kind == "DictAttribute":
-            return self._layer(self._values.attribute(address, "obj") or 0, origin, names)
+            yield from self._layers(self._values.attribute(address, "obj") or 0, origin, names)
+            return
         held = self._objects.mapping(address, names) if address else None
-        if held is not None:
-            return Layer(origin, "", held)
-        if not kind:
-            return Layer(origin, "", {}, computes=True)
-        found, computes = self._objects.attributes(address, names)
-        for wrapper in _WRAPPERS:
-            inner = self._values.attribute(address, wrapper)
+        if held is not None or not kind:
+            yield Layer(origin, "", held or {}, computes=held is None, address=address)
+            return
+        if not self._objects.is_class(address):
+            inner = next(filter(None, (self._values.attribute(address, wrapper) for wrapper in _WRAPPERS)), None)
+            own, computes = self._objects.own(address, names)
+            if inner or own or kind == "module":
+                yield Layer(origin, self._name(address, kind), own, computes, address)
             if inner:
-                deeper = self._layer(inner, origin, names)
-                return Layer(origin, deeper.name, {**deeper.values, **found}, deeper.computes)
-        return Layer(origin, self._name(address, kind), found, computes)
+                yield from self._layers(inner, origin, names)
+            if inner or kind == "module":
+                return
+            address = self._objects.class_of(address)
+        for base in self._objects.bases(address):
+            found, computes = self._objects.own(base, names)
+            if found or computes:
+                yield Layer(origin, self._objects.name_of_class(base), found, computes, base)
 
     def _name(self, address: int, kind: str) -> str:
-        if self._objects.is_class(address):
-            return self._objects.name_of_class(address)
         for attribute in ("__name__",) if kind == "module" else ("SETTINGS_MODULE",):
             found = self._values.attribute(address, attribute)
             if text := self._values.text(found, 300) if found else None:

@@ -50,6 +50,8 @@ NEW = {old: name for name, old in OLD.items()}
 URLS = ("broker_url", "broker_read_url", "broker_write_url")
 RARE = ("broker_read_url", "broker_write_url", "broker_host", "broker_transport", "broker_login_method")
 """Told only where they are set."""
+PRIVATE = (*URLS, "result_backend", "broker_host")
+"""Told in part: they may hold a password."""
 STRUCTURED = (TRANSPORT, "task_publish_retry_policy")
 ENVIRONMENT = {
     "broker_url": "CELERY_BROKER_URL",
@@ -84,12 +86,12 @@ TRANSPORT_OPTIONS = (
 OPTION_TABLES = (SOCKET, "socket_keepalive_options")
 
 WORKER = {
-    "worker_concurrency": ("concurrency", "-c", "--concurrency"),
-    "worker_pool": ("pool_cls", "-P", "--pool"),
-    "worker_prefetch_multiplier": ("prefetch_multiplier", "--prefetch-multiplier"),
-    "worker_max_tasks_per_child": ("max_tasks_per_child", "--max-tasks-per-child"),
-    "worker_max_memory_per_child": ("max_memory_per_child", "--max-memory-per-child"),
-    "task_time_limit": ("time_limit", "--time-limit"),
-    "task_soft_time_limit": ("soft_time_limit", "--soft-time-limit"),
+    "worker_concurrency": "concurrency",
+    "worker_pool": "pool_cls",
+    "worker_prefetch_multiplier": "prefetch_multiplier",
+    "worker_max_tasks_per_child": "max_tasks_per_child",
+    "worker_max_memory_per_child": "max_memory_per_child",
+    "task_time_limit": "time_limit",
+    "task_soft_time_limit": "soft_time_limit",
 }
-"""What a worker's own object keeps (celery/worker/worker.py): its attribute, and the options that set it."""
+"""Setting -> the attribute of a worker's own object that has what it came to (celery/worker/worker.py)."""

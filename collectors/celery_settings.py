@@ -9,12 +9,14 @@ Everything is read twice and has to agree. Nothing is said of a setting that cou
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from stucktrace.collectors import (
     celery_apps,
     celery_names,
+    celery_sources,
     celery_worker,
     interpreter,
     memory,
@@ -23,11 +25,13 @@ from stucktrace.collectors import (
     startup,
 )
 from stucktrace.collectors.celery_apps import CHANGED, DEFAULT, App, Finder
+from stucktrace.collectors.command_line import HIDDEN
 from stucktrace.collectors.cpython_objects import Layout, Reader
 from stucktrace.collectors.interpreter import Interpreter
 from stucktrace.collectors.python_classes import Objects
 from stucktrace.collectors.python_literals import Literal, Literals, Other
 from stucktrace.collectors.python_values import Values
+from stucktrace.errors import CollectorError, StucktraceError
 from stucktrace.facts import ProcessFact, settings
 from stucktrace.facts.settings import SettingFact
 
@@ -35,6 +39,8 @@ WHAT = "Celery's settings"
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+._-]{0,40})://([^/?#;]*)")
 _HOST = re.compile(r"[A-Za-z0-9._-]+(?::\d{1,5})?|\[[0-9A-Fa-f:.]+\](?::\d{1,5})?")
 _WORD = re.compile(r"[A-Za-z0-9_.+-]{1,60}")
+COMPUTED = Other("")
+"""Stands for a value that has to be computed."""
 _SPELLINGS = (*celery_names.OLD, *celery_names.NEW)
 
 
@@ -67,33 +73,44 @@ def collect(process: ProcessFact) -> tuple[SettingFact, ...]:
         target = open_target(process.pid)
         if target is None or target.modules.module(celery_apps.STATE) is None:
             return ()
-        first = read(target)
+        first = read(target, process)
         for _ in range(2):
-            again = read(target)
+            again = read(target, process)
             if first == again:
                 return first
             first = again
     return ()
 
 
-def read(target: Target) -> tuple[SettingFact, ...]:
-    """One reading. Raises OSError, struct.error."""
+def broker_options(pid: int) -> tuple[SettingFact, ...]:
+    """As `collect`, without where files set them, for a look that must not wait: () for whatever goes wrong."""
+    try:
+        target = open_target(pid)
+        return read(target) if target is not None and target.modules.module(celery_apps.STATE) is not None else ()
+    except (OSError, struct.error, StucktraceError, CollectorError):
+        return ()
+
+
+def read(target: Target, process: ProcessFact | None = None) -> tuple[SettingFact, ...]:
+    """One reading; with the process, also what its files and its command line set. Raises OSError, struct.error."""
     finder = Finder(target.reader, target.values, target.modules, target.minor)
     apps = finder.apps(_SPELLINGS)
     if not apps:
         return ()
+    app = apps[0]
     literals = Literals(target.reader, target.values, target.minor)
-    found = {fact.name: fact for fact in _of_app(target, literals, apps[0])}
+    found = {fact.name: fact for fact in _of_app(target, literals, app)}
+    if process is not None:
+        found = celery_sources.Sources(target.values, target.modules, literals, process, app).explain(found)
     found.update({fact.name: fact for fact in _of_worker(target, literals, found)})
-    others = tuple(("another application here", app.name) for app in apps[1:] if app.configured)
-    state = "configured" if apps[0].configured else "not used yet"
-    app = (
-        _fact("app", apps[0].name, settings.MEMORY, others=others),
-        _fact("app_state", state, settings.MEMORY),
-        _fact("app_namespace", apps[0].prefix, settings.MEMORY),
-        _fact("app_settings", apps[0].source or _project(apps[0]), settings.MEMORY),
+    others = tuple(("another application here", other.name) for other in apps[1:] if other.configured)
+    about = (
+        _fact("app", app.name, settings.MEMORY, others=others),
+        _fact("app_state", "configured" if app.configured else "not used yet", settings.MEMORY),
+        _fact("app_namespace", app.prefix, settings.MEMORY),
+        _fact("app_settings", app.source or _project(app), settings.MEMORY),
     )
-    return (*app, *found.values())
+    return (*about, *found.values())
 
 
 def _project(app: App) -> str:
@@ -103,39 +120,38 @@ def _project(app: App) -> str:
 def _of_app(target: Target, literals: Literals, app: App) -> Iterator[SettingFact]:
     environ = startup.read_environ(target.reader.pid, target.reader.regions, target.found)
     for name in celery_names.OLD:
+        hits = [_read(literals, name, hit) for hit in _hits(app, name)]
         variable = celery_names.ENVIRONMENT.get(name)
         if variable and environ.get(variable):
-            yield _fact(name, _public(name, environ[variable]), f"environment ({variable})")
+            hits = [(environ[variable], f"environment ({variable})"), *hits]
+        if not hits or (name in celery_names.RARE and hits[0][1] == settings.DEFAULT):
             continue
-        found = _lookup(app, name)
-        if found is None:
-            continue
-        address, source = found
-        if name in celery_names.RARE and source == settings.DEFAULT:
-            continue
-        if not address:
-            yield _fact(name, None, source, known=False)
-            continue
-        literal = literals.read(address)
         if name in celery_names.STRUCTURED:
-            yield from _options(name, literal, source)
-        elif isinstance(literal, Other | tuple | dict):
-            yield from _unplain(name, literal, source)
+            yield from _options(name, hits)
         else:
-            yield _fact(name, _public(name, literal), source)
+            yield _plain(name, hits)
 
 
-def _lookup(app: App, name: str) -> tuple[int, str] | None:
-    """(address of the value, where it was set) as `Settings.__getitem__` finds it; (0, ...) where that is computed."""
+def _hits(app: App, name: str) -> Iterator[tuple[int, str]]:
+    """(address of the value, where it was set), the first one wins, as `Settings.__getitem__` looks for it.
+
+    The address is 0 where the value is computed: what follows is in force then or not.
+    """
     old = celery_names.OLD[name]
     with_prefix = (celery_apps.spelled(app.prefix, name),) if app.prefix else ()
     for layer in app.layers:
         for spelling in (*with_prefix, name, old):
             if spelling in layer.values:
-                return layer.values[spelling], _source(layer, spelling)
-        if layer.computes:
-            return 0, _source(layer, name)
-    return None
+                yield layer.values[spelling], _source(layer, spelling)
+                break
+        else:
+            if layer.computes:
+                yield 0, _source(layer, name)
+
+
+def _read(literals: Literals, name: str, hit: tuple[int, str]) -> tuple[Literal, str]:
+    address, source = hit
+    return literals.read(address) if address else COMPUTED, source
 
 
 def _source(layer: celery_apps.Layer, spelling: str) -> str:
@@ -146,50 +162,66 @@ def _source(layer: celery_apps.Layer, spelling: str) -> str:
     return f"{layer.name}.{spelling}" if layer.name else "the application's configuration object"
 
 
-def _options(name: str, literal: Literal, source: str) -> Iterator[SettingFact]:
-    """A dict of options, one fact each."""
-    if not isinstance(literal, dict):
-        yield _fact(name, None, source, known=literal is None)
+def _options(name: str, hits: list[tuple[Literal, str]]) -> Iterator[SettingFact]:
+    """A dict of options, one fact each; those that only a weaker dict has are NOT_SET."""
+    tables = [(_flat(name, literal), source) for literal, source in hits]
+    (wins, source), others = tables[0], tables[1:]
+    if wins is None:
+        yield _fact(name, None, source, known=hits[0][0] is None)
         return
-    yield _fact(name, f"{len(literal)} options" if len(literal) != 1 else "1 option", source)
+    count = len(hits[0][0]) if isinstance(hits[0][0], dict) else 0
+    yield _fact(name, f"{count} option{'' if count == 1 else 's'}", source)
+    for key in dict.fromkeys(key for table, _ in tables if table for key in table):
+        lost = tuple((where, table[key][0]) for table, where in others if table and key in table)
+        if key in wins:
+            value, known = wins[key]
+            yield _fact(key, value, source, known=known, others=lost)
+        elif not all(where == settings.DEFAULT for where, _ in lost):
+            yield _fact(key, None, settings.NOT_SET, others=lost)
+
+
+def _flat(name: str, literal: Literal) -> dict[str, tuple[settings.Value, bool]] | None:
+    """Option -> (value, whether it is known), of those that may be told; None for what is no dict."""
+    if not isinstance(literal, dict):
+        return None
+    found: dict[str, tuple[settings.Value, bool]] = {}
     for key, value in literal.items():
         if not isinstance(key, str) or (name == celery_names.TRANSPORT and key not in celery_names.TRANSPORT_OPTIONS):
             continue
         if key in celery_names.OPTION_TABLES and isinstance(value, dict):
             for inner, held in value.items():
                 shown = f"({inner.type_name})" if isinstance(inner, Other) else repr(inner)
-                yield from _plain(f"{name}.{key}[{shown}]", held, source)
+                found[f"{name}.{key}[{shown}]"] = _value(held)
         else:
-            yield from _plain(f"{name}.{key}", value, source)
+            found[f"{name}.{key}"] = _value(value)
+    return found
 
 
-def _plain(name: str, value: Literal, source: str) -> Iterator[SettingFact]:
-    if isinstance(value, Other | tuple | dict):
-        yield _fact(name, None, source, known=False)
-    else:
-        yield _fact(name, value, source)
+def _value(literal: Literal) -> tuple[settings.Value, bool]:
+    return (None, False) if isinstance(literal, Other | tuple | dict) else (literal, True)
 
 
-def _unplain(name: str, literal: Literal, source: str) -> Iterator[SettingFact]:
-    """A list of URLs; everything else is not known."""
-    if name in celery_names.URLS and isinstance(literal, tuple) and all(isinstance(each, str) for each in literal):
-        yield _fact(name, " ".join(host_of(each) for each in literal if isinstance(each, str)), source)
-    else:
-        yield _fact(name, None, source, known=False)
+def _plain(name: str, hits: list[tuple[Literal, str]]) -> SettingFact:
+    told = [(_public(name, literal), source) for literal, source in hits]
+    (wins, source), others = told[0], told[1:]
+    lost = tuple((where, value[0]) for value, where in others if value[1] and where != settings.DEFAULT)
+    return _fact(name, wins[0], source, known=wins[1], others=lost)
 
 
-def _public(name: str, value: Literal) -> settings.Value:
-    """What of a value may leave this process."""
-    if not isinstance(value, str):
-        return value if not isinstance(value, Other | tuple | dict) else None
+def _public(name: str, literal: Literal) -> tuple[settings.Value, bool]:
+    """(what of a value may leave this process, whether it is known)."""
+    if name in celery_names.URLS and isinstance(literal, tuple):
+        return " ".join(host_of(each) for each in literal if isinstance(each, str)), bool(literal)
+    if not isinstance(literal, str):
+        return _value(literal)
     if name in celery_names.URLS:
-        return " ".join(host_of(each) for each in value.split(";"))
+        return " ".join(host_of(each) for each in literal.split(";")), True
     if name == "result_backend":
-        scheme = value.partition("://")[0] if "://" in value else value.partition(":")[0]
-        return scheme if _WORD.fullmatch(scheme) else "(hidden)"
-    if name == "broker_host" and not _HOST.fullmatch(value):
-        return "(hidden)"
-    return value
+        scheme = literal.partition("://")[0] if "://" in literal else literal.partition(":")[0]
+        return (scheme if _WORD.fullmatch(scheme) else HIDDEN), True
+    if name == "broker_host" and not _HOST.fullmatch(literal):
+        return HIDDEN, True
+    return literal, True
 
 
 def host_of(url: str) -> str:
@@ -197,12 +229,12 @@ def host_of(url: str) -> str:
     cannot be told for certain."""
     match = _URL.match(url)
     if match is None:
-        return url if _WORD.fullmatch(url) else "(hidden)"
+        return url if _WORD.fullmatch(url) else HIDDEN
     scheme, place = match.groups()
     # A password that holds "/", "?" or "#" unquoted would end the host early: then an "@" is left behind it.
     host = place.rpartition("@")[2]
     plain = "@" not in url[match.end() :] and (_HOST.fullmatch(host) or not host)
-    return f"{scheme}://{host if plain else '(hidden)'}"
+    return f"{scheme}://{host if plain else HIDDEN}"
 
 
 def _of_worker(target: Target, literals: Literals, app: Mapping[str, SettingFact]) -> Iterator[SettingFact]:
@@ -211,7 +243,7 @@ def _of_worker(target: Target, literals: Literals, app: Mapping[str, SettingFact
     worker = celery_worker.find(target.reader, target.found, objects)
     if worker is None:
         return
-    attributes = {attribute: name for name, (attribute, *_) in celery_names.WORKER.items()}
+    attributes = {attribute: name for name, attribute in celery_names.WORKER.items()}
     for attribute, address in target.values.attributes(worker, attributes).items():
         name, literal = attributes[attribute], literals.read(address)
         if attribute == "pool_cls":
@@ -222,7 +254,8 @@ def _of_worker(target: Target, literals: Literals, app: Mapping[str, SettingFact
         if before is not None and before.known and before.value == literal:
             yield before
         else:
-            lost = ((before.source, before.value),) if before is not None and before.known else ()
+            told = before is not None and before.known and before.source != settings.DEFAULT
+            lost = ((before.source, before.value), *before.others) if before is not None and told else ()
             yield _fact(name, literal, settings.MEMORY, others=lost)
 
 

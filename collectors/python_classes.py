@@ -16,7 +16,7 @@ from stucktrace.collectors.python_values import Values
 _TP_DICT, _TP_MRO = 264, 344
 _COMPUTES = ("__getattr__", "__getattribute__")
 _IS_CLASS = 1 << 31
-_CLASS_FLAGS_BUILTIN = ("object", "dict", "type", "module")
+_BUILT_IN = ("object", "dict", "type", "module")
 
 
 class Objects:
@@ -49,28 +49,35 @@ class Objects:
         name = self._reader.type_name(kind)
         return f"{words}.{name}" if words else name
 
+    def own(self, address: int, wanted: Collection[str]) -> tuple[dict[str, int], bool]:
+        """(name -> address, whether other names may be computed) of a class, module or object, without its bases."""
+        if not self.is_class(address):
+            found = self._values.attributes(address, (*wanted, _COMPUTES[0]))
+            computes = bool(found.pop(_COMPUTES[0], None))
+            return found, computes and self._values.type(address) == "module"
+        if self._reader.type_name(address) in _BUILT_IN:
+            return {}, False
+        (held,) = memory.read_words(self._pid, [address + _TP_DICT])
+        found = (self._values.entries(held, (*wanted, *_COMPUTES)) if held else None) or {}
+        computes = any(name in found for name in _COMPUTES)
+        return {name: value for name, value in found.items() if name not in _COMPUTES}, computes
+
     def class_attributes(self, kind: int, wanted: Collection[str]) -> tuple[dict[str, int], bool]:
-        """(name -> address, whether other names may be computed) of a class."""
-        found: dict[str, int] = {}
-        for base in self.bases(kind):
-            if self._reader.type_name(base) in _CLASS_FLAGS_BUILTIN:
-                continue
-            (held,) = memory.read_words(self._pid, [base + _TP_DICT])
-            for name, value in ((self._values.entries(held, (*wanted, *_COMPUTES)) if held else None) or {}).items():
-                found.setdefault(name, value)
-        computes = any(found.pop(name, None) for name in _COMPUTES)
+        """As `own`, of a class and its bases."""
+        found, computes = {}, False
+        for base in reversed(self.bases(kind)):
+            own, may = self.own(base, wanted)
+            found, computes = {**found, **own}, computes or may
         return found, computes
 
-    def attributes(self, address: int, wanted: Collection[str]) -> tuple[dict[str, int], bool]:
-        """(name -> address, whether other names may be computed) of any object: instance, module or class."""
-        if self.is_class(address):
-            return self.class_attributes(address, wanted)
-        own = self._values.attributes(address, (*wanted, *_COMPUTES))
-        inherited, computes = self.class_attributes(self.class_of(address), wanted)
-        # A module's own `__getattr__` answers for what it does not have.
-        computes |= self._values.type(address) == "module" and _COMPUTES[0] in own
-        found = {**inherited, **{name: value for name, value in own.items() if name in wanted}}
-        return found, computes
+    def attribute(self, address: int, name: str) -> int | None:
+        """Of any object: its own, else its class's."""
+        kind = 0 if self.is_class(address) else self.class_of(address)
+        for place in (address, *self.bases(kind or address)):
+            found, _ = self.own(place, (name,))
+            if name in found:
+                return found[name]
+        return None
 
     def mapping(self, address: int, wanted: Collection[str]) -> dict[str, int] | None:
         """Of a dict or a subclass, the values under the wanted keys; None where it is something else."""

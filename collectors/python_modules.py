@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable
 
 from stucktrace.collectors import frame_offsets, memory
 from stucktrace.collectors.cpython_objects import Reader
@@ -20,6 +19,8 @@ from stucktrace.collectors.python_values import Values
 _OFFSETS = {(3, 8): 56, (3, 9): 856, (3, 10): 856, (3, 11): 888, (3, 12): 944}
 _TABLE = {(3, 13): 88, (3, 14): 96}
 """Where `_Py_DebugOffsets` has the offset: 3.14 put `threads_main` before it."""
+_DICT = 16
+"""Where a module object has its dict (moduleobject.c)."""
 _NAME_BYTES = 48 + 64
 """A str that is ASCII: its head (40 bytes from 3.12 on), and as much of it as tells the names asked for."""
 
@@ -44,9 +45,11 @@ class Modules:
                 return self._modules[index]
         return None
 
-    def modules(self, names: Iterable[str]) -> dict[str, int]:
-        """Those of the names that were imported."""
-        return {name: found for name in names if (found := self.module(name))}
+    def holding(self, address: int) -> list[str]:
+        """The names of the modules that have an object as one of their globals."""
+        dicts = memory.read_words(self._reader.pid, [module + _DICT for module in self._modules])
+        found = self._values.holding([word or 0 for word in dicts], address)
+        return self._values.short_texts([key for key, holds in zip(self._keys, found, strict=True) if holds])
 
 
 def read(reader: Reader, values: Values, found: Interpreter | None) -> Modules | None:

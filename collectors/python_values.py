@@ -169,6 +169,15 @@ class Values:
         found = _pairs(self._read(start, count * width) or b"", table, apart) if start else None
         return found if found is not None and len(found) == used else None
 
+    def holding(self, addresses: Sequence[int], wanted: int) -> list[bool]:
+        """Of several dicts that are no split tables: whether each has this object among its keys or values."""
+        pid, needle = self._reader.pid, struct.pack("<Q", wanted)
+        keys = [_word(head, 32) if len(head) == 40 else 0 for head in memory.read_each(pid, addresses, 40)]
+        heads = memory.read_each(pid, keys, 40)
+        tables = [_table(each, head, self._minor) for each, head in zip(keys, heads, strict=True)]
+        raws = memory.read_ranges(pid, [(start, count * width) for start, count, width in tables])
+        return [needle in raw for raw in raws]
+
     def flags(self, kind: int) -> int:
         """Of a type: what it is a subclass of, and more (`tp_flags`)."""
         return (self._words(kind + _TYPE_FLAGS, 1) or (0,))[0] if self._reader.type_name(kind) else 0

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stucktrace.facts.settings import DEFAULT, SettingFact, Value
+from stucktrace.facts.settings import DEFAULT, NOT_SET, SettingFact, Value
 
 TRANSPORT = "broker_transport_options"
 SOCKET = f"{TRANSPORT}.socket_settings"
-NOT_SET = "not set"
-"""`SettingFact.source` of an option that the process does not have, though `others` set it."""
 _AMQP = ("amqp", "amqps", "pyamqp", "librabbitmq", "qpid")
 _REDIS = ("redis", "rediss", "sentinel", "redis+socket", "rediss+socket", "valkey", "valkeys")
+
+_AMQP_ONLY = ("confirm_publish", "confirm_timeout", "heartbeat", "read_timeout", "write_timeout", "socket_settings")
+_REDIS_ONLY = (
+    "visibility_timeout", "socket_timeout", "socket_connect_timeout", "socket_keepalive", "socket_keepalive_options",
+    "health_check_interval", "retry_on_timeout", "max_connections",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,13 @@ class View:
         prefix = str(self.value("app_namespace") or "")
         full = f"{prefix}{name}"
         return full.upper() if prefix.isupper() else full
+
+    def uses(self, fact: SettingFact) -> bool:
+        """The broker's transport takes this option; true of every setting that is none."""
+        name = fact.name.removeprefix(f"{TRANSPORT}.").partition("[")[0]
+        if name == fact.name:
+            return True
+        return (self.amqp and name not in _REDIS_ONLY) or (self.redis and name not in _AMQP_ONLY)
 
     @property
     def amqp(self) -> bool:

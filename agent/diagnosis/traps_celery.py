@@ -8,12 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from stucktrace.diagnosis import traps_broker_options
-from stucktrace.diagnosis.celery_view import NOT_SET, TRANSPORT, View, add, evidence, number, shown
+from stucktrace.diagnosis.celery_view import TRANSPORT, View, add, evidence, number, shown
 from stucktrace.facts import ProcessFact
-from stucktrace.facts.settings import OK, WARN, Check, SettingFact
-
-FEW_TASKS = 50
-"""A child that ends after fewer tasks is replaced so often that the worker may do little else (celery#4809)."""
+from stucktrace.facts.settings import CHANGED_SINCE, DEFAULT, NOT_SET, WARN, Check, SettingFact, Value
 
 
 def checks(settings: Sequence[SettingFact], process: ProcessFact | None = None) -> tuple[Check, ...]:
@@ -22,24 +19,50 @@ def checks(settings: Sequence[SettingFact], process: ProcessFact | None = None) 
     if not view.facts:
         return ()
     rules = (traps_broker_options.checks, _overlay, _pool_limit, _prefetch, _retry)
-    return (*(check for rule in rules for check in rule(view)), *_children(view, process))
+    found = tuple(check for rule in rules for check in rule(view))
+    return (*found, *_memory(view, process)) if process is not None else found
 
 
 def _overlay(view: View) -> Iterator[Check]:
-    """A setting that a loaded module of the project sets, and that the process does not have: the dict was replaced."""
-    lost = [fact for fact in view.facts.values() if fact.source == NOT_SET and fact.others]
-    if not lost:
-        return
-    where, winner = lost[0].others[0][0], view.facts.get(TRANSPORT)
-    names = ", ".join(fact.name.rpartition(".")[2] for fact in lost)
-    replaced = f"; {winner.source} replaced the whole dict" if winner is not None and winner.source != where else ""
-    yield Check(
+    """A loaded module of the project sets what the process does not have: a dict, or a whole object, was replaced.
+
+    A module that was changed since the process started is another matter: it has not been read yet.
+    """
+    facts = view.facts.values()
+    newer = [each for fact in facts for each in _others(fact) if each[1].endswith(CHANGED_SINCE)]
+    absent = [fact for fact in facts if fact.source in (NOT_SET, DEFAULT) and view.uses(fact)]
+    gone = [each for fact in absent for each in _others(fact) if not each[1].endswith(CHANGED_SINCE)]
+    if gone:
+        yield _lost(view, gone)
+    if newer:
+        where = newer[0][1].removesuffix(CHANGED_SINCE)
+        yield Check(
+            "settings-changed",
+            WARN,
+            f"{where} was changed after the process started: what it says now is not in force",
+            tuple(f"{fact.name} = {shown(value)} in {place}" for fact, place, value in newer),
+            "restart the process to put it in force",
+        )
+
+
+def _others(fact: SettingFact) -> list[tuple[SettingFact, str, Value]]:
+    return [(fact, where, value) for where, value in fact.others]
+
+
+def _lost(view: View, gone: list[tuple[SettingFact, str, Value]]) -> Check:
+    fact, where, _ = gone[0]
+    names = ", ".join(dict.fromkeys(each.name.removeprefix(f"{TRANSPORT}.") for each, *_ in gone))
+    table = fact.name.partition(".")[0]
+    winner = view.facts.get(table) if fact.source == NOT_SET else None
+    by = f"; {table} was replaced as a whole, by {winner.source}" if winner is not None else ""
+    options = [add(view, each.name.partition(".")[2], value) for each, _, value in gone if each.source == NOT_SET]
+    plain = [f"{view.spelled(each.name)} = {shown(value)}" for each, _, value in gone if each.source == DEFAULT]
+    return Check(
         "settings-overlay",
         WARN,
-        f"{where} sets {names}, and the running process does not have {'it' if len(lost) == 1 else 'them'}{replaced}",
-        tuple(f"{fact.name} = {shown(fact.others[0][1])} in {fact.others[0][0]}, not in force" for fact in lost),
-        f"{view.spelled(TRANSPORT)} = {{**{view.spelled(TRANSPORT)}, ...}}, or "
-        + "; ".join(add(view, fact.name.removeprefix(f"{TRANSPORT}."), fact.others[0][1]) for fact in lost),
+        f"{where} sets {names}, and the running process does not have {'it' if len(gone) == 1 else 'them'}{by}",
+        tuple(f"{each.name} = {shown(value)} in {place}, not in force" for each, place, value in gone),
+        "; ".join([*options, *plain]),
     )
 
 
@@ -56,30 +79,20 @@ def _pool_limit(view: View) -> Iterator[Check]:
         )
 
 
-def _children(view: View, process: ProcessFact | None) -> Iterator[Check]:
-    """A prefork child that is replaced after few tasks: each start costs a fork, imports' copies, new connections."""
-    if view.value("worker_pool") not in (None, "prefork", "processes"):
+def _memory(view: View, process: ProcessFact) -> Iterator[Check]:
+    """billiard compares a child's largest size so far with the limit after each task (billiard/pool.py)."""
+    memory = view.given("worker_max_memory_per_child")
+    limit_kb = number(memory.value) if memory is not None else None
+    has_children = view.value("worker_pool") in (None, "prefork", "processes")
+    if memory is None or not limit_kb or not has_children or not process.rss_bytes:
         return
-    tasks, memory = view.given("worker_max_tasks_per_child"), view.given("worker_max_memory_per_child")
-    count, limit_kb = (number(fact.value) if fact is not None else None for fact in (tasks, memory))
-    if tasks is not None and count:
-        low = count < FEW_TASKS
-        text = f"a child is replaced after {count:g} task{'' if count == 1 else 's'}"
-        yield Check(
-            "max-tasks-per-child",
-            WARN if low else OK,
-            f"{text}: the worker spends its time on new processes and connections" if low else text,
-            evidence(tasks),
-            f"{view.spelled('worker_max_tasks_per_child')} = 1000 (or --max-tasks-per-child 1000)" if low else "",
-        )
-    mine = process is not None and process.worker.kind in ("celery-main", "celery-child")
-    rss_kb = process.rss_bytes / 1024 if process is not None and mine and process.rss_bytes else None
-    if memory is not None and limit_kb and rss_kb and limit_kb < rss_kb:
+    rss_kb = process.rss_bytes / 1024
+    if process.worker.kind == "celery-child" and limit_kb < rss_kb:
         yield Check(
             "max-memory-per-child",
             WARN,
-            f"worker_max_memory_per_child = {limit_kb:g} kB, and this process has {rss_kb:.0f} kB already: a child is "
-            "replaced after every task",
+            f"worker_max_memory_per_child = {limit_kb:g} kB is less than a child has now ({rss_kb:.0f} kB): it is "
+            "replaced after the task",
             evidence(memory),
             f"{view.spelled('worker_max_memory_per_child')} = {round(4 * rss_kb, -4):.0f}",
         )

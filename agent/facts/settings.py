@@ -12,6 +12,10 @@ Value = str | int | float | bool | None
 MEMORY = "process memory"
 """`SettingFact.source` of what was read from the running process itself."""
 DEFAULT = "default"
+CHANGED_SINCE = ", changed since the process started"
+"""Ends the name of a file whose value is not in force for that reason."""
+NOT_SET = "not set"
+"""`SettingFact.source` of an option that the process does not have, though `others` set it."""
 
 OK, WARN, ERROR = "ok", "warn", "error"
 

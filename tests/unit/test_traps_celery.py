@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from stucktrace.diagnosis import traps_celery
 from stucktrace.facts import ProcessFact, WorkerFact
-from stucktrace.facts.settings import DEFAULT, ERROR, MEMORY, OK, WARN, SettingFact
+from stucktrace.facts.settings import CHANGED_SINCE, DEFAULT, ERROR, MEMORY, OK, WARN, SettingFact
 
 CODE = "set on the application in code"
 DEFAULTS = {
@@ -128,17 +128,11 @@ def test_no_pool_of_connections(limit):
     assert only(given(broker_pool_limit=limit)).code == "no-connection-pool"
 
 
-def test_few_tasks_a_child():
-    check = only(given(worker_max_tasks_per_child=1))
-    assert check.code == "max-tasks-per-child" and "after 1 task:" in check.text
-    # Other pools have no children.
-    assert not problems(given(worker_max_tasks_per_child=1, worker_pool="threads"))
-
-
 def test_a_memory_limit_below_what_a_child_begins_with():
     child = ProcessFact(1, 1, 0, 0, "", (), "S", rss_bytes=90 << 20, worker=WorkerFact("celery-child"))
     assert only(given(worker_max_memory_per_child=50_000), child).code == "max-memory-per-child"
     assert not problems(given(worker_max_memory_per_child=500_000), child)
+    assert not problems(given(worker_max_memory_per_child=50_000, worker_pool="threads"), child)
     assert not problems(given(worker_max_memory_per_child=50_000))
 
 
@@ -167,3 +161,25 @@ def test_a_dict_that_an_overlay_replaced():
     assert check.code == "settings-overlay" and "proj.base.CELERY_B (base.py:3) sets heartbeat" in check.text
     assert '"heartbeat": 30 in CELERY_BROKER_TRANSPORT_OPTIONS' in check.fix
     assert MEMORY not in check.text
+    # What this broker does not take is no loss.
+    facts["broker_url"] = SettingFact("celery", "broker_url", "redis://broker", CODE, True)
+    assert not problems(facts)
+
+
+def test_an_object_of_settings_that_another_replaced():
+    facts = given()
+    where = ("/srv/base.py:2 (broker_heartbeat)", 30)
+    facts["broker_heartbeat"] = SettingFact("celery", "broker_heartbeat", 120, DEFAULT, True, others=(where,))
+    check = only(facts)
+    assert check.code == "settings-overlay" and check.fix == "broker_heartbeat = 30"
+    # That a stronger one gives another value is what settings are for.
+    facts["broker_heartbeat"] = SettingFact("celery", "broker_heartbeat", 120, CODE, True, others=(where,))
+    assert "settings-overlay" not in problems(facts)
+
+
+def test_a_file_that_was_changed_since_the_start():
+    facts = given(broker_pool_limit=10)
+    where = (f"/srv/base.py:2 (broker_pool_limit){CHANGED_SINCE}", 50)
+    facts["broker_pool_limit"] = SettingFact("celery", "broker_pool_limit", 10, CODE, True, others=(where,))
+    check = only(facts)
+    assert check.code == "settings-changed" and "restart" in check.fix

@@ -1,0 +1,220 @@
+"""Where Celery's settings come from: the project's own files, parsed and never run.
+
+What the process's memory says is in force; a file explains it, and tells what was set there and did not arrive. A file
+counts only if its module is loaded, if it belongs to the configuration (the configuration object, what it imports `*`
+from, what the module that made the application gives to `config_from_object`), if it was not changed since the process
+started, and if the module in memory bears it out.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from stucktrace.collectors import celery_names, procfs, settings_files, target_files
+from stucktrace.collectors.celery_apps import PROJECT, App, spelled
+from stucktrace.collectors.python_literals import Literals
+from stucktrace.collectors.python_modules import Modules
+from stucktrace.collectors.python_values import Values
+from stucktrace.collectors.settings_files import Assigned, Parsed
+from stucktrace.errors import CannotInspect
+from stucktrace.facts import ProcessFact
+from stucktrace.facts.settings import CHANGED_SINCE, NOT_SET, SettingFact, Value, alike
+
+_MOST_FILES = 24
+_LONGEST_PATH = 4096
+
+
+@dataclass(frozen=True)
+class _File:
+    module: str
+    address: int
+    path: str
+    parsed: Parsed
+    changed_s: float
+    """When it was last written, CLOCK_REALTIME."""
+
+    def at(self, assigned: Assigned) -> str:
+        return f"{self.path}:{assigned.line}"
+
+
+class Sources:
+    def __init__(self, values: Values, modules: Modules, literals: Literals, process: ProcessFact, app: App) -> None:
+        self._values = values
+        self._modules = modules
+        self._literals = literals
+        self._process = process
+        self._app = app
+        self._spellings = {old: name for name, old in celery_names.OLD.items()} | {n: n for n in celery_names.OLD}
+        if app.prefix:
+            self._spellings |= {spelled(app.prefix, name): name for name in celery_names.OLD}
+
+    def explain(self, facts: Mapping[str, SettingFact]) -> dict[str, SettingFact]:
+        """The facts with the files that set them, and with what else was set. Raises OSError."""
+        files = list(self._files())
+        loaded_s, started_s = started_between(self._process)
+        found = dict(facts)
+        for file in files:
+            older = file.changed_s < loaded_s
+            for name, assigned in settings_files.by_name(file.parsed.assigned, self._spellings):
+                if older:
+                    self._located(found, file, name, assigned)
+        for file in files:
+            for name, assigned in settings_files.by_name(file.parsed.assigned, self._spellings):
+                if file.changed_s < loaded_s:
+                    self._lost(found, file, name, assigned, file.at(assigned))
+                elif file.changed_s > started_s and settings_files.final(file.parsed, assigned.name) is assigned:
+                    self._newer(found, file, name, assigned)
+        return found
+
+    def _files(self) -> Iterator[_File]:
+        """Those of the configuration, in the order in which the stronger comes first."""
+        names = [
+            self._app.source.partition(":")[0],
+            *(layer.name for layer in self._app.layers if layer.origin == PROJECT),
+        ]
+        makers = self._modules.holding(self._app.address)
+        waiting, seen, belongs = [*names, *makers], set[str](), set(names)
+        while waiting and len(seen) < _MOST_FILES:
+            name = waiting.pop(0)
+            if not self._modules.module(name):
+                # A class, or another attribute of a module.
+                name = name.rpartition(".")[0]
+                belongs.add(name)
+            if not name or name in seen:
+                continue
+            seen.add(name)
+            file = self._file(name)
+            if file is None:
+                continue
+            if name in makers and name not in belongs:
+                # It gives the settings by name; its own variables are none.
+                waiting = [*file.parsed.configures, *waiting]
+                belongs.update(file.parsed.configures)
+                continue
+            yield file
+            package = file.path.endswith("/__init__.py")
+            stars = [settings_files.module_of(name, package, *star[:2]) for star in reversed(file.parsed.stars)]
+            belongs.update(stars)
+            waiting = [*stars, *waiting]
+
+    def _file(self, name: str) -> _File | None:
+        address = self._modules.module(name)
+        place = self._values.attribute(address, "__file__") if address else None
+        path = self._values.text(place, _LONGEST_PATH) if place else None
+        if not address or not path or not path.endswith(".py") or not path.startswith("/"):
+            return None
+        text, changed_s = _read(self._process.pid, path)
+        return _File(name, address, path, settings_files.parse(text, self._spellings), changed_s) if text else None
+
+    def _located(self, found: dict[str, SettingFact], file: _File, name: str, assigned: Assigned) -> None:
+        """The winner's file and line, where that file's module has this very value."""
+        fact = found.get(name)
+        if fact is None or not fact.source.endswith(f".{assigned.name}") or not self._bears(file, assigned):
+            return
+        written_out = not isinstance(assigned.value, dict) and assigned.value != settings_files.COMPUTED
+        if not written_out or assigned.value == fact.value or name in celery_names.PRIVATE:
+            for key, each in list(found.items()):
+                if (key == name or key.startswith(f"{name}.")) and each.source == fact.source:
+                    found[key] = replace(each, source=file.at(assigned))
+
+    def _lost(self, found: dict[str, SettingFact], file: _File, name: str, assigned: Assigned, where: str) -> None:
+        """What this file sets and the process does not have."""
+        fact = found.get(name)
+        if fact is None or not fact.known or fact.source == where:
+            return
+        if name in celery_names.STRUCTURED:
+            if isinstance(assigned.value, dict) and self._replaced(file, assigned):
+                for key, value in assigned.value.items():
+                    _missing(found, name, key, value, where)
+            return
+        told = name not in celery_names.PRIVATE and _scalar(assigned.value) and self._bears(file, assigned)
+        if told and not alike(assigned.value, fact.value):
+            found[name] = replace(fact, others=(*fact.others, (where, assigned.value)))
+
+    def _newer(self, found: dict[str, SettingFact], file: _File, name: str, assigned: Assigned) -> None:
+        """What a file says now, and did not when the process read it."""
+        fact, where = found.get(name), f"{file.at(assigned)}{CHANGED_SINCE}"
+        held = self._held(file, assigned.name)
+        if fact is None or not fact.known or assigned.value == settings_files.COMPUTED or name in celery_names.PRIVATE:
+            return
+        if isinstance(assigned.value, dict) and (isinstance(held, dict) or held is None):
+            for key, value in assigned.value.items():
+                if key not in (held or {}):
+                    _missing(found, name, key, value, where)
+            return
+        told = name not in celery_names.STRUCTURED and _scalar(assigned.value) and _scalar(held)
+        if told and not alike(held, assigned.value):
+            found[name] = replace(fact, others=(*fact.others, (where, assigned.value)))
+
+    def _held(self, file: _File, name: str) -> Any:
+        """What the loaded module has under this name; None where it has nothing."""
+        address = self._values.attribute(file.address, name)
+        return self._literals.read(address) if address else None
+
+    def _bears(self, file: _File, assigned: Assigned) -> bool:
+        """The loaded module has what its file says last."""
+        if settings_files.final(file.parsed, assigned.name) is not assigned:
+            return False
+        held, value = self._held(file, assigned.name), assigned.value
+        if isinstance(value, dict):
+            return isinstance(held, dict) and all(key in held for key in value)
+        return value == settings_files.COMPUTED or (type(held) is type(value) and held == value)
+
+    def _replaced(self, file: _File, assigned: Assigned) -> bool:
+        """The loaded module has these keys, or a later line of the file gave the name another value."""
+        if self._bears(file, assigned):
+            return True
+        later = any(each.name == assigned.name and each.line > assigned.line for each in file.parsed.assigned)
+        return later or any(line > assigned.line for *_, line in file.parsed.stars)
+
+
+def _missing(found: dict[str, SettingFact], name: str, key: Any, value: Any, where: str) -> None:
+    if not isinstance(key, str) or key not in celery_names.TRANSPORT_OPTIONS:
+        return
+    full = f"{name}.{key}"
+    if any(each.source != NOT_SET and (held == full or held.startswith(f"{full}[")) for held, each in found.items()):
+        return
+    shown: Value = value if _scalar(value) else settings_files.COMPUTED if not isinstance(value, dict) else "{...}"
+    before = found.get(full)
+    others = (*(before.others if before is not None else ()), (where, shown))
+    found[full] = SettingFact(celery_names.SUBJECT, full, None, NOT_SET, in_force=True, others=others)
+
+
+def _scalar(value: Any) -> bool:
+    return value != settings_files.COMPUTED and (value is None or isinstance(value, str | int | float))
+
+
+def started_between(process: ProcessFact) -> tuple[float, float]:
+    """(before when its modules were loaded at the earliest, when it started), CLOCK_REALTIME.
+
+    A child that was forked has the modules of its parents: those count for what was loaded.
+    """
+    now, started = time.time(), procfs.age_s(process.start_time)
+    oldest, pid, parent = started, process.pid, process.ppid
+    for _ in range(4):
+        try:
+            if parent <= 1 or not procfs.forked(pid, parent):
+                break
+            found = procfs.read_stat(parent)
+        except CannotInspect:
+            break
+        oldest, pid, parent = found.age_s, parent, found.ppid
+    return now - oldest, now - started
+
+
+def _read(pid: int, path: str) -> tuple[bytes | None, float]:
+    """(text, when it was last written) of a file as the target sees it."""
+    try:
+        fd = target_files.open_inside(pid, path, os.O_PATH)
+        try:
+            status = os.fstat(fd)
+        finally:
+            os.close(fd)
+        return (target_files.read_file(pid, path) if stat.S_ISREG(status.st_mode) else None), status.st_mtime
+    except OSError:
+        return None, 0.0

@@ -1,0 +1,121 @@
+"""What a module of settings sets, as its file says: parsed, never run.
+
+Only what is assigned at the top level of the module, unconditionally, counts; a value that is not written out there is
+`COMPUTED`. A name that the file changes in another way (a method call, `del`, an augmented assignment) is left out.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+COMPUTED: Final = "(computed)"
+"""Stands for a value that is not written out."""
+CONFIGURE = "config_from_object"
+
+
+@dataclass(frozen=True)
+class Assigned:
+    name: str
+    line: int
+    value: Any
+    """A literal; a dict has COMPUTED for each value that is not one."""
+
+
+@dataclass(frozen=True)
+class Parsed:
+    assigned: tuple[Assigned, ...] = ()
+    """In the order of the file."""
+    stars: tuple[tuple[str, int, int], ...] = ()
+    """(module, level, line) of each `from module import *`, also inside `try` and `if`."""
+    configures: tuple[str, ...] = ()
+    """What `app.config_from_object` is given as text."""
+
+
+def parse(text: bytes, wanted: Collection[str]) -> Parsed:
+    """Of a file that is no Python, nothing."""
+    try:
+        module = ast.parse(text)
+        assigned = tuple(each for statement in module.body for each in _assigned(statement, wanted))
+        touched = {name for statement in module.body for name in _touched(statement, wanted)}
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return Parsed()
+    stars = tuple(
+        (node.module or "", node.level, node.lineno)
+        for node in ast.walk(module)
+        if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names)
+    )
+    configures = tuple(name for statement in module.body if (name := _configured(statement)))
+    return Parsed(tuple(each for each in assigned if each.name not in touched), stars, configures)
+
+
+def module_of(importer: str, is_package: bool, named: str, level: int) -> str:
+    """The full name of what `from ..named import *` in `importer` imports."""
+    if not level:
+        return named
+    parts = importer.split(".")
+    kept = parts[: len(parts) - level + (1 if is_package else 0)]
+    return ".".join([*kept, *([named] if named else [])])
+
+
+def _assigned(statement: ast.stmt, wanted: Collection[str]) -> Iterator[Assigned]:
+    if isinstance(statement, ast.Assign):
+        targets, value = statement.targets, statement.value
+    elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
+        targets, value = [statement.target], statement.value
+    else:
+        return
+    for target in targets:
+        if isinstance(target, ast.Name) and target.id in wanted:
+            yield Assigned(target.id, statement.lineno, literal(value))
+
+
+def _touched(statement: ast.stmt, wanted: Collection[str]) -> Iterator[str]:
+    """Names that this statement may change in a way that is not understood."""
+    if isinstance(statement, ast.Assign | ast.AnnAssign):
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        inside = [node for target in targets if not isinstance(target, ast.Name) for node in ast.walk(target)]
+        yield from (node.id for node in inside if isinstance(node, ast.Name) and node.id in wanted)
+        return
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom):
+        return
+    # A name that is stored, deleted, called upon or handed to a call.
+    yield from (node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and node.id in wanted)
+
+
+def _configured(statement: ast.stmt) -> str:
+    call = statement.value if isinstance(statement, ast.Expr) else None
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute) or call.func.attr != CONFIGURE:
+        return ""
+    given = [*call.args[:1], *(word.value for word in call.keywords if word.arg == "obj")]
+    return next((each.value for each in given if isinstance(each, ast.Constant) and isinstance(each.value, str)), "")
+
+
+def literal(node: ast.expr) -> Any:
+    """The value of what is written out; a dict, also `dict(key=value)`, value by value; COMPUTED for anything else."""
+    if isinstance(node, ast.Dict):
+        keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]
+        plain = len(keys) == len(node.keys)
+        return {key: literal(value) for key, value in zip(keys, node.values, strict=True)} if plain else COMPUTED
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
+        return {word.arg: literal(word.value) for word in node.keywords if word.arg} if _named(node) else COMPUTED
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return COMPUTED
+
+
+def _named(call: ast.Call) -> bool:
+    return all(word.arg for word in call.keywords)
+
+
+def final(parsed: Parsed, name: str) -> Assigned | None:
+    """What a name is at the end, as far as this file alone says: its last assignment."""
+    return next((each for each in reversed(parsed.assigned) if each.name == name), None)
+
+
+def by_name(assigned: Collection[Assigned], spellings: Mapping[str, str]) -> Iterator[tuple[str, Assigned]]:
+    """(setting, what is assigned to it) of those that are settings; `spellings`: how it is written -> setting."""
+    return ((spellings[each.name], each) for each in assigned if each.name in spellings)
