@@ -102,11 +102,15 @@ def read(target: Target, process: ProcessFact | None = None) -> tuple[SettingFac
     found = {fact.name: fact for fact in _of_app(target, literals, app)}
     if process is not None:
         found = celery_sources.Sources(target.values, target.modules, literals, process, app).explain(found)
-    found.update({fact.name: fact for fact in _of_worker(target, literals, found)})
+    objects = Objects(target.reader, target.values)
+    worker = celery_worker.find(target.reader, target.found, objects)
+    if worker is not None:
+        found.update({fact.name: fact for fact in _of_worker(target, objects, literals, worker, found)})
     others = tuple(("another application here", other.name) for other in apps[1:] if other.configured)
     about = (
         _fact("app", app.name, settings.MEMORY, others=others),
         _fact("app_state", "configured" if app.configured else "not used yet", settings.MEMORY),
+        _fact("app_role", "worker" if worker is not None else "publisher", settings.MEMORY),
         _fact("app_namespace", app.prefix, settings.MEMORY),
         _fact("app_settings", app.source or _project(app), settings.MEMORY),
     )
@@ -237,12 +241,10 @@ def host_of(url: str) -> str:
     return f"{scheme}://{host if plain else HIDDEN}"
 
 
-def _of_worker(target: Target, literals: Literals, app: Mapping[str, SettingFact]) -> Iterator[SettingFact]:
+def _of_worker(
+    target: Target, objects: Objects, literals: Literals, worker: int, app: Mapping[str, SettingFact]
+) -> Iterator[SettingFact]:
     """What a worker made of the command line and the settings."""
-    objects = Objects(target.reader, target.values)
-    worker = celery_worker.find(target.reader, target.found, objects)
-    if worker is None:
-        return
     attributes = {attribute: name for name, attribute in celery_names.WORKER.items()}
     for attribute, address in target.values.attributes(worker, attributes).items():
         name, literal = attributes[attribute], literals.read(address)

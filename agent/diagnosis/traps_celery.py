@@ -10,7 +10,10 @@ from collections.abc import Iterator, Sequence
 from stucktrace.diagnosis import traps_broker_options
 from stucktrace.diagnosis.celery_view import TRANSPORT, View, add, evidence, number, shown
 from stucktrace.facts import ProcessFact
-from stucktrace.facts.settings import CHANGED_SINCE, DEFAULT, NOT_SET, WARN, Check, SettingFact, Value
+from stucktrace.facts.settings import CHANGED_SINCE, DEFAULT, NOT_SET, OK, WARN, Check, SettingFact, Value
+
+FEW_TASKS = 50
+"""A child that ends after fewer tasks is replaced so often that the worker may do little else (celery#4809)."""
 
 
 def checks(settings: Sequence[SettingFact], process: ProcessFact | None = None) -> tuple[Check, ...]:
@@ -18,7 +21,7 @@ def checks(settings: Sequence[SettingFact], process: ProcessFact | None = None) 
     view = View.of(settings)
     if not view.facts:
         return ()
-    rules = (traps_broker_options.checks, _overlay, _pool_limit, _prefetch, _retry)
+    rules = (traps_broker_options.checks, _overlay, _pool_limit, _tasks, _prefetch, _retry)
     found = tuple(check for rule in rules for check in rule(view))
     return (*found, *_memory(view, process)) if process is not None else found
 
@@ -79,12 +82,33 @@ def _pool_limit(view: View) -> Iterator[Check]:
         )
 
 
+def _has_children(view: View) -> bool:
+    """It is a worker, and its pool one of processes."""
+    return view.value("app_role") == "worker" and view.value("worker_pool") in ("prefork", "processes")
+
+
+def _tasks(view: View) -> Iterator[Check]:
+    """Each end of a child costs a fork, and connections of its own to all that its tasks talk to."""
+    tasks = view.given("worker_max_tasks_per_child")
+    count = number(tasks.value) if tasks is not None else None
+    if tasks is None or not count or not _has_children(view):
+        return
+    low = count < FEW_TASKS
+    text = f"a child of the pool is replaced after {count:g} task{'' if count == 1 else 's'}"
+    yield Check(
+        "max-tasks-per-child",
+        WARN if low else OK,
+        f"{text}: each time costs a fork and new connections" if low else text,
+        evidence(tasks),
+        f"{view.spelled('worker_max_tasks_per_child')} = 1000, or --max-tasks-per-child 1000" if low else "",
+    )
+
+
 def _memory(view: View, process: ProcessFact) -> Iterator[Check]:
     """billiard compares a child's largest size so far with the limit after each task (billiard/pool.py)."""
     memory = view.given("worker_max_memory_per_child")
     limit_kb = number(memory.value) if memory is not None else None
-    has_children = view.value("worker_pool") in (None, "prefork", "processes")
-    if memory is None or not limit_kb or not has_children or not process.rss_bytes:
+    if memory is None or not limit_kb or not _has_children(view) or not process.rss_bytes:
         return
     rss_kb = process.rss_bytes / 1024
     if process.worker.kind == "celery-child" and limit_kb < rss_kb:

@@ -23,10 +23,10 @@ DEFAULTS = {
 }
 
 
-def given(url="amqp://broker:5672", namespace="", options=None, **set_to):
+def given(url="amqp://broker:5672", namespace="", options=None, role="worker", **set_to):
     """The facts of an application with these settings, the others left as they are by default."""
     facts = {name: SettingFact("celery", name, value, DEFAULT, True) for name, value in DEFAULTS.items()}
-    set_to |= {"broker_url": url, "app_namespace": namespace}
+    set_to |= {"broker_url": url, "app_namespace": namespace, "app_role": role}
     set_to |= {f"broker_transport_options.{name}": value for name, value in (options or {}).items()}
     set_to["broker_transport_options"] = f"{len(options or {})} options"
     facts |= {name: SettingFact("celery", name, value, CODE, True) for name, value in set_to.items()}
@@ -126,6 +126,14 @@ def test_a_confirm_timeout_where_nobody_reads_it():
 @pytest.mark.parametrize("limit", [0, None])
 def test_no_pool_of_connections(limit):
     assert only(given(broker_pool_limit=limit)).code == "no-connection-pool"
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_few_tasks_a_child(count):
+    assert only(given(worker_max_tasks_per_child=count)).code == "max-tasks-per-child"
+    # Other pools have no children, and a publisher none at all.
+    assert not problems(given(worker_max_tasks_per_child=count, worker_pool="threads"))
+    assert not problems(given(worker_max_tasks_per_child=count, role="publisher"))
 
 
 def test_a_memory_limit_below_what_a_child_begins_with():
