@@ -64,7 +64,8 @@ class Objects:
 
     def class_attributes(self, kind: int, wanted: Collection[str]) -> tuple[dict[str, int], bool]:
         """As `own`, of a class and its bases."""
-        found, computes = {}, False
+        found: dict[str, int] = {}
+        computes = False
         for base in reversed(self.bases(kind)):
             own, may = self.own(base, wanted)
             found, computes = {**found, **own}, computes or may
