@@ -28,6 +28,8 @@ from stucktrace.output import complain
 
 LOOK_S = 1.0
 """How often the process's sockets are read again."""
+STRANGERS_S = 0.02
+"""Or sooner, but not more often, when a connection is opened that may be its own."""
 END_S = 60.0
 """For the decoder to read what was captured before the end."""
 _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -105,10 +107,9 @@ def watch(pid: int, *, for_s: float | None, as_json: bool, pcap: Path | None = N
         show.begin(pid)
         watched = _Watch(decoder, ending, sockets, state, captured, show)
         ended = watched.run(for_s)
-        captured.hold()
-        captured.count()
         decoder.send({"end": True})
         _finish(decoder, state, ending, show)
+        captured.count()
     show.end(ended, captured)
     if state.unwritten:
         complain(f"{pcap} could not be written to its end: {state.unwritten}", "what is in it is whole")
@@ -142,24 +143,29 @@ class _Watch:
         poll = select.poll()
         for fd in (self.decoder.fileno(), self.ending.fileno(), *self.show.keyboard()):
             poll.register(fd, select.POLLIN)
+        strangers: list[Key] = []
+        asked = 0.0
         while not (self.decoder.ended or self.ending.wanted() or self.show.left()):
             now = time.monotonic()
+            due = min(next_look, asked + STRANGERS_S) if strangers else next_look
             if now >= until:
                 break
-            poll.poll(max(0.0, min(next_look, until) - now) * 1000)
-            strangers = _take_all(self.decoder, self.state, self.show)
-            if strangers or time.monotonic() >= next_look:
-                next_look = time.monotonic() + LOOK_S
+            poll.poll(max(0.0, min(due, until) - now) * 1000)
+            strangers += _take_all(self.decoder, self.state, self.show)
+            now = time.monotonic()
+            if now >= next_look or (strangers and now >= asked + STRANGERS_S):
+                next_look = now + LOOK_S
+                asked = now if strangers else asked
                 try:
                     self._look(strangers)
                 except NoSuchProcess as error:
                     return error.message
+                strangers = []
         return ""
 
     def _look(self, strangers: list[Key]) -> None:
         """Reads the process's sockets, and follows those that it has now."""
         if self.state.learn(self.sockets.look(again=bool(strangers))) or strangers:
-            self.captured.follow([connection.flow for connection in self.state.followed().values()])
             _follow(self.state, self.decoder, strangers)
         self.captured.count()
         self.show.lost = self.captured.drops

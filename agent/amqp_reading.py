@@ -8,15 +8,18 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict, replace
+from typing import Any
 
 from stucktrace.amqp_decoder import Channel
 from stucktrace.amqp_notices import Notice, notice_of
 from stucktrace.collectors import amqp_layer, packet_file, packets
+from stucktrace.collectors.addresses import parse_endpoint
 from stucktrace.collectors.amqp_redaction import Redaction
 from stucktrace.collectors.amqp_wire import Conversations
 from stucktrace.collectors.capture import Reader
 from stucktrace.collectors.packet_file import RAW_IP, PacketFile
-from stucktrace.collectors.packets import Segment
+from stucktrace.collectors.packet_filter import Flow
+from stucktrace.collectors.packets import ACK, SYN, Segment
 from stucktrace.facts import AmqpFact
 from stucktrace.facts_codec import encode
 
@@ -28,8 +31,9 @@ AT_A_TIME = 2000
 """Packets between two glances at the parent."""
 FOREIGN_BYTES = 1 << 20
 """A connection that sent so much, and not one frame in it, is no AMQP connection."""
-MOST_STRANGERS, MOST_HELD, MOST_REFUSED = 64, 32, 4096
-"""Connections that may turn out to be the process's own, segments kept of each meanwhile; connections that are not."""
+MOST_STRANGERS, MOST_HELD, MOST_OPENING, MOST_REFUSED = 64, 256, 1024, 4096
+"""Connections that may turn out to be the process's own, segments kept of each meanwhile; opening segments of others;
+connections that are not the process's."""
 
 MOST_NOTICES = 10_000
 
@@ -52,6 +56,8 @@ class Capture:
         self._bytes: dict[Ends, int] = {}
         """By (local, remote), while no frame was seen."""
         self._strangers: dict[Ends, deque[tuple[bytes, Segment]]] = {}
+        self._opening: dict[Ends, tuple[bytes, Segment]] = {}
+        """The SYN and the SYN-ACK of connections of which nothing else was seen."""
         self._refused: dict[Ends, None] = {}
         """Strangers that are not the process's."""
         self._notices: dict[Notice, Notice] = {}
@@ -69,7 +75,9 @@ class Capture:
                 order = self._channel.order()
                 if "follow" in order:
                     self._follow(order["follow"], order["about"])
-                ending = "end" in order
+                if "end" in order:
+                    self._reader.hold()
+                    ending = True
             drained = self._read()
             if time.monotonic() >= next_s:
                 # While packets wait to be read, it is not known what has come by now.
@@ -116,13 +124,26 @@ class Capture:
     def _hold(self, ends: Ends, packet: bytes, segment: Segment) -> None:
         """A connection that nobody asked for, but which begins like AMQP: the parent knows whose it is."""
         back = ends[::-1]
-        if not segment.payload or ends in self._refused or back in self._refused:
+        if segment.flags & SYN:
+            # The ports may have been another connection's.
+            self._refused.pop(back if segment.flags & ACK else ends, None)
+            opened = segment.source if segment.flags & ACK else segment.destination
+            if not any(opened in names for names in self._names):
+                # No broker as far as is known: if AMQP follows, this is where it began.
+                self._opening[ends] = packet, segment
+                _forget_oldest(self._opening, MOST_OPENING)
+                return
+        elif not segment.payload:
+            return
+        if ends in self._refused or back in self._refused:
             return
         key = back if back in self._strangers else ends
         if key not in self._strangers:
-            if len(self._strangers) >= MOST_STRANGERS:
-                del self._strangers[next(iter(self._strangers))]
-            self._strangers[key] = deque(maxlen=MOST_HELD)
+            _forget_oldest(self._strangers, MOST_STRANGERS - 1)
+            opening = [found for each in (ends, back) if (found := self._opening.pop(each, None)) is not None]
+            self._strangers[key] = deque(sorted(opening, key=lambda one: one[1].time_s), maxlen=MOST_HELD)
+            # At once: by the time that its owner is known much of it may have passed.
+            self._attach()
             self._channel.tell({"stranger": key})
         self._strangers[key].append((packet, segment))
 
@@ -138,12 +159,18 @@ class Capture:
         for source, destination in about:
             key = source, destination
             held = self._strangers.pop(key, ())
-            if key not in self._names:
+            if key in self._names:
+                for packet, segment in held:
+                    self._take(packet, segment)
+            else:
                 self._refused[key] = None
-                if len(self._refused) > MOST_REFUSED:
-                    del self._refused[next(iter(self._refused))]
-            for packet, segment in held:
-                self._take(packet, segment)
+                _forget_oldest(self._refused, MOST_REFUSED)
+        self._attach()
+
+    def _attach(self) -> None:
+        both_ways = {tuple(sorted(ends)) for ends in (*self._names, *self._strangers)}
+        parsed = (tuple(map(parse_endpoint, ends)) for ends in sorted(both_ways))
+        self._reader.follow([Flow(*one, *other) for one, other in parsed if one is not None and other is not None])
 
     def _report(self, now: float) -> None:
         facts = self._conversations.facts(now)
@@ -167,6 +194,11 @@ class Capture:
             elif self._bytes[key] > FOREIGN_BYTES:
                 del self._bytes[key]
                 self._channel.tell({"foreign": key})
+
+
+def _forget_oldest(held: dict[Ends, Any], most: int) -> None:
+    while len(held) > most:
+        del held[next(iter(held))]
 
 
 def read_file(channel: Channel) -> None:

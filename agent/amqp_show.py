@@ -80,7 +80,10 @@ class Show:
             self._draw()
         elif not self._json:
             rows = self._state.rows()
-            found = listing(row.remote for row in rows) if rows else ""
+            remotes = Counter(row.remote for row in rows)
+            found = listing(
+                f"{remote} ({number} connections)" if number > 1 else remote for remote, number in remotes.items()
+            )
             others = len(self._state.connections) - len(rows)
             also = f"{count(others, 'other connection')} that may turn out to speak AMQP" if others else ""
             what = " and ".join(word for word in (found, also) if word) or "no outbound connection yet"

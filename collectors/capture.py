@@ -50,14 +50,6 @@ class Capture:
     def fileno(self) -> int:
         return self.socket.fileno()
 
-    def follow(self, flows: Collection[Flow]) -> None:
-        """From now on these connections, in one step: none of their packets is lost in between."""
-        follow(self.socket, flows)
-
-    def hold(self) -> None:
-        """Nothing new from now on; what has been captured can still be read."""
-        attach(self.socket, packet_filter.NOTHING)
-
     def count(self) -> None:
         """Brings `packets` and `drops` up to date: the kernel counts from one question to the next."""
         raw = self.socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, STATISTICS.size)
@@ -132,7 +124,7 @@ def attach(packet: socket.socket, instructions: Collection[packet_filter.Instruc
 
 
 class Reader:
-    """Takes packets out of a capture's socket, one at a time, into one buffer."""
+    """The other end of a capture: takes packets out one at a time, into one buffer."""
 
     def __init__(self, fd: int) -> None:
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0, fileno=fd)
@@ -143,6 +135,14 @@ class Reader:
     def fileno(self) -> int:
         return self._socket.fileno()
 
+    def follow(self, flows: Collection[Flow]) -> None:
+        """From now on these connections, in one step: none of their packets is lost in between."""
+        follow(self._socket, flows)
+
+    def hold(self) -> None:
+        """Nothing new from now on; what has been captured can still be read."""
+        attach(self._socket, packet_filter.NOTHING)
+
     def read(self) -> tuple[float, bytes] | None:
         """(Unix time, packet from its IP header on); None when there is none now."""
         try:
@@ -150,12 +150,9 @@ class Reader:
         except BlockingIOError:
             return None
         except OSError as error:
-            # The device of the namespace went down: said once by the kernel, and no packet.
+            # A device of the namespace went down: the kernel says it once, in the place of a packet.
             if error.errno == errno.ENETDOWN:
                 return None
             raise
         seconds, nanoseconds = TIME.unpack(control[0][2])
         return seconds + nanoseconds / 1e9, bytes(self._view[:size])
-
-    def close(self) -> None:
-        self._socket.close()

@@ -1,8 +1,9 @@
 """Classic BPF programs for a packet socket: which packets of a network namespace the kernel hands over (pure).
 
-Accepts TCP packets of exactly the given flows, both ways, IPv4 and IPv6, and the frames by which an AMQP 0-9-1
-connection begins and ends, of any connection: so one that is opened later is noticed at its first frame. Never the
-frames that carry credentials (connection.start-ok, secure-ok, update-secret) of a connection that was not asked for.
+Accepts TCP packets of exactly the given flows, both ways, IPv4 and IPv6. Of any other connection only what opens it (the
+segments with SYN) and the frames by which an AMQP 0-9-1 connection begins and ends: so one that is opened later is
+noticed at once. Never frames that carry the credentials of a connection that was not asked for (connection.start-ok,
+secure-ok, update-secret).
 
 Offsets count from the network header, as a packet socket of type SOCK_DGRAM has it: whatever the device, and where VLAN
 tags are stripped. Source: linux/filter.h, linux/if_packet.h; RFC 791, 8200, 9293; AMQP 0-9-1, sections 2.3.5, 4.2.2.
@@ -33,6 +34,7 @@ _PACKET_TYPE, _DEVICE_TYPE = _ANCILLARY + 4, _ANCILLARY + 28
 _OUTGOING, _LOOPBACK = 4, 772
 """PACKET_OUTGOING, ARPHRD_LOOPBACK."""
 _TCP, _HOP_BY_HOP = 6, 0
+_SYN = 0x02
 _WHOLE = 0x7FFFFFFF
 
 _PROTOCOL_HEADER = int.from_bytes(b"AMQP", "big")
@@ -151,7 +153,11 @@ def _ports(flows: Collection[Flow]) -> Iterator[Instruction]:
 
 
 def _beginnings() -> Iterator[Instruction]:
-    """Accepts a segment that begins with an AMQP protocol header, or with a frame of one of _CONNECTION_METHODS."""
+    """Accepts a segment with SYN, and one that begins with an AMQP protocol header or with a frame of one of
+    _CONNECTION_METHODS."""
+    yield (_LOAD_BYTE_AT_X, 0, 0, 13)
+    yield (_IF_SET, 0, 1, _SYN)
+    yield (_RETURN, 0, 0, _WHOLE)
     yield (_LOAD_BYTE_AT_X, 0, 0, 12)
     yield (_AND, 0, 0, 0xF0)
     yield (_SHIFT_RIGHT, 0, 0, 2)

@@ -116,9 +116,9 @@ def words(notice: Notice) -> str:
 
 def summary(row: Row) -> list[str]:
     """Of one connection, its name first."""
-    where = " ".join(([f"fd {row.fd}"] if row.fd is not None else []) + ([] if row.open else ["closed"]))
-    client = clean(row.fact.client, 60) if row.fact is not None and row.fact.client else ""
-    about = ", ".join(word for word in (client, where) if word)
+    client = clean(row.fact.client, 60) if row.fact is not None else ""
+    place = f"fd {row.fd}" if row.fd is not None and row.open else ""
+    about = ", ".join(word for word in (client, place, "" if row.open else "closed") if word)
     lines = [f"{row.local} -> {row.remote}" + (f"  ({about})" if about else "")]
     if row.fact is None:
         return [*lines, "  no frame passed"]
@@ -133,7 +133,7 @@ def _sentences(fact: AmqpFact, is_open: bool) -> list[str]:
         _publishing(fact),
         _latency(fact.confirms),
         _consuming(fact),
-        _heartbeats(fact),
+        _heartbeats(fact, is_open),
         _closed(fact),
         *(f"channel {c.number} was closed by the {c.closed_by}: {_why(c.closed)}" for c in fact.channels if c.closed),
         *(f"not known: {clean(text, LONGEST_TEXT)}" for text in fact.unknown),
@@ -191,7 +191,7 @@ def _consuming(fact: AmqpFact) -> str:
 _SOURCES = {"tune-ok": "negotiated", "client": "by the client's own record", "observed": "as it beats"}
 
 
-def _heartbeats(fact: AmqpFact) -> str:
+def _heartbeats(fact: AmqpFact, is_open: bool) -> str:
     beats = f"heartbeats: {fact.heartbeats_in or 0} in, {fact.heartbeats_out or 0} out"
     if fact.heartbeat_s is None:
         return f"{beats}; the negotiated interval is not known"
@@ -199,7 +199,7 @@ def _heartbeats(fact: AmqpFact) -> str:
         return "heartbeats: off"
     said = f"{beats}; every {age(fact.heartbeat_s)} ({_SOURCES.get(fact.heartbeat_source, fact.heartbeat_source)})"
     for who, age_s in (("broker", fact.last_frame_in_s), ("process", fact.last_frame_out_s)):
-        if silent(fact, age_s):
+        if is_open and silent(fact, age_s):
             said += f"; the {who} has sent nothing for {age(age_s)}, which is over {MISSED_BEATS} of them"
     return said
 

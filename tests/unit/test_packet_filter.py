@@ -19,8 +19,8 @@ V6 = flow("[fd00::1]:40000", "[fd00::2]:5672")
 FRAME = bytes.fromhex("01 0001 00000005 003c0028 00 ce")
 
 
-def packet(of, payload=b"", *, options=b"", protocol=6, offset=0, hop_by_hop=False):
-    tcp = struct.pack("!HHIIBBHHH", of.local_port, of.remote_port, 1, 1, 8 << 4, 0x18, 100, 0, 0) + bytes(12) + payload
+def packet(of, payload=b"", *, options=b"", protocol=6, offset=0, hop_by_hop=False, flags=0x18):
+    tcp = struct.pack("!HHIIBBHHH", of.local_port, of.remote_port, 1, 1, 8 << 4, flags, 100, 0, 0) + bytes(12) + payload
     if len(of.local) == 4:
         length = 20 + len(options)
         head = struct.pack("!BBHHHBBH", 0x40 | length // 4, 0, length + len(tcp), 0, offset, 64, protocol, 0)
@@ -77,9 +77,10 @@ def test_of_other_connections_only_how_they_begin_and_end(stranger):
         return packet(stranger, struct.pack("!BHIHH", 1, channel, 30, of, number) + b"arguments")
 
     assert passes((), packet(stranger, b"AMQP\0\0\x09\x01"), *map(method, (10, 30, 31, 40, 41, 50))) == [True] * 7
+    assert passes((), packet(stranger, flags=0x02), packet(stranger, flags=0x12)) == [True, True]
     with_credentials = map(method, (11, 21, 70))
     assert passes((), *with_credentials, method(10, channel=1), method(40, of=60)) == [False] * 5
-    assert passes((), packet(stranger), packet(stranger, b"AMQ"), packet(stranger, b"GET / HTTP/1.1")) == [False] * 3
+    assert passes((), packet(stranger, flags=0x11), packet(stranger, b"AMQ"), packet(stranger, b"GET / HTTP/1.1")) == [False] * 3
 
 
 def test_more_flows_than_the_kernel_takes_a_program_for():
