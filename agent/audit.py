@@ -110,11 +110,12 @@ def _member(run: Run, process: ProcessFact, sockets: tuple[SocketFact, ...], pol
     member = Audited(process, sockets, polled_fds=polled)
     if not process.is_python:
         return member
-    from stucktrace.collectors import c_clients, python_sockets
+    from stucktrace.collectors import amqp_objects, c_clients, python_sockets
 
     pid = process.pid
     clients = run.collect("C clients", (), partial(c_clients.collect, pid, process.libraries), pid)
-    member = replace(member, c_clients=clients)
+    amqp = run.collect("AMQP connections", (), partial(amqp_objects.collect, pid, sockets), pid)
+    member = replace(member, c_clients=clients, amqp=amqp)
     outside = {
         fd
         for each in sockets

@@ -15,15 +15,11 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from stucktrace.collectors import interpreter, memory, regions
+from stucktrace.collectors import heap_search, interpreter, regions
 from stucktrace.collectors.cpython_objects import Layout, Reader
-from stucktrace.collectors.regions import Regions
 
-SCAN_BYTES = 1 << 30
 SCAN_S = 1.0
 """Of processor time, for one process: past it no more objects are found."""
-_CHUNK_BYTES = 4 << 20
-_OVERLAP_BYTES = 64
 _MARKS = tuple(struct.pack("<ii", family, socket.SOCK_STREAM) for family in (socket.AF_INET, socket.AF_INET6))
 _AT, _SIZE = 20, 48
 """Where family and type stand in the object, and how much of it is read."""
@@ -54,7 +50,7 @@ def read(pid: int, fds: Collection[int]) -> Timeouts:
         reader = Reader(pid, mapped, Layout())
         seen: dict[int, set[int]] = {}
         ends = time.thread_time() + SCAN_S
-        for data in _chunks(pid, mapped):
+        for _, data in heap_search.chunks(pid, mapped):
             if time.thread_time() > ends:
                 return _answer(seen, complete=False)
             for fd, timeout_ns in _objects(reader, data, fds):
@@ -69,17 +65,6 @@ def _answer(seen: Mapping[int, set[int]], *, complete: bool) -> Timeouts:
     sure = {fd: min(values) for fd, values in seen.items() if len(values) == 1}
     seconds = {fd: None if value < 0 else value / 1e9 for fd, value in sure.items() if value != 0}
     return Timeouts(seconds, frozenset(seen), complete)
-
-
-def _chunks(pid: int, mapped: Regions) -> Iterator[bytes]:
-    left = SCAN_BYTES
-    for region in mapped.anonymous_writable():
-        for start in range(region.start, region.end, _CHUNK_BYTES - _OVERLAP_BYTES):
-            length = min(_CHUNK_BYTES, region.end - start)
-            left -= length
-            if left < 0:
-                return
-            yield memory.read_some(pid, start, length)
 
 
 def _objects(reader: Reader, data: bytes, fds: Collection[int]) -> Iterator[tuple[int, int]]:

@@ -35,17 +35,16 @@ def _gunicorn(member: Audited, family: Sequence[Audited]) -> Iterator[Check]:
             evidence=_ages(family),
             fix="max_requests of 1000 or more, with max_requests_jitter of a tenth of it",
         )
-    elif jitter or (workers is not None and workers < 2):
-        yield Check(
-            "max-requests", OK, f"max_requests is {most:.0f}" + (f" with a jitter of {jitter:.0f}" if jitter else "")
-        )
-    if not jitter and (workers is None or workers > 1) and jitter is not None:
+    elif jitter == 0 and (workers is None or workers > 1):
         yield Check(
             "max-requests-without-jitter",
             WARN,
             f"max_requests is {most:.0f} without max_requests_jitter: all workers end at about the same time",
-            fix=f"max_requests_jitter = {max(1, int(most) // 10)}",
+            fix=f"max_requests_jitter = {int(most) // 10}",
         )
+    else:
+        text = f"max_requests is {most:.0f}" + (f" with a jitter of {jitter:.0f}" if jitter else "")
+        yield Check("max-requests", OK, text)
 
 
 def _ages(family: Sequence[Audited]) -> tuple[str, ...]:

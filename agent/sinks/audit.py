@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from stucktrace.audit import Audit
+from stucktrace.diagnosis.traps_connections import loopback
 from stucktrace.diagnosis.words import age, count
 from stucktrace.facts import SettingFact
 from stucktrace.facts.audited import Audited, Connection
@@ -76,12 +77,25 @@ def _connections(page: Page, connections: Sequence[Connection]) -> None:
         page.text("none over TCP")
         return
     groups = _groups(connections)
-    rows = [(_end(group[0]), _times(group), _options(group[0]), _window(group[0])) for group in groups]
-    widths = [min(max(len(row[place]) for row in rows), _LONGEST_COLUMN) for place in range(3)]
+    rows = [(_end(group[0]), _times(group)) for group in groups]
+    widths = [min(max(len(row[place]) for row in rows), _LONGEST_COLUMN) for place in range(2)]
     for group, row in zip(groups, rows, strict=True):
-        status = group[0].check.status
-        columns = "  ".join(clean(text, 120).ljust(size) for text, size in zip(row, [*widths, 0], strict=True))
-        page.lines.append(f"  {page.paint(status.ljust(5), _COLOURS[status])}  {columns}".rstrip())
+        status, window = group[0].check.status, _window(group[0])
+        columns = "  ".join(clean(text, 120).ljust(size) for text, size in zip(row, widths, strict=True))
+        _line(page, status, f"{columns}  {_options(group[0])}")
+        if window:
+            page.text(window, " " * 9)
+
+
+def _line(page: Page, status: str, text: str) -> None:
+    """With its status in front, in colour."""
+    first, start = f"  {status.ljust(5)}  ", len(page.lines)
+    # Columns are kept apart by more than one space: only what is too long is wrapped.
+    if len(first) + len(text) <= page.width:
+        page.lines.append(first + clean(text).rstrip())
+    else:
+        page.text(text, first, " " * len(first))
+    page.lines[start] = f"  {page.paint(status.ljust(5), _COLOURS[status])}{page.lines[start][7:]}"
 
 
 def _end(connection: Connection) -> str:
@@ -126,9 +140,13 @@ def _s(seconds: float | None) -> str:
 def _window(connection: Connection) -> str:
     if connection.direction == "in" or connection.in_flight_window_s is None:
         return ""
-    idle = age(connection.idle_window_s) if connection.idle_window_s is not None else "never"
-    against = f", worker {age(connection.budget_s)}" if connection.budget_s is not None else ""
-    return f"notices: idle {idle}, in flight {age(connection.in_flight_window_s)}{against}"
+    if loopback(connection.remote):
+        return "on this machine: the kernel tells at once when the peer ends"
+    idle = [f"{age(connection.idle_window_s)} idle" if connection.idle_window_s is not None else "never while idle"]
+    if connection.heartbeat_s:
+        idle.append(f"{age(2 * connection.heartbeat_s)} by heartbeat")
+    against = f"; the worker's timeout is {age(connection.budget_s)}" if connection.budget_s is not None else ""
+    return f"notices a dead peer: {', '.join(idle)}, {age(connection.in_flight_window_s)} with data in flight{against}"
 
 
 def _groups(connections: Iterable[Connection]) -> list[list[Connection]]:
@@ -171,7 +189,8 @@ def _subject(
     rows = [(setting.name, _value(setting), _source(setting, pids, everybody)) for setting, pids in shown]
     widths = [min(max(len(row[place]) for row in rows), _LONGEST_COLUMN) for place in range(2)]
     for name, value, source in rows:
-        page.text(f"{clean(name, 90).ljust(widths[0])}  {clean(value, 90).ljust(widths[1])}  {source}".rstrip(), "  ")
+        head = f"  {clean(name, 90).ljust(widths[0])}  {clean(value, 90).ljust(widths[1])}  "
+        page.text(source, head, " " * min(len(head), page.width // 2))
     if len(shown) < len(settings):
         page.lines.append(f"  {len(settings) - len(shown)} more are at their default (-v shows them)")
 
@@ -210,10 +229,7 @@ def _checks(page: Page, audit: Audit) -> None:
         return
     page.heading("Traps")
     for check in checks:
-        first = f"  {check.status.ljust(5)}  "
-        start = len(page.lines)
-        page.text(check.text, first, " " * len(first))
-        page.lines[start] = "  " + page.paint(check.status.ljust(5), _COLOURS[check.status]) + page.lines[start][7:]
+        _line(page, check.status, check.text)
         for line in check.evidence:
             page.text(line, " " * 9 + "- ", " " * 11)
         if check.fix:

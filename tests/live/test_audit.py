@@ -86,7 +86,7 @@ def test_a_clean_deployment(peer):
             assert all(each["in_force"] for each in answer["settings"] if each["subject"] == "gunicorn")
         text = command.run("audit", server.workers[0])
         assert text.status == 0, text.stdout
-        assert "idle 15 s, in flight 15 s, worker 60 s" in text.stdout
+        assert "15 s idle, 15 s with data in flight; the worker's timeout is 60 s" in text.stdout
 
 
 @pytest.mark.parametrize(
