@@ -73,7 +73,7 @@ def collect(pid: int, sockets: Sequence[SocketFact]) -> tuple[AmqpFact, ...]:
 def _instances(things: Things, modules: python_modules.Modules, mapped: Regions) -> Iterator[tuple[ModuleType, int]]:
     for (module, name), client in CLASSES.items():
         imported = modules.module(module)
-        kind = things.classes.attributes(imported, (name,))[0].get(name) if imported else None
+        kind = things.classes.attribute(imported, name) if imported else None
         if kind and things.classes.is_class(kind):
             for address in heap_search.instances(things.stacks.pid, mapped, kind, SEARCH_S)[:_MOST_FOUND]:
                 yield client, address
