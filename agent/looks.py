@@ -211,6 +211,7 @@ def sample(
 ) -> dict[int, Window]:
     """A second look at these processes after a while, put into `looks`, and what happened in between."""
     from stucktrace.collectors import tcp, waits
+    from stucktrace.collectors.process import sleep_while_alive
 
     pids = tuple(processes)
     run.earlier.update(
@@ -224,7 +225,7 @@ def sample(
         for pid in pids:
             if again.get(pid):
                 first[pid] = replace(first[pid], threads=again[pid])
-        time.sleep(max(join.window_s(first[pid], run.options.sample_s) for pid in pids))
+        sleep_while_alive(pids, max(join.window_s(first[pid], run.options.sample_s) for pid in pids))
         second = look(run, processes, first, began)
         activity: Mapping[int, tuple[CallActivity, ...]] = run.collect("waits", {}, calls.activity)
         events: Mapping[int, tuple[TcpEvent, ...]] = run.collect("tcp", {}, segments.events)

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 from stucktrace.collectors import (
@@ -133,6 +137,23 @@ def _fd_count(pid: int) -> int | None:
         return len(os.listdir(f"/proc/{pid}/fd"))
     except OSError:
         return None
+
+
+def sleep_while_alive(pids: Iterable[int], seconds: float) -> None:
+    """For so long, but no longer than until all of these processes have ended."""
+    end = time.monotonic() + seconds
+    poll, alive = select.poll(), set()
+    with ExitStack() as opened:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                pidfd = os.pidfd_open(pid)
+                opened.callback(os.close, pidfd)
+                poll.register(pidfd, select.POLLIN)
+                alive.add(pidfd)
+        while alive and (left_s := end - time.monotonic()) > 0:
+            for pidfd, _ in poll.poll(left_s * 1000):
+                poll.unregister(pidfd)
+                alive.discard(pidfd)
 
 
 def still_same(process: ProcessFact) -> bool:

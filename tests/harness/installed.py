@@ -49,7 +49,9 @@ def installed() -> Iterator[Installed]:
         _run(*pip, "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", root, source)
         (wheel,) = root.glob("*.whl")
         shutil.rmtree(source)
-        _run(sys.executable, "-m", "venv", environment)
-        _run(environment / "bin/python", "-m", "pip", "--disable-pip-version-check", "-q", "install", wheel)
+        _run(sys.executable, "-m", "venv", "--without-pip", environment)
+        _run(*pip, "--python", environment / "bin/python", "install", "--no-compile", wheel)
+        # Whoever runs it cannot write there. scapy is large, and only few commands load it.
+        _run(environment / "bin/python", "-m", "compileall", "-q", "-x", "/scapy/", environment / "lib")
         _run("chmod", "-R", "a+rX", root)
         yield Installed(wheel, environment / "bin/stucktrace", environment / "bin/python", empty)

@@ -14,6 +14,7 @@ import pytest
 from stucktrace.collectors.kernel import Kernel, open_kernel
 
 from tests.harness import brokers, command, namespaces, targets
+from tests.harness.installed import Installed, installed
 
 PROGRAMS = ("ip", "ss", "nft", "redis-server", "setpriv", "unshare", "strace", "tini", "supervisord", "conntrack")
 ENGINES = ("auto", "none")
@@ -43,6 +44,13 @@ def core() -> Iterator[Kernel]:
     assert opened is not None
     with opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def wheel() -> Iterator[Installed]:
+    """Built and installed once, so what uses it belongs to the xdist group "wheel"."""
+    with installed() as place:
+        yield place
 
 
 @pytest.fixture(scope="session")

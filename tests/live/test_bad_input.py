@@ -133,7 +133,7 @@ def test_a_process_that_ends_during_the_sampling_window():
             text=True,
         )
         try:
-            kernel.wait_for_call(inspector.pid, "clock_nanosleep")
+            kernel.wait_for_call(inspector.pid, "poll", "ppoll")
             kernel.wait_until(lambda: kernel.call(inspector.pid))
             os.kill(target.pid, signal.SIGKILL)
             target.process.wait()

@@ -82,7 +82,7 @@ def test_ctrl_c_ends_at_once(tmp_path: Path):
         inspector = subprocess.Popen(
             [command.COMMAND, "pid", str(target.pid), "--sample", "60"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
-        kernel.wait_for_call(inspector.pid, "clock_nanosleep")
+        kernel.wait_for_call(inspector.pid, "poll", "ppoll")
         inspector.send_signal(signal.SIGINT)
         out, err = inspector.communicate(timeout=30)
         assert (inspector.returncode, out, err) == (-signal.SIGINT, b"", b"")

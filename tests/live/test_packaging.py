@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from tests.harness import agent, command, installed, namespaces, targets
+from tests.harness.installed import Installed
 
 PACKAGING = Path(__file__).parents[2] / "packaging"
 UNIT = PACKAGING / "systemd" / "stucktrace-agent.service"
@@ -128,17 +129,11 @@ def readable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="module")
-def program() -> Iterator[Path]:
-    """The command where every user may run it."""
-    with installed.installed() as place:
-        yield place.command
-
-
-@pytest.mark.xdist_group("packaging")
+@pytest.mark.xdist_group("wheel")
 @pytest.mark.parametrize("allowed", [as_the_container, as_the_service])
-def test_what_is_granted_is_enough(allowed: Any, readable: Path, program: Path):
+def test_what_is_granted_is_enough(allowed: Any, readable: Path, wheel: Installed):
     """A stuck worker of another user in another network namespace, with all of its proof."""
+    program = wheel.command
     user = ["env", "--chdir=/", "PWD=/", f"PYTHONPATH={readable}", *ANOTHER_USER, "/usr/bin/python3"]
     doctor = command.run("doctor", prefix=allowed(), command=program, cwd=Path("/"))
     assert "NO    python-stacks" not in doctor.stdout and "NO    bpf" not in doctor.stdout, doctor.stdout

@@ -4,34 +4,25 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 
 from tests.harness import command, kernel, namespaces, targets
-from tests.harness.installed import Installed, installed
+from tests.harness.installed import Installed
 from tests.live.conftest import ENGINES
 
 pytestmark = pytest.mark.xdist_group("wheel")
 
 
-@pytest.fixture(scope="module")
-def elsewhere() -> Iterator[Installed]:
-    with installed() as place:
-        yield place
-
-
-def run(elsewhere: Installed, *args: str | int) -> command.Result:
+def run(wheel: Installed, *args: str | int) -> command.Result:
     return command.run(
-        *args, command=elsewhere.command, cwd=elsewhere.empty, env={"PYTHONPATH": "", "PATH": "/usr/sbin:/usr/bin"}
+        *args, command=wheel.command, cwd=wheel.empty, env={"PYTHONPATH": "", "PATH": "/usr/sbin:/usr/bin"}
     )
 
 
-def test_one_importable_name_and_what_it_carries(elsewhere):
+def test_one_importable_name_and_what_it_carries(wheel):
     code = "from importlib.metadata import files; print(*map(str, files('stucktrace')), sep='\\n')"
-    done = subprocess.run(
-        [elsewhere.python, "-c", code], capture_output=True, text=True, cwd=elsewhere.empty, check=True
-    )
+    done = subprocess.run([wheel.python, "-c", code], capture_output=True, text=True, cwd=wheel.empty, check=True)
     names = done.stdout.split()
     assert {name.split("/")[0].split("-")[0] for name in names if not name.startswith("..")} == {"stucktrace"}
     for wanted in (
@@ -47,7 +38,7 @@ def test_one_importable_name_and_what_it_carries(elsewhere):
     assert not [name for name in names if name.endswith((".c", ".h"))]
 
 
-def test_it_explains_a_half_open_connection(elsewhere):
+def test_it_explains_a_half_open_connection(wheel):
     with namespaces.pair() as pair:
         with (
             targets.start("http_holder.py", "reads", pair.there_address, netns=pair.there) as holder,
@@ -59,7 +50,7 @@ def test_it_explains_a_half_open_connection(elsewhere):
             client.go()
             kernel.wait_for_unacked(f"{pair.there_address}:{holder.said}", 9, pair.here)
             for engine in ENGINES:
-                result = run(elsewhere, "pid", client.pid, "--json", "--engine", engine)
+                result = run(wheel, "pid", client.pid, "--json", "--engine", engine)
                 assert (result.status, result.stderr) == (1, ""), result
                 report = command.Report(json.loads(result.stdout))
                 command.validator().validate(report)
@@ -68,9 +59,9 @@ def test_it_explains_a_half_open_connection(elsewhere):
                 assert report["threads"][0]["python"], "no Python stack"
 
 
-def test_the_other_commands(elsewhere):
-    assert run(elsewhere, "--version").stdout.startswith("stucktrace ")
-    assert run(elsewhere, "pid").status == 0
-    assert run(elsewhere, "completion", "bash").status == 0
-    doctor = run(elsewhere, "doctor")
+def test_the_other_commands(wheel):
+    assert run(wheel, "--version").stdout.startswith("stucktrace ")
+    assert run(wheel, "pid").status == 0
+    assert run(wheel, "completion", "bash").status == 0
+    doctor = run(wheel, "doctor")
     assert doctor.status == 0, doctor
