@@ -262,6 +262,28 @@ def _namespace(kind: str) -> Callable[[int], str]:
     return own
 
 
+def _raw_socket(_pid: int) -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW):
+        return "opened one"
+
+
+def _destroy(_pid: int) -> str:
+    """A connection of our own, over loopback."""
+    from stucktrace.collectors import sock_destroy
+    from stucktrace.facts import SocketFact
+
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as own:
+        local, remote = (f"127.0.0.1:{name[1]}" for name in (own.getsockname(), own.getpeername()))
+        inode = os.fstat(own.fileno()).st_ino
+        fact = SocketFact((own.fileno(),), inode, "inet", "tcp", "ESTABLISHED", local, remote)
+        if not sock_destroy.can_destroy(os.getpid(), fact):
+            raise Refused(
+                "the kernel has no SOCK_DESTROY", "a kernel with CONFIG_INET_DIAG_DESTROY=y; shutdown(2) serves"
+            )
+        sock_destroy.destroy(os.getpid(), fact)
+    return "ended a connection of its own"
+
+
 ROOT = "run as root or grant "
 TESTS = (
     Test("btf", "the BPF engine", "a kernel with CONFIG_DEBUG_INFO_BTF=y, or --engine none", _btf),
@@ -305,6 +327,8 @@ TESTS = (
         ROOT + "CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, or run as the target's user",
         _other_user,
     ),
+    Test("raw-sockets", "--probe", ROOT + "CAP_NET_RAW", _raw_socket, needed=False),
+    Test("sock-destroy", "stucktrace unstick", ROOT + "CAP_NET_ADMIN", _destroy, needed=False),
     Test("hidepid", "finding processes, pipes and peers", "run as root, or mount -o remount,hidepid=0 /proc", _hidepid),
     Test("yama", "memory, stacks and descriptors of other processes", ROOT + "CAP_SYS_PTRACE", _yama),
     Test(

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,8 +60,12 @@ def probe(pid: int, inodes: Collection[int], kernel: Kernel | None) -> Mapping[i
     if not records:
         return {}
     order = tuple(records)
-    with _child(pid, [_connection(records[inode]) for inode in order]) as child:
+    child = _Child(pid)
+    try:
+        child.begin([_connection(records[inode]) for inode in order])
         return _ask(child, kernel, pid, order)
+    finally:
+        child.close()
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class _Asked:
     error: str = ""
 
 
-def _ask(child: subprocess.Popen[bytes], kernel: Kernel, pid: int, order: tuple[int, ...]) -> dict[int, ProbeFact]:
+def _ask(child: _Child, kernel: Kernel, pid: int, order: tuple[int, ...]) -> dict[int, ProbeFact]:
     open_ones = {inode: _Asked(time.monotonic()) for inode in order}
     found: dict[int, ProbeFact] = {}
     for number in range(1, TRIES + 1):
@@ -83,7 +86,7 @@ def _ask(child: subprocess.Popen[bytes], kernel: Kernel, pid: int, order: tuple[
         if not open_ones:
             break
         segments = [_segment(order.index(inode), records[inode]) for inode in open_ones]
-        for answer in _say(child, {"segments": segments, "wait_s": TRY_S}, TRY_S + ANSWER_S):
+        for answer in child.say({"segments": segments, "wait_s": TRY_S}, TRY_S + ANSWER_S):
             inode = order[answer["index"]]
             asked = replace(open_ones[inode], tries=number, error=answer["error"])
             open_ones[inode] = asked
@@ -156,34 +159,57 @@ def _segment(index: int, record: SocketRecord) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def _child(pid: int, connections: list[dict[str, Any]]) -> Iterator[subprocess.Popen[bytes]]:
-    """The program that sends and listens, ready, in the network namespace of `pid`."""
-    inherited = _namespace(pid)
-    child = subprocess.Popen(
-        # Isolated: what stands beside the program or in PYTHONPATH is not imported.
-        [sys.executable, "-I", str(CHILD)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        pass_fds=() if inherited is None else (inherited,),
-        # scapy would keep a cache in the home folder.
-        env={**os.environ, "XDG_CACHE_HOME": "/dev/null", "XDG_CONFIG_HOME": "/dev/null"},
-        start_new_session=True,
-    )
-    try:
-        _say(child, {"netns": inherited, "connections": connections}, START_S)
-        yield child
-    finally:
+class _Child:
+    """The program that sends and listens, in the network namespace of `pid`."""
+
+    def __init__(self, pid: int) -> None:
+        self._namespace = _namespace(pid)
+        # A socket, not a pipe: writing to a child that died must not end us (SIGPIPE).
+        self._line, theirs = socket.socketpair()
+        self._process = subprocess.Popen(
+            # Isolated: what stands beside the program or in PYTHONPATH is not imported.
+            [sys.executable, "-I", str(CHILD)],
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
+            stderr=subprocess.DEVNULL,
+            pass_fds=() if self._namespace is None else (self._namespace,),
+            # scapy would keep a cache in the home folder.
+            env={**os.environ, "XDG_CACHE_HOME": "/dev/null", "XDG_CONFIG_HOME": "/dev/null"},
+            start_new_session=True,
+        )
+        theirs.close()
+
+    def begin(self, connections: list[dict[str, Any]]) -> None:
+        """Has it loaded and its sockets open."""
+        self.say({"netns": self._namespace, "connections": connections}, START_S)
+
+    def say(self, message: dict[str, Any], within_s: float) -> Any:
+        """The child's answer to one line."""
+        until, line = time.monotonic() + within_s, b""
+        try:
+            self._line.sendall(json.dumps(message).encode() + b"\n", socket.MSG_NOSIGNAL)
+            while not line.endswith(b"\n"):
+                self._line.settimeout(max(0.001, until - time.monotonic()))
+                part = self._line.recv(65536)
+                if not part:
+                    break
+                line += part
+        except OSError:
+            line = b""
+        if not line.endswith(b"\n"):
+            raise CollectorError(WHAT, "the program that sends it ended or did not answer in time", "try again")
+        answer = json.loads(line)
+        if isinstance(answer, dict) and "error" in answer:
+            raise _refused(answer["error"])
+        return answer
+
+    def close(self) -> None:
         with suppress(ProcessLookupError):
-            os.kill(child.pid, signal.SIGKILL)
-        child.wait()
-        for stream in (child.stdin, child.stdout):
-            if stream is not None:
-                with suppress(OSError):
-                    stream.close()
-        if inherited is not None:
-            os.close(inherited)
+            os.kill(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._line.close()
+        if self._namespace is not None:
+            os.close(self._namespace)
 
 
 def _namespace(pid: int) -> int | None:
@@ -194,24 +220,6 @@ def _namespace(pid: int) -> int | None:
         return os.open(netns.path_of(pid), os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise _refused(error.strerror or str(error)) from None
-
-
-def _say(child: subprocess.Popen[bytes], message: dict[str, Any], within_s: float) -> Any:
-    """The child's answer to one line."""
-    assert child.stdin is not None and child.stdout is not None
-    try:
-        child.stdin.write(json.dumps(message).encode() + b"\n")
-        child.stdin.flush()
-        ready = select.select([child.stdout], [], [], within_s)[0]
-        line = child.stdout.readline() if ready else b""
-    except BrokenPipeError:
-        line = b""
-    if not line:
-        raise CollectorError(WHAT, "the program that sends it ended or did not answer in time", "try again")
-    answer = json.loads(line)
-    if isinstance(answer, dict) and "error" in answer:
-        raise _refused(answer["error"])
-    return answer
 
 
 def _refused(because: str) -> CollectorError:

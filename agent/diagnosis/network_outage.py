@@ -213,8 +213,9 @@ def _stuck(snapshot: Snapshot, wait: Wait, socket: SocketFact, outage: Outage) -
 def _now(snapshot: Snapshot, wait: Wait, socket: SocketFact, outage: Outage) -> tuple[Now, ...]:
     if outage.ended:
         return network_remedies.look_again(snapshot, wait)
-    steps = network_remedies.now(snapshot, wait, socket)
-    return (*network_remedies.unstick(snapshot, wait, socket), *steps) if outage.confidence == PROVEN else steps
+    if outage.confidence == PROVEN and not socket.shared_with:
+        return network_remedies.unstick(snapshot, wait)
+    return network_remedies.now(snapshot, wait, socket)
 
 
 def _unused(snapshot: Snapshot, socket: SocketFact, outage: Outage) -> Finding:

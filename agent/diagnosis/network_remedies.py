@@ -50,14 +50,13 @@ def now(snapshot: Snapshot, wait: Wait, socket: SocketFact) -> tuple[Now, ...]:
     return (*steps, *end_connection(snapshot, wait, socket), *restart(snapshot))
 
 
-def unstick(snapshot: Snapshot, wait: Wait, socket: SocketFact) -> tuple[Now, ...]:
+def unstick(snapshot: Snapshot, wait: Wait) -> tuple[Now, ...]:
     """For a proven outage of a connection that is the process's own."""
-    if socket.shared_with:
-        return ()
     risk = (
         "it looks once more, asks, and ends this connection alone: the call fails, and the process has to connect anew"
     )
-    return (Now(f"stucktrace unstick {snapshot.process.pid}", risk, client_of(snapshot, wait).loses),)
+    do = f"stucktrace unstick {snapshot.process.pid}"
+    return (Now(do, risk, client_of(snapshot, wait).loses), *restart(snapshot))
 
 
 def look_again(snapshot: Snapshot, wait: Wait) -> tuple[Now, ...]:
