@@ -143,6 +143,8 @@ def _answer(run: Run, family: tuple[int, ...], seen: _Passes) -> Inspection | St
         snapshot = layers.deepened(run, snapshot, diagnosis)
         if run.collect("identity", True, partial(still_same, seen.processes[member]), member):
             found[member] = Inspection(diagnosis, snapshot)
+    if run.options.broker is not None and pid in found:
+        found[pid] = _with_broker(run, pid, found)
     if pid not in found:
         return NoSuchProcess(f"process {pid} ended while it was looked at", "look at the one that took its place")
     own = found.pop(pid)
@@ -152,6 +154,15 @@ def _answer(run: Run, family: tuple[int, ...], seen: _Passes) -> Inspection | St
         siblings=_siblings(run, own.snapshot, own.diagnosis),
         timings_ms=dict(run.timings_ms),
     )
+
+
+def _with_broker(run: Run, pid: int, found: Mapping[int, Inspection]) -> Inspection:
+    """With the broker's own view of the process."""
+    from stucktrace import broker_look
+
+    busy = tuple(member for member, each in found.items() if member != pid and each.diagnosis.verdict.code != "idle")
+    snapshot = broker_look.asked(run, found[pid].snapshot, busy)
+    return Inspection(diagnose(snapshot, run.options.budgets), snapshot)
 
 
 def _siblings(run: Run, snapshot: Snapshot, diagnosis: Diagnosis) -> Siblings | None:

@@ -31,6 +31,7 @@ from stucktrace.facts import (
     Seen,
     Snapshot,
     SocketFact,
+    Subscription,
     TcpEvent,
     ThreadFact,
     WorkFact,
@@ -59,6 +60,7 @@ class Look:
     conntrack: tuple[ConntrackFact, ...] = ()
     work: tuple[WorkFact, ...] = ()
     greenlets: tuple[GreenletFact, ...] = ()
+    subscriptions: tuple[Subscription, ...] = ()
     amqp: tuple[AmqpFact, ...] = ()
     fds: Mapping[int, str] | None = None
     """None: the fd table could not be read."""
@@ -114,6 +116,7 @@ def snapshot(
         relatives=look.relatives,
         work=look.work,
         greenlets=look.greenlets,
+        subscriptions=look.subscriptions,
         amqp=look.amqp,
         activity=window.activity if window else (),
         activity_complete=window.complete if window else False,

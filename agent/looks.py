@@ -107,6 +107,9 @@ def look(
             if known is not None and join.still_asleep(known.threads, threads_of[pid])
             else looks_memory.greenlets(run, process, seen_threads, python, lock_facts),
             amqp=looks_memory.amqp(run, process, seen_threads, python, sockets_of.get(pid, ())),
+            subscriptions=known.subscriptions
+            if known is not None
+            else looks_memory.subscriptions(run, process, python),
             fds=files[pid].links if pid in files and files[pid].complete else None,
         )
     return looks

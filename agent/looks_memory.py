@@ -16,6 +16,7 @@ from stucktrace.facts import (
     PythonFact,
     Relative,
     SocketFact,
+    Subscription,
     ThreadFact,
 )
 from stucktrace.run import Run
@@ -55,6 +56,19 @@ def amqp(
     from stucktrace.collectors import amqp_clients
 
     return run.collect("amqp", (), partial(amqp_clients.collect, process, threads, python, sockets), process.pid)
+
+
+def subscriptions(run: Run, process: ProcessFact, python: PythonFact | None) -> tuple[Subscription, ...]:
+    """The queues that it means to consume: of a Celery worker's main process, or one that runs a kombu consumer."""
+    if process.worker.kind != "celery-main" and not _in_kombu(python):
+        return ()
+    from stucktrace.collectors import subscriptions
+
+    return run.collect("subscriptions", (), partial(subscriptions.collect, process), process.pid)
+
+
+def _in_kombu(python: PythonFact | None) -> bool:
+    return python is not None and any("/kombu/" in frame.file for thread in python.threads for frame in thread.frames)
 
 
 def child_locks(run: Run, process: ProcessFact, relatives: tuple[Relative, ...]) -> tuple[LockFact, ...]:

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stucktrace import __version__, report_amqp, report_greenlets, report_locks
+from stucktrace import __version__, report_amqp, report_broker, report_greenlets, report_locks
 from stucktrace.collectors.command_line import without_userinfo
 from stucktrace.diagnosis import libraries
 from stucktrace.diagnosis.model import Diagnosis, Finding
@@ -52,6 +52,7 @@ def build(inspection: Inspection) -> Json:
         "pools": [_pool(pool) for pool in snapshot.pools],
         "greenlets": report_greenlets.build(snapshot),
         "amqp": report_amqp.build(snapshot, diagnosis.verdict),
+        "broker": report_broker.build(snapshot),
         "graph": _graph(diagnosis),
         "children": [_child(child) for child in inspection.children],
         "siblings": {"same_wait": inspection.siblings.same_wait, "total": inspection.siblings.total}

@@ -18,6 +18,7 @@ from stucktrace.errors import CannotInspect, CollectorError
 from stucktrace.facts import Missing, ProcessFact, PythonFact, ThreadFact, WorkFact
 
 if TYPE_CHECKING:
+    from stucktrace.collectors.broker_view import View
     from stucktrace.collectors.conntrack import Sightings
     from stucktrace.collectors.kernel import Kernel
 
@@ -42,6 +43,8 @@ class Options:
     """The suspended greenlets of a hub are listed; else they are looked for only where its thread waits for a lock."""
     probe: bool = False
     """The peer's TCP is asked whether the connection lives: the one thing that a look sends."""
+    broker: View | None = None
+    """How the broker is asked for its own view."""
     sightings: Sightings | None = None
     """Where the agent saw the conntrack entries of connections."""
 

@@ -48,6 +48,10 @@ DEADLINE_S = 60.0
 """Longer than any collector's own deadline: past it the kernel itself does not answer a read of /proc."""
 
 
+BROKER_S = 240.0
+"""More where a broker is asked: each of its answers has a deadline of its own."""
+
+
 WORST_FIRST = (2, 1, 3, 4, 5, 0)
 
 
@@ -135,7 +139,8 @@ def parse_pid(text: str) -> int:
 
 def watchdog(options: Options) -> threading.Timer:
     """Ends the command when a look takes longer than it ever should."""
-    timer = threading.Timer(DEADLINE_S + 2 * options.sample_s, give_up)
+    asks_s = BROKER_S if options.broker is not None else 0.0
+    timer = threading.Timer(DEADLINE_S + 2 * options.sample_s + asks_s, give_up)
     timer.daemon = True
     return timer
 

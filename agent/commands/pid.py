@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 import click
+from stucktrace import broker_urls
 from stucktrace.commands.common import (
     PROBE_HELP,
     STARTED,
@@ -24,6 +26,7 @@ from stucktrace.errors import StucktraceError, UsageError
 from stucktrace.output import colour_wanted, complain, terminal_width, write, write_json
 
 if TYPE_CHECKING:
+    from stucktrace.collectors.broker_view import View
     from stucktrace.inspection import Inspection
     from stucktrace.run import Options
 
@@ -34,6 +37,13 @@ if TYPE_CHECKING:
 @click.option("--dot", "as_dot", is_flag=True, help="Who waits for whom as a Graphviz digraph: pipe it to dot -Tsvg.")
 @click.option("-v", "--verbose", is_flag=True, help="All threads, sockets and locks, all evidence.")
 @click.option("--probe", is_flag=True, help=PROBE_HELP)
+@click.option(
+    "--broker",
+    metavar="URL|find",
+    help="Ask the broker whether it still has this worker's consumers: RabbitMQ's management API "
+    "(http://user@host:15672), redis://host, rabbitmqctl, or find: what is at the other end, on this node. "
+    "Or set STUCKTRACE_BROKER_VIEW, and STUCKTRACE_BROKER_PASSWORD.",
+)
 @look_options
 def command(
     *,
@@ -42,6 +52,7 @@ def command(
     as_dot: bool,
     verbose: bool,
     probe: bool,
+    broker: str | None,
     native: bool,
     show_locals: bool,
     engine: str,
@@ -57,9 +68,27 @@ def command(
         raise UsageError("--json and --dot are two answers", "ask for one of them")
     if not pids:
         leave(list_candidates(as_json))
-    options = replace(options_of(engine, native, show_locals, sample_s, stuck_after_s), probe=probe)
+    options = replace(
+        options_of(engine, native, show_locals, sample_s, stuck_after_s), probe=probe, broker=view(broker)
+    )
     wanted = tuple(dict.fromkeys(parse_pid(text) for text in pids))
     leave(worst(set(look(wanted, options, "json" if as_json else "dot" if as_dot else "text", verbose))))
+
+
+def view(given: str | None) -> View | None:
+    """How the broker is asked, by the option or the environment; what is secret in it is forgotten."""
+    text = given or os.environ.get(broker_urls.VIEW, "")
+    if not text:
+        return None
+    if given:
+        broker_urls.keep_secret(given)
+    from stucktrace.collectors.broker_view import View
+
+    password = os.environ.get(broker_urls.PASSWORD, "")
+    way = text if text in ("find", "rabbitmqctl") else "url"
+    url = broker_urls.parse(text, ("http", "https", "redis", "rediss")) if way == "url" else None
+    broker_urls.forget_environment()
+    return View(way, url, password)
 
 
 def look(pids: tuple[int, ...], options: Options, form: str, verbose: bool) -> Iterator[int]:

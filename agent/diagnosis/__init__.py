@@ -12,6 +12,7 @@ from stucktrace.diagnosis import (
     behind,
     broker,
     configuration,
+    consumers,
     deadlocks,
     file_locks,
     graph,
@@ -43,6 +44,9 @@ Rule = Callable[[Snapshot, Budgets], Iterator[Finding]]
 RULES: tuple[Rule, ...] = (
     network_outage.half_open,
     network_silence.peer_silent,
+    consumers.consumer_lost,
+    consumers.lost_tags,
+    consumers.deliveries_held,
     network_connect.connect_failing,
     network_connect.dns_unanswered,
     network_inbound.slow_client,

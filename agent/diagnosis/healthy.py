@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from stucktrace.diagnosis import evidence
+from stucktrace.diagnosis import consumer_words, evidence
 from stucktrace.diagnosis.model import INFO, LIKELY, POSSIBLE, UNKNOWN, WARNING, Budgets, Evidence, Finding, Later
 from stucktrace.diagnosis.statuses import IDLE, INCONCLUSIVE, JOINING, WAITING, WORKING, Status, status_of
 from stucktrace.diagnosis.waits import waits
@@ -99,10 +99,10 @@ def _verdict(snapshot: Snapshot, groups: list[list[Status]]) -> Finding:
     return Finding(
         code,
         LIKELY,
-        f"{role} {_VERBS[code]}: {'; '.join(said)}",
-        evidence=tuple(lines),
+        f"{role} {_VERBS[code]}: {'; '.join(said)}{consumer_words.idle_note(snapshot) if code == 'idle' else ''}",
+        evidence=(*lines, *(consumer_words.idle_notes(snapshot) if code == "idle" else ())),
         severity=WARNING if code == "inconclusive" else INFO,
-        later=first.later,
+        later=(*first.later, *(consumer_words.idle_later(snapshot) if code == "idle" else ())),
         tid=first.thread.tid,
         fd=first.thread.syscall.fd if first.thread.syscall else None,
         lock=wait.lock.address if wait and wait.lock else None,

@@ -10,6 +10,14 @@ Conventions for every field in this file:
 from __future__ import annotations
 
 from stucktrace.facts.amqp import AmqpChannel, AmqpFact, AmqpMethod, Latency
+from stucktrace.facts.broker import (
+    BrokerChannel,
+    BrokerConnection,
+    BrokerConsumer,
+    BrokerFact,
+    BrokerQueue,
+    Subscription,
+)
 from stucktrace.facts.calls import CallActivity, Syscall, ThreadFact
 from stucktrace.facts.greenlets import GreenletFact
 from stucktrace.facts.locks import FileLockFact, FileLockStep, LockFact, LockOwner, OwnerElsewhere, PipeFact
@@ -38,6 +46,11 @@ __all__ = [
     "AmqpFact",
     "AmqpMethod",
     "Awaited",
+    "BrokerChannel",
+    "BrokerConnection",
+    "BrokerConsumer",
+    "BrokerFact",
+    "BrokerQueue",
     "CallActivity",
     "Check",
     "ConntrackFact",
@@ -68,6 +81,7 @@ __all__ = [
     "SettingFact",
     "Snapshot",
     "SocketFact",
+    "Subscription",
     "Syscall",
     "TcpEvent",
     "ThreadFact",

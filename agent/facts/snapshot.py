@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from stucktrace.facts.amqp import AmqpFact
+from stucktrace.facts.broker import BrokerFact, Subscription
 from stucktrace.facts.calls import CallActivity, ThreadFact
 from stucktrace.facts.conntrack import Flow
 from stucktrace.facts.greenlets import GreenletFact
@@ -60,6 +61,12 @@ class Snapshot:
     relatives: tuple[Relative, ...] = ()
     work: tuple[WorkFact, ...] = ()
     greenlets: tuple[GreenletFact, ...] = ()
+    subscriptions: tuple[Subscription, ...] = ()
+    """What the process means to consume."""
+    broker: BrokerFact | None = None
+    """The broker's own view, where the user asked for it."""
+    broker_before: BrokerFact | None = None
+    """The same some seconds earlier, where it was read twice."""
     amqp: tuple[AmqpFact, ...] = ()
     """Connections to an AMQP broker whose state could be read."""
     settings: tuple[SettingFact, ...] = ()

@@ -1,0 +1,213 @@
+"""`consumer-lost`: a worker that polls, while the broker has no consumer of it for the messages that wait.
+
+From inside, such a worker looks exactly like an idle one. Only the broker tells, so these rules need its view, read
+twice, some seconds apart, with the same connections both times:
+- `consumer_lost`: a queue that the worker should consume has messages, and none of its connections has a consumer
+  there. Proven where the worker's own command line, settings or object name the queue, the broker knows its connection
+  by address, the view is complete, and nobody else consumes the queue. `likely` where others do (an operator may be
+  draining this worker), or the connection was told by the client's properties alone. A Celery worker that polls keeps
+  its consumers; only a start and a shutdown are without, and neither is in the loop.
+- On Redis the consumer is a blocking pop. A worker that holds as many messages as it may does not pop, and that is
+  healthy, so it has to be known from its memory that it may take more.
+- `lost_tags`: the client's objects have a consumer tag that the broker does not. `likely`: its queue is not known.
+- `deliveries_held`: the broker counts as many unacknowledged deliveries as the worker may have, so it sends no more,
+  and the worker works on none. `likely` at most: a consumer may keep messages on purpose. Celery's reasons to do so
+  (rate limits, ETA) are read from its memory and have to be absent; of another consumer nothing may have passed for the
+  budget of a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from stucktrace.diagnosis import consumer_words as words
+from stucktrace.diagnosis.model import CRITICAL, LIKELY, PROVEN, WARNING, Budgets, Finding
+from stucktrace.diagnosis.statuses import IDLE, status_of
+from stucktrace.diagnosis.waits import waits
+from stucktrace.facts import BrokerChannel, BrokerFact, BrokerQueue, Snapshot, Subscription
+
+_LOOP = ("asynloop", "synloop")
+_LOOP_FILE = "celery/worker/loops.py"
+_OWN_QUEUES = (".celery.pidbox", ".reply.celery.pidbox")
+_OWN_PREFIXES = ("celeryev.",)
+"""Celery's queues for remote control and events, which are no tasks."""
+_GUESSED = "the queues without any consumer"
+
+
+def suspicious(snapshot: Snapshot) -> bool:
+    """A first view shows what a second one would make a finding."""
+    fact = snapshot.broker
+    if fact is None or not _polls(snapshot):
+        return False
+    return any(_lost(snapshot, fact)) or bool(_held(fact)) or bool(_tags(snapshot, fact))
+
+
+def consumer_lost(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
+    """Messages wait in a queue that the worker should consume, and the broker has no consumer of it there."""
+    fact = snapshot.broker
+    earlier = _before(snapshot)
+    if fact is None or earlier is None or not _polls(snapshot):
+        return
+    before = {(each.name, queue.name) for each, queue in _lost(snapshot, earlier)}
+    for subscription, queue in _lost(snapshot, fact):
+        if (subscription.name, queue.name) not in before:
+            continue
+        sure = fact.matched_by == "address" and not _others(fact, queue) and subscription.source != _GUESSED
+        yield Finding(
+            "consumer-lost",
+            PROVEN if sure else LIKELY,
+            words.lost(fact, subscription, queue),
+            evidence=words.lost_lines(snapshot, fact, earlier, subscription, queue),
+            severity=WARNING if _others(fact, queue) else CRITICAL,
+            now=words.lost_now(snapshot, subscription, queue),
+            later=words.lost_later(subscription, queue),
+            tid=snapshot.process.pid,
+            chain=words.chain(snapshot, fact, queue.name),
+            subject=queue.name,
+        )
+
+
+def lost_tags(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
+    """The client believes in a consumer that the broker does not have, and some queue has messages and no consumer."""
+    fact = snapshot.broker
+    earlier = _before(snapshot)
+    if fact is None or earlier is None or not _polls(snapshot) or any(_lost(snapshot, fact)):
+        return
+    for tag in _tags(snapshot, fact) & _tags(snapshot, earlier):
+        waiting = tuple(queue for queue in fact.queues if queue.ready and queue.consumers == 0)
+        if waiting:
+            yield Finding(
+                "consumer-lost",
+                LIKELY,
+                words.lost_tag(fact, tag, waiting),
+                evidence=words.view_lines(fact, earlier),
+                tid=snapshot.process.pid,
+                chain=words.chain(snapshot, fact, f"consumer tag {tag}"),
+                now=words.restart(snapshot),
+                subject=tag,
+            )
+
+
+def deliveries_held(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
+    """Unacknowledged deliveries fill the worker's prefetch, and it works on none of them."""
+    fact = snapshot.broker
+    earlier = _before(snapshot)
+    if fact is None or earlier is None or not _polls(snapshot) or fact.busy or earlier.busy:
+        return
+    before = {(channel.connection, channel.number): channel.unacked for channel, _ in _held(earlier)}
+    for channel, queue in _held(fact):
+        if before.get((channel.connection, channel.number)) != channel.unacked:
+            continue
+        if _on_purpose(snapshot, channel, budgets) or not _all_idle(snapshot, budgets):
+            continue
+        yield Finding(
+            "consumer-lost",
+            LIKELY,
+            words.held(fact, channel, queue),
+            evidence=words.held_lines(fact, earlier, channel, queue),
+            tid=snapshot.process.pid,
+            chain=words.chain(snapshot, fact, queue.name),
+            now=words.restart(snapshot),
+            later=words.held_later(),
+            subject=queue.name,
+        )
+
+
+def _before(snapshot: Snapshot) -> BrokerFact | None:
+    """The first of two readings that met the same connections, both complete."""
+    fact, earlier = snapshot.broker, snapshot.broker_before
+    if fact is None or earlier is None or not fact.connections or not (fact.complete and earlier.complete):
+        return None
+    same = {each.name for each in fact.connections} == {each.name for each in earlier.connections}
+    return earlier if same else None
+
+
+def _polls(snapshot: Snapshot) -> bool:
+    """It is in its consumer's loop. Celery's is named; of another process all frames of a loop look alike."""
+    stacks = [thread.frames for thread in snapshot.python.threads] if snapshot.python else []
+    stacks += [greenlet.frames for greenlet in snapshot.greenlets]
+    if snapshot.process.worker.kind != "celery-main":
+        return True
+    return any(frame.function in _LOOP and frame.file.endswith(_LOOP_FILE) for frames in stacks for frame in frames)
+
+
+def _lost(snapshot: Snapshot, fact: BrokerFact) -> Iterator[tuple[Subscription, BrokerQueue]]:
+    """Queues with messages and without a consumer of this process, by one view."""
+    if not fact.complete or not fact.connections:
+        return
+    consumed = {consumer.queue for consumer in fact.consumers}
+    for subscription in snapshot.subscriptions or _guessed(snapshot, fact):
+        if fact.kind == "redis" and subscription.full is not False:
+            continue
+        for name in subscription.queues:
+            queue = fact.queue(name)
+            if queue is not None and queue.ready and name not in consumed:
+                yield subscription, queue
+
+
+def _guessed(snapshot: Snapshot, fact: BrokerFact) -> tuple[Subscription, ...]:
+    """A Celery worker whose queues are not known: it has no consumer but for remote control, and a queue has none."""
+    if snapshot.process.worker.kind != "celery-main" or fact.kind != "rabbitmq":
+        return ()
+    if any(not _is_own(consumer.queue) for consumer in fact.consumers):
+        return ()
+    alone = tuple(queue.name for queue in fact.queues if queue.consumers == 0 and not _is_own(queue.name))
+    return (Subscription("Celery's task consumer", alone, _GUESSED),) if alone else ()
+
+
+def _is_own(queue: str) -> bool:
+    return queue.endswith(_OWN_QUEUES) or queue.startswith(_OWN_PREFIXES)
+
+
+def _others(fact: BrokerFact, queue: BrokerQueue) -> bool:
+    """Somebody else consumes it."""
+    return bool(queue.consumers)
+
+
+def _held(fact: BrokerFact) -> tuple[tuple[BrokerChannel, BrokerQueue], ...]:
+    """Channels that are full, with a queue of theirs in which more messages wait."""
+    found = []
+    for channel in fact.channels:
+        own = [
+            each for each in fact.consumers if (each.connection, each.channel) == (channel.connection, channel.number)
+        ]
+        limits = [limit for limit in (channel.prefetch, *(each.prefetch for each in own)) if limit]
+        if not limits or not channel.unacked or channel.unacked < min(limits) or not fact.complete:
+            continue
+        queue = next((queue for each in own if (queue := fact.queue(each.queue)) is not None and queue.ready), None)
+        if queue is not None:
+            found.append((channel, queue))
+    return tuple(found)
+
+
+def _on_purpose(snapshot: Snapshot, channel: BrokerChannel, budgets: Budgets) -> bool:
+    """Messages may be kept for later: by Celery for a rate limit or an ETA; by others for what nobody knows."""
+    if snapshot.process.worker.kind == "celery-main":
+        own = snapshot.subscriptions[:1]
+        return not own or own[0].rate_limited is not False or own[0].prefetch != own[0].initial_prefetch
+    return channel.idle_s is None or channel.idle_s < max(budgets.stuck_after_s, 30.0)
+
+
+def _all_idle(snapshot: Snapshot, budgets: Budgets) -> bool:
+    known = {wait.thread.tid: wait for wait in waits(snapshot)}
+    return all(
+        status_of(snapshot, budgets, thread, known.get(thread.tid)).kind == IDLE
+        for thread in snapshot.threads
+        if thread.state not in "ZX"
+    )
+
+
+def _tags(snapshot: Snapshot, fact: BrokerFact) -> frozenset[str]:
+    """Consumer tags that the client's objects have on a connection known to the broker, and the broker has not."""
+    if fact.kind != "rabbitmq" or not fact.complete:
+        return frozenset()
+    by_peer = {connection.peer: connection.name for connection in fact.connections}
+    there = {(consumer.connection, consumer.tag) for consumer in fact.consumers}
+    return frozenset(
+        tag
+        for amqp in snapshot.amqp
+        if amqp.source == "memory" and amqp.local in by_peer
+        for channel in amqp.channels
+        for tag in channel.consumers or ()
+        if (by_peer[amqp.local], tag) not in there
+    )

@@ -1,0 +1,106 @@
+"""The view of a Redis server that kombu uses as a broker: CLIENT LIST, LLEN, HLEN; nothing is written.
+
+A kombu consumer sits in BRPOP over the keys of its queues: one list for each queue, and one more for each priority
+above 0, its name followed by kombu's separator and the number. Messages that were taken and not acknowledged stand in
+the hash `unacked`, for all workers together. Source: kombu/transport/redis.py, 5.2 to 5.7; Redis's CLIENT LIST.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+
+from stucktrace.broker_urls import BrokerUrl
+from stucktrace.collectors import broker_view
+from stucktrace.collectors.broker_view import WHAT
+from stucktrace.collectors.resp import Resp, RespError
+from stucktrace.errors import CollectorError
+from stucktrace.facts.broker import BrokerConnection, BrokerConsumer, BrokerFact, BrokerQueue
+
+SOURCE = "CLIENT LIST"
+_STEP_S = 5.0
+SEPARATOR = "\x06\x16"
+PRIORITIES = range(1, 10)
+POPPING = ("brpop", "blpop", "bzpopmin", "bzmpop", "blmpop", "brpoplpush", "blmove")
+_MOST_QUEUES = 200
+
+
+def read(url: BrokerUrl, ends: tuple[str, ...], wanted: tuple[str, ...]) -> BrokerFact:
+    """One reading. Raises CollectorError."""
+    try:
+        with _connected(url) as sock:
+            return _read(Resp(sock), url, ends, wanted)
+    except RespError as error:
+        raise CollectorError(
+            WHAT, f"{url} refuses: {error}", "check user and password; CLIENT LIST and LLEN have to be allowed"
+        ) from None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise CollectorError(
+            WHAT, f"{url} cannot be asked: {why}", "is it the Redis server, as seen from the worker?"
+        ) from None
+
+
+def _connected(url: BrokerUrl) -> socket.socket:
+    sock = socket.create_connection((url.host, url.port), _STEP_S)
+    return ssl.create_default_context().wrap_socket(sock, server_hostname=url.host) if url.encrypted else sock
+
+
+def _read(resp: Resp, url: BrokerUrl, ends: tuple[str, ...], wanted: tuple[str, ...]) -> BrokerFact:
+    resp.log_in(url.user, url.password, url.path)
+    clients = [connection(line) for line in str(resp.ask("CLIENT", "LIST")).splitlines() if line]
+    mine, matched_by = broker_view.own(clients, ends)
+    waiting = [each for each in mine if each.blocking and each.command in POPPING]
+    # Which lists a blocked client waits for is not told: kombu waits for all of its queues in one command.
+    consumers = tuple(BrokerConsumer(queue, url.path, each.name) for each in waiting for queue in wanted)
+    queues = tuple(_queue(resp, url, name) for name in wanted[:_MOST_QUEUES])
+    return BrokerFact(
+        "redis",
+        SOURCE,
+        str(url),
+        broker_view.now(),
+        mine,
+        matched_by,
+        len(ends),
+        len(clients),
+        (),
+        consumers,
+        queues,
+    )
+
+
+def _queue(resp: Resp, url: BrokerUrl, name: str) -> BrokerQueue:
+    ready = sum(_length(resp, key) for key in keys(name))
+    held = resp.ask("HLEN", "unacked")
+    return BrokerQueue(name, url.path, ready, held if isinstance(held, int) else None)
+
+
+def keys(queue: str) -> tuple[str, ...]:
+    """The lists that a queue's messages are in."""
+    return (queue, *(f"{queue}{SEPARATOR}{priority}" for priority in PRIORITIES))
+
+
+def _length(resp: Resp, key: str) -> int:
+    try:
+        length = resp.ask("LLEN", key)
+    except RespError as error:
+        if error.code == "WRONGTYPE":
+            return 0
+        raise
+    return length if isinstance(length, int) else 0
+
+
+def connection(line: str) -> BrokerConnection:
+    """One line of CLIENT LIST: "id=3 addr=10.0.0.5:40000 ... flags=b ... cmd=brpop ..."."""
+    fields = dict(word.split("=", 1) for word in line.split(" ") if "=" in word)
+    idle = fields.get("idle", "")
+    return BrokerConnection(
+        f"client {fields.get('id', '?')}",
+        fields.get("addr", ""),
+        fields.get("db", ""),
+        fields.get("user", ""),
+        client=fields.get("lib-name", ""),
+        command=fields.get("cmd", "").lower().partition("|")[0],
+        blocking="b" in fields.get("flags", ""),
+        idle_s=float(idle) if idle.isdigit() else None,
+    )
