@@ -37,9 +37,7 @@ def _why(subscription: Subscription, queue: BrokerQueue) -> str:
         return "what the worker itself believes could not be read"
     if queue.name in subscription.active:
         return "the worker itself believes that it still has one"
-    return (
-        "the worker itself has none for it: it was cancelled there (celery control cancel_consumer, or by the broker)"
-    )
+    return "the worker itself has none either: it was cancelled (celery control cancel_consumer, or by the broker)"
 
 
 def lost_lines(
