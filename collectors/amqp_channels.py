@@ -16,6 +16,7 @@ PLAIN, CONFIRM, TX = "plain", "confirm", "tx"
 
 MOST_DELIVERIES = 20_000
 _MOST_CONSUMERS = 1024
+_MOST_EARLY = 4096
 
 
 class Channel:
@@ -42,6 +43,8 @@ class Channel:
         self._asked: deque[bool] = deque(maxlen=64)
         """no-ack of the basic.get and basic.consume that wait for their answer."""
         self._no_ack: set[str] = set()
+        self._early: list[tuple[int, bool, float, bool]] = []
+        """Acks (as `confirm` takes them) of publishes that were not seen yet."""
         self._from_open = False
         """All deliveries were seen."""
 
@@ -72,6 +75,7 @@ class Channel:
     def _set_tags(self, tags: ExactTags | InferredTags) -> None:
         self._latencies.add_all(self.tags.latencies)
         self.tags = tags
+        self._early.clear()
 
     def publishes_missed(self) -> None:
         """A gap in what the client sent."""
@@ -81,8 +85,11 @@ class Channel:
             if isinstance(self.tags, ExactTags):
                 self._earlier = self.tags
                 self.tags = InferredTags(self.tags.last)
+                self._confirm_early()
             else:
-                self.tags.acks_missed()
+                # Their tags are higher than thought from here on; the times taken so far stand.
+                self._latencies.add_all(self.tags.latencies)
+                self.tags.latencies.clear()
         self.blurred_consumer_acks = True
 
     def acks_missed(self) -> None:
@@ -99,11 +106,19 @@ class Channel:
         self.publishes += 1
         if self.mode == CONFIRM or self.mode is None:
             self.tags.publish(time_s)
+            if self._early:
+                self._confirm_early()
 
     def confirm(self, tag: int, multiple: bool, time_s: float, positive: bool) -> None:
         if self.mode is None:
             self.mode = CONFIRM  # the broker acks nothing else
         if self.mode != CONFIRM:
+            return
+        tags = self.tags
+        if isinstance(tags, ExactTags) and tag > tags.last:
+            # The capture brings the ack before its publish.
+            if len(self._early) < _MOST_EARLY:
+                self._early.append((tag, multiple, time_s, positive))
             return
         count = 0
         earlier = self._earlier
@@ -119,6 +134,12 @@ class Channel:
             self.acks += count
         else:
             self.nacks += count
+
+    def _confirm_early(self) -> None:
+        """Acks whose publishes have come by now; all of them where the tags are not known any more."""
+        early, self._early = self._early, []
+        for each in early:
+            self.confirm(*each)
 
     # Consumer.
 

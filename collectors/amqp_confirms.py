@@ -185,9 +185,11 @@ class ExactTags:
 class InferredTags:
     """Publishes whose tags are not known for sure."""
 
-    __slots__ = ("_highest", "_skipped", "_tail", "blurred", "latencies", "overflow")
+    __slots__ = ("_acked_s", "_highest", "_skipped", "_tail", "blurred", "latencies", "overflow")
 
     def __init__(self, highest: int | None = None) -> None:
+        self._acked_s = 0.0
+        """When the last ack came."""
         self._highest = highest
         """The highest tag acked; or, None, no ack was seen."""
         self._tail: deque[float] = deque()
@@ -204,6 +206,8 @@ class InferredTags:
         return len(self._tail) + self.overflow
 
     def publish(self, time_s: float) -> None:
+        if time_s <= self._acked_s:
+            return  # it comes late in the capture: the last ack was sent after it
         if len(self._tail) < MOST_OUTSTANDING:
             self._tail.append(time_s)
         else:
@@ -213,10 +217,11 @@ class InferredTags:
         highest = self._highest
         if highest is not None and tag - highest > _FARTHEST:
             return 0
+        self._acked_s = max(self._acked_s, time_s)
         if highest is None:
             self.blurred = multiple
             self._highest = tag
-            self._drop_tail()
+            self._drop_tail(time_s)
             return 1
         if multiple:
             return self._settle_all(tag, highest, time_s)
@@ -227,7 +232,7 @@ class InferredTags:
             self._skipped.update(range(highest + 1, tag))
         else:
             self.blurred = True
-        sent_s = self._pass(tag - highest)
+        sent_s = self._pass(tag - highest, time_s)
         if sent_s:
             self.latencies.add(time_s - sent_s[-1])
         self._highest = tag
@@ -242,28 +247,32 @@ class InferredTags:
         self._skipped -= covered
         if tag <= highest:
             return len(covered)
-        for sent_s in self._pass(tag - highest):
+        for sent_s in self._pass(tag - highest, time_s):
             self.latencies.add(time_s - sent_s)
         self._highest = tag
         return len(covered) + tag - highest
 
-    def _pass(self, number: int) -> list[float]:
+    def _pass(self, number: int, time_s: float) -> list[float]:
         """Takes so many publishes from the tail; none, when there are fewer: then the tags are higher than thought."""
-        if number > len(self._tail):
+        if number > len(self._tail) or self._tail[number - 1] > time_s:
             self.latencies.clear()
-            self._drop_tail()
+            self._drop_tail(time_s)
             return []
         return [self._tail.popleft() for _ in range(number)]
 
-    def _drop_tail(self) -> None:
-        self._tail.clear()
-        self.overflow = 0
+    def _drop_tail(self, time_s: float) -> None:
+        """All that was published before: an ack then may be of any of it."""
+        if self.overflow:
+            self._tail.clear()
+            self.overflow = 0
+        while self._tail and self._tail[0] <= time_s:
+            self._tail.popleft()
 
     def acks_missed(self) -> None:
         self.blurred = True
         self._highest = None
         self._skipped.clear()
-        self._drop_tail()
+        self._drop_tail(math.inf)
 
     def oldest(self) -> float | None:
         return self._tail[0] if self._tail else None

@@ -7,6 +7,7 @@ hunted for (amqp_resync) and until it is found nothing is told.
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import NamedTuple
 
@@ -212,6 +213,14 @@ class Frames:
             else:
                 self._walk(when, part, frames)
         return frames
+
+
+_START = re.compile(rb"AMQP\x00\x00\x09\x01|\x01\x00\x00....\x00\x0a\x00\x0a", re.DOTALL)
+
+
+def begins_connection(data: bytes) -> bool:
+    """Whether these are surely a connection's first bytes: the protocol header, or the broker's connection.start."""
+    return _START.match(data) is not None
 
 
 def _plausible_start(data: bytes) -> bool:

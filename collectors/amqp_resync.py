@@ -27,7 +27,7 @@ _CANDIDATE = re.compile(
 _CANDIDATE_BYTES = 11
 """So many bytes are looked at before a place is a candidate."""
 
-_MOST_CHAINS = 4096
+_MOST_CHAINS = 1024
 _TLS_RECORD_BYTES = (1 << 14) + 256
 _TLS_RECORDS = 3
 
@@ -35,13 +35,14 @@ _TLS_RECORDS = 3
 @dataclass
 class _Chain:
     begin: int
+    segment: int
+    """The number of the segment in which it begins."""
+    at_start: bool
+    """It begins where that segment does."""
     frames: int = 0
     """Heartbeats left out: eight bytes that a body's pattern may well repeat."""
-    at_start: bool = False
-    """It begins where a segment began."""
     met_ends: int = 0
-    """How often a frame ended where a segment did, of"""
-    passed_ends: int = 0
+    """How often a frame ended where a segment did."""
     contents: int = 0
     """Messages that were there from their method to the last byte of their body."""
     open_contents: dict[int, int] = field(default_factory=dict)
@@ -55,6 +56,7 @@ class Hunt:
         self.frame_max = frame_max
         self.dropped_bytes = 0
         self.largest_segment = 0
+        self._segments = 0
         self.tls = False
         self._tls_records = 0
         self._tls_next = 0
@@ -76,8 +78,7 @@ class Hunt:
         self._data += data
         end = segment_begin + len(data)
         self.largest_segment = max(self.largest_segment, len(data))
-        for chain in self._chains.values():
-            chain.passed_ends += 1
+        self._segments += 1
         self._follow_tls(segment_begin, end)
         found = self._follow(end)
         if found is None:
@@ -102,7 +103,7 @@ class Hunt:
             place = self._first + match.start()
             if len(self._chains) >= _MOST_CHAINS:
                 break
-            found = self._run(place, _Chain(place, at_start=place == segment_begin, passed_ends=1), end)
+            found = self._run(place, _Chain(place, self._segments, place == segment_begin), end)
             if found is not None:
                 return found
         self._looked = max(low, end - _CANDIDATE_BYTES + 1)
@@ -145,8 +146,9 @@ class Hunt:
             return True
         if chain.at_start and chain.contents:
             last = len(self._kept[-1][1])
-            return chain.passed_ends == 1 or last < self.largest_segment
-        return chain.frames >= 2 and chain.at_start + chain.met_ends >= 3 and chain.met_ends * 4 >= chain.passed_ends
+            return chain.segment == self._segments or last < self.largest_segment
+        passed_ends = self._segments - chain.segment + 1
+        return chain.frames >= 2 and chain.at_start + chain.met_ends >= 3 and chain.met_ends * 4 >= passed_ends
 
     def _follow_tls(self, begin: int, end: int) -> None:
         """Counts TLS records that follow each other."""
@@ -175,6 +177,8 @@ class Hunt:
     def _forget(self, end: int) -> None:
         """Drops what no chain begins in, and chains that reach further back than is worth keeping."""
         oldest = end - 3 * self.frame_max
+        if self._chains and end - self._first < 2 * self.frame_max:
+            return
         self._chains = {place: chain for place, chain in self._chains.items() if chain.begin >= oldest}
         needed = min((chain.begin for chain in self._chains.values()), default=end)
         needed = min(needed, self._looked, max(end - 5, 0))

@@ -21,7 +21,7 @@ def sentences(connection: Connection, directions: tuple[Direction, Direction]) -
     if connection.encrypted and not connection.is_amqp():
         return ["encrypted: frames cannot be read"]
     talk = connection.conversation
-    started_late = not all(each.stream.from_start or not each.stream.started for each in directions)
+    started_late = any(each.frames is not None and not each.from_start for each in directions)
     if started_late and talk.heartbeat_s is None:
         found.append("the capture began after the connection did: the heartbeat agreed on was not seen")
     if connection.role_assumed:

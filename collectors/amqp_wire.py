@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from stucktrace.collectors.addresses import port_of
 from stucktrace.collectors.amqp_conversation import Conversation, Event
-from stucktrace.collectors.amqp_frames import METHOD, Frame, Frames
+from stucktrace.collectors.amqp_frames import METHOD, Frame, Frames, begins_connection
 from stucktrace.collectors.amqp_methods import BROKER, CLIENT, METHODS
 from stucktrace.collectors.amqp_unknown import sentences
 from stucktrace.collectors.packets import ACK, FIN, RST, SYN, Segment
@@ -36,6 +36,8 @@ class Direction:
         self.end = end
         self.stream = Stream()
         self.frames: Frames | None = None
+        self.from_start = False
+        """All of it is here, from the connection's first byte on (but for gaps)."""
         self.peer: Direction = self
         self.gaps = 0
         self.gap_bytes = 0
@@ -205,7 +207,8 @@ class Conversations:
         connection = direction.connection
         frames = direction.frames
         if frames is None:
-            frames = direction.frames = Frames(direction.stream.from_start)
+            direction.from_start = direction.stream.from_start or begins_connection(pieces[0].data)
+            frames = direction.frames = Frames(direction.from_start)
         for time_s, data, gap_bytes in pieces:
             if gap_bytes:
                 self._gap(direction, frames, gap_bytes, time_s, events)
@@ -319,7 +322,7 @@ def _fact(connection: Connection, now: float) -> AmqpFact:
         closed_by=talk.closed[2] if talk.closed else "",
         confirms=talk.latencies().summary(),
         channels=tuple(channel.fact(now, whole) for _, channel in sorted(talk.channels.items()) if channel.number),
-        mid_stream=not all(direction.stream.from_start or not direction.stream.started for direction in directions),
+        mid_stream=any(direction.frames is not None and not direction.from_start for direction in directions),
         gaps=sum(direction.gaps for direction in directions),
         unknown=tuple(sentences(connection, directions)),
     )
