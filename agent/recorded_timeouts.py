@@ -119,13 +119,17 @@ def from_report(told: Json, source: str) -> WorkerTimeout | None:
             source,
             since,
             process["worker"]["timeout_s"],
-            tuple(Connection(one["local"], one["remote"]) for one in sockets),
+            tuple(map(_connection, sockets)),
             looked,
-            Connection(hung["local"], hung["remote"]) if hung is not None else None,
+            _connection(hung) if hung is not None else None,
             ns_pid=process["ns_pid"],
         )
     except (LookupError, TypeError, ValueError, StopIteration):
         return None
+
+
+def _connection(socket: Json) -> Connection:
+    return Connection(socket["local"], socket["remote"], socket["state"] != "ESTABLISHED")
 
 
 def _affected(events: Iterable[Json], timeout_s: float | None, source: str) -> Iterator[WorkerTimeout]:

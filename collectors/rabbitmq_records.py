@@ -34,6 +34,8 @@ STAMP = re.compile(
 COLOUR = re.compile(r"\x1b\[[0-9;]*[mK]")
 MONTHS = {name: number for number, name in enumerate(calendar.month_abbr) if name}
 JSON_TIMES, JSON_TEXTS = ("time", "ts", "timestamp", "@timestamp"), ("msg", "message")
+LAST = 253_402_300_800.0
+"""The end of the year 9999."""
 MOST_LINES = 500
 """Of one record: a crash report may be long."""
 LONGEST_TEXT = 4_000
@@ -158,7 +160,7 @@ class Reader:
             stamp = STAMP.fullmatch(str(when))
             time = _moment(stamp["day"], stamp["clock"], stamp["part"]) if stamp is not None else None
             zone = stamp["zone"] if stamp is not None else None
-        if time is None:
+        if time is None or not 0 <= time < LAST:
             return None
         ahead_s = self._offset_s if zone is None else _ahead_s(zone)
         level, process = str(found.get("level", "")), str(found.get("pid", ""))

@@ -153,20 +153,27 @@ def _stuck(timeout: WorkerTimeout) -> float:
 def _by_connection(timeout: WorkerTimeout, by_client: dict[str, list[BrokerEvent]]) -> Pair | None:
     """The one that it hung on first; else the one that ended first."""
     looked = timeout.looked if timeout.looked is not None else timeout.killed
-    found = [
-        Pair(timeout, event, CONNECTION, connection)
-        for connection in timeout.connections
-        for event in by_client.get(connection.local, ())
-        if event.kind in LOSSES and _is_of(event, connection, looked)
-    ]
+    found = []
+    for connection in timeout.connections:
+        events = [
+            event
+            for event in by_client.get(connection.local, ())
+            if event.kind in LOSSES and _is_of(event, connection, looked)
+        ]
+        if events:
+            # The port may have been another connection's before, or may be one's later.
+            event = events[-1] if connection.ended else events[0]
+            found.append(Pair(timeout, event, CONNECTION, connection))
     return min(found, key=lambda pair: (pair.connection != timeout.hung_on, pair.event.time), default=None)
 
 
 def _is_of(event: BrokerEvent, connection: Connection, looked: float) -> bool:
-    """The event ended this very connection, which was there at that time."""
+    """The event ended this very connection, which the worker had at that time."""
     # A service's address is not its server's, but mostly the port is the same.
     if event.server.rpartition(":")[2] != connection.remote.rpartition(":")[2]:
         return False
+    if connection.ended:
+        return looked - UNKNOWN_PORT_S <= event.time <= looked + CLOCKS_S
     if event.time < looked - CLOCKS_S:
         return False
     if event.accepted is not None:
@@ -285,7 +292,7 @@ def _means(kind: str, since: str, seconds: float, pairs: Sequence[Pair]) -> str:
             return "the broker had given the connection up before gunicorn did"
         return ""
     if since == "kill" and -BEFORE_KILL_S <= seconds <= AFTER_KILL_S:
-        return "the kernel closes what a killed worker leaves: the kill is the cause, and the close its trace"
+        return "a killed worker's connections are closed by its kernel, so the kill is the cause"
     if since == "stuck" and limits and abs(seconds - median(limits)) <= max(2.0, 0.1 * median(limits)):
         return f"that is gunicorn's timeout ({median(limits):g} s)"
     return ""

@@ -78,6 +78,8 @@ class Connection:
 
     local: str
     remote: str
+    ended: bool = False
+    """The peer had closed it already when it was looked at."""
 
 
 @dataclass(frozen=True)

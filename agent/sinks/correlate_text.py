@@ -35,7 +35,7 @@ def render(answer: Json, *, colour: bool = False, width: int = 100) -> str:
         text += ("," if totals["by_connection"] else ":") + f" {totals['by_time']} by time alone (likely)"
         text = text if totals["by_time"] else text.rpartition(",")[0]
     page.text(text, "", "", "1")
-    page.items(mode_text(mode) for mode in answer["delays"] if mode["count"] > 1 or len(answer["pairs"]) == 1)
+    page.items(mode_text(mode) for mode in answer["delays"] if mode["count"] > 1 or mode["of"] == 1)
     _alarms(page, answer)
     _pairs(page, answer["pairs"])
     _unmatched(page, answer["unmatched"])
@@ -69,18 +69,18 @@ def _pairs(page: Page, pairs: Sequence[Json]) -> None:
     if not pairs:
         return
     page.heading("Worker timeouts and what the broker logged (UTC)")
-    rows = [("SIGABRT", "PID", "CONNECTION", "BROKER", "AFTER STUCK", "AFTER KILL", "HOW")]
+    rows = [("SIGABRT", "PID", "CLIENT", "BROKER", "SINCE STUCK", "SINCE KILL", "")]
     for pair in pairs[:PAIRS_SHOWN]:
         event = pair["event"]
         rows.append(
             (
                 at(pair["killed"]),
                 str(pair["pid"]),
-                f"{event['client']} -> {event['server']}",
+                event["client"],
                 KINDS.get(event["kind"], (event["kind"], ""))[0],
                 _delay(pair["after_stuck_s"]),
                 _delay(pair["after_kill_s"]),
-                f"{pair['confidence']} ({pair['by']})",
+                pair["confidence"],
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

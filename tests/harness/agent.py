@@ -136,6 +136,8 @@ class Gunicorn:
     workers: tuple[int, ...]
     port: int
     netns: str | None
+    output: Path
+    """Its error log."""
 
     @contextlib.contextmanager
     def request(self, path: str) -> Iterator[subprocess.Popen[bytes]]:
@@ -166,7 +168,7 @@ def gunicorn(
         (master,) = kernel.wait_for_children(target.pid, 1)
         port = int(target.log().partition("http://127.0.0.1:")[2].split()[0])
         try:
-            yield Gunicorn(master, tuple(kernel.wait_for_children(master, workers)), port, netns)
+            yield Gunicorn(master, tuple(kernel.wait_for_children(master, workers)), port, netns, target.output)
         finally:
             # The first process of a namespace ends last, when all others there are gone.
             with contextlib.suppress(ProcessLookupError):

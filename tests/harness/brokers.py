@@ -31,6 +31,8 @@ class Broker:
     port: int
     url: str
     pair: Pair
+    log: Path | None = None
+    """RabbitMQ's own, as it goes to its console."""
 
     @contextlib.contextmanager
     def client(self) -> Iterator[Broker]:
@@ -166,6 +168,7 @@ def rabbitmq(
                     port,
                     f"amqp://test:test@{pair.there_address}:{port}//",
                     pair,
+                    folder / "server.log",
                 )
             finally:
                 _end_port_mapper(pair.there)

@@ -1,6 +1,7 @@
 """A web application whose requests do what their path says."""
 
 import socket
+import threading
 import urllib.parse
 import urllib.request
 
@@ -43,6 +44,34 @@ def publish(url):
     return b"published\n"
 
 
+def amqp_connection(url, heartbeat):
+    import amqp
+
+    parts = urllib.parse.urlsplit(url)
+    client = amqp.Connection(f"{parts.hostname}:{parts.port}", parts.username, parts.password, heartbeat=heartbeat)
+    client.connect()
+    return client
+
+
+def beat_no_more(url):
+    """An AMQP connection that has promised heartbeats, and a request that lets it send none."""
+    kept = amqp_connection(url, 2)
+    threading.Event().wait()
+    return kept
+
+
+def call_over_amqp(url):
+    """A request over AMQP to a service that does not answer."""
+    import amqp
+
+    client = amqp_connection(url, 0)
+    channel = client.channel()
+    replies = channel.queue_declare(exclusive=True).queue
+    channel.basic_consume(replies, callback=print, no_ack=True)
+    channel.basic_publish(amqp.Message("?", reply_to=replies), routing_key="nobody")
+    client.drain_events()
+
+
 def application(environ, start_response):
     path, query = environ["PATH_INFO"], urllib.parse.parse_qs(environ.get("QUERY_STRING", ""))
     start_response("200 OK", [("Content-Type", "text/plain")])
@@ -54,6 +83,10 @@ def application(environ, start_response):
         return [run_sql(query["url"][0])]
     if path == "/redis":
         return [ask_redis(query["url"][0])]
+    if path == "/beats":
+        return [beat_no_more(query["url"][0])]
+    if path == "/call":
+        return [call_over_amqp(query["url"][0])]
     if path == "/publish":
         return [publish(query["url"][0])]
     if path.startswith("/self"):

@@ -80,7 +80,10 @@ def test_of_other_connections_only_how_they_begin_and_end(stranger):
     assert passes((), packet(stranger, flags=0x02), packet(stranger, flags=0x12)) == [True, True]
     with_credentials = map(method, (11, 21, 70))
     assert passes((), *with_credentials, method(10, channel=1), method(40, of=60)) == [False] * 5
-    assert passes((), packet(stranger, flags=0x11), packet(stranger, b"AMQ"), packet(stranger, b"GET / HTTP/1.1")) == [False] * 3
+    assert (
+        passes((), packet(stranger, flags=0x11), packet(stranger, b"AMQ"), packet(stranger, b"GET / HTTP/1.1"))
+        == [False] * 3
+    )
 
 
 def test_more_flows_than_the_kernel_takes_a_program_for():
