@@ -27,6 +27,8 @@ from stucktrace.facts.settings import CHANGED_SINCE, NOT_SET, SettingFact, Value
 
 _MOST_FILES = 24
 _LONGEST_PATH = 4096
+_CLOCK_S = 1.0
+"""When a process started is known to a tick, and a file's time only as well as its file system keeps it."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +60,12 @@ class Sources:
         files = list(self._files())
         loaded_s, started_s = started_between(self._process)
         found = dict(facts)
-        for file in files:
-            older = file.changed_s < loaded_s
-            for name, assigned in settings_files.by_name(file.parsed.assigned, self._spellings):
-                if older:
-                    self._located(found, file, name, assigned)
-        for file in files:
-            for name, assigned in settings_files.by_name(file.parsed.assigned, self._spellings):
-                if file.changed_s < loaded_s:
-                    self._lost(found, file, name, assigned, file.at(assigned))
-                elif file.changed_s > started_s and settings_files.final(file.parsed, assigned.name) is assigned:
-                    self._newer(found, file, name, assigned)
+        older = [file for file in files if file.changed_s < loaded_s + _CLOCK_S]
+        newer = [file for file in files if file.changed_s > started_s + _CLOCK_S]
+        for do, of in ((self._located, older), (self._lost, older), (self._newer, newer)):
+            for file in of:
+                for name, assigned in settings_files.by_name(file.parsed.assigned, self._spellings):
+                    do(found, file, name, assigned)
         return found
 
     def _files(self) -> Iterator[_File]:
@@ -122,9 +119,9 @@ class Sources:
                 if (key == name or key.startswith(f"{name}.")) and each.source == fact.source:
                     found[key] = replace(each, source=file.at(assigned))
 
-    def _lost(self, found: dict[str, SettingFact], file: _File, name: str, assigned: Assigned, where: str) -> None:
+    def _lost(self, found: dict[str, SettingFact], file: _File, name: str, assigned: Assigned) -> None:
         """What this file sets and the process does not have."""
-        fact = found.get(name)
+        fact, where = found.get(name), file.at(assigned)
         if fact is None or not fact.known or fact.source == where:
             return
         if name in celery_names.STRUCTURED:
@@ -139,9 +136,11 @@ class Sources:
     def _newer(self, found: dict[str, SettingFact], file: _File, name: str, assigned: Assigned) -> None:
         """What a file says now, and did not when the process read it."""
         fact, where = found.get(name), f"{file.at(assigned)}{CHANGED_SINCE}"
-        held = self._held(file, assigned.name)
         if fact is None or not fact.known or assigned.value == settings_files.COMPUTED or name in celery_names.PRIVATE:
             return
+        if settings_files.final(file.parsed, assigned.name) is not assigned:
+            return
+        held = self._held(file, assigned.name)
         if isinstance(assigned.value, dict) and (isinstance(held, dict) or held is None):
             for key, value in assigned.value.items():
                 if key not in (held or {}):

@@ -1,0 +1,220 @@
+"""Celery's settings read from the memory of real processes: whatever way a project gives them, and whatever it lost."""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from stucktrace.collectors import celery_settings
+from stucktrace.collectors.process import read_process
+from stucktrace.diagnosis import traps_celery
+from stucktrace.facts.settings import CHANGED_SINCE, DEFAULT, MEMORY, NOT_SET, OK, SettingFact
+
+from tests.harness import pythons
+
+PYTHONS = {pythons.name_of(path): path for path in pythons.interpreters()}
+CASES = [
+    *(pytest.param(path, True, id=name) for name, path in PYTHONS.items() if name[:4] in ("3.10", "3.12", "3.13")),
+    pytest.param(sys.executable, True, id="used"),
+    pytest.param(sys.executable, False, id="unused"),
+]
+SETUP = "from celery import Celery\napp = Celery('shop')\n"
+USE = "app.conf.broker_url\n"
+
+
+@contextmanager
+def project(folder: Path, python: str = sys.executable, **files: str) -> Iterator[int]:
+    """A process that imported `main`; its files are as old as those of an image."""
+    for name, text in files.items():
+        path = folder / f"{name.replace('__', '/')}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        os.utime(path, (time.time() - 3600,) * 2)
+    places = [str(folder), sysconfig.get_path("purelib")]
+    code = (
+        f"import sys, time; sys.dont_write_bytecode = True; sys.path[:0] = {places!r}\n"
+        "import main\nprint('ready')\ntime.sleep(600)"
+    )
+    with pythons.run(code, python=python) as child:
+        yield child.pid
+
+
+def settings(pid: int) -> dict[str, SettingFact]:
+    facts = celery_settings.collect(read_process(pid))
+    assert "secret" not in repr(facts)
+    return {fact.name: fact for fact in facts}
+
+
+def problems(facts: dict[str, SettingFact]) -> set[str]:
+    return {check.code for check in traps_celery.checks(tuple(facts.values())) if check.status != OK}
+
+
+def lost(facts: dict[str, SettingFact]) -> dict[str, tuple[tuple[str, object], ...]]:
+    return {name.rpartition(".")[2]: fact.others for name, fact in facts.items() if fact.source == NOT_SET}
+
+
+OPTIONS = (
+    "{'confirm_publish': True, 'heartbeat': 7.5, 'socket_settings': {'TCP_KEEPIDLE': 10, 4: 5}, 'password': 'secret'}"
+)
+
+
+@pytest.mark.parametrize(("python", "use"), CASES)
+def test_what_is_set_and_what_is_not(tmp_path, python, use):
+    main = (
+        "from celery import Celery\napp = Celery('shop', broker='amqp://me:secret@broker:5671/secret')\n"
+        f"app.conf.update(broker_transport_options={OPTIONS}, broker_pool_limit=None, task_acks_late=True)\n"
+        "app.conf.result_backend = 'db+postgresql://me:secret@database/x'\n" + (USE if use else "")
+    )
+    with project(tmp_path, python, main=main) as pid:
+        found = settings(pid)
+    assert all(fact.in_force and fact.known for fact in found.values())
+    options = {
+        name.removeprefix("broker_transport_options"): fact.value for name, fact in found.items() if "transport" in name
+    }
+    assert options == {
+        "": "4 options",
+        ".confirm_publish": True,
+        ".heartbeat": 7.5,
+        ".socket_settings['TCP_KEEPIDLE']": 10,
+        ".socket_settings[4]": 5,
+    }
+    values = {name: fact.value for name, fact in found.items()}
+    assert values["broker_url"] == "amqp://broker:5671"
+    assert values["result_backend"] == "db+postgresql"
+    assert (values["broker_pool_limit"], values["task_acks_late"]) == (None, True)
+    assert values["app_state"] == ("configured" if use else "not used yet")
+    assert (found["worker_prefetch_multiplier"].value, found["worker_prefetch_multiplier"].source) == (4, DEFAULT)
+    assert problems(found) == {"string-keys", "no-connection-pool"}
+
+
+BASE = """
+CELERY_BROKER_URL = "amqp://me:secret@broker//"
+CELERY_BROKER_TRANSPORT_OPTIONS = {"confirm_publish": True, "heartbeat": 30}
+CELERY_TASK_ACKS_LATE = True
+"""
+NAMESPACED = SETUP + "app.config_from_object('conf.production', namespace='CELERY')\nimport conf.production\n"
+STARS = "from .base import *\nCELERY_WORKER_CONCURRENCY = 3\n"
+REPLACED = "CELERY_BROKER_TRANSPORT_OPTIONS = {'socket_settings': {4: 5}}\n"
+MERGED = "CELERY_BROKER_TRANSPORT_OPTIONS = {**CELERY_BROKER_TRANSPORT_OPTIONS, 'read_timeout': 20}\n"
+
+
+def test_an_overlay_that_replaces_and_one_that_adds(tmp_path):
+    files = {"main": NAMESPACED, "conf__base": BASE}
+    with project(tmp_path, **files, conf__production=STARS + REPLACED) as pid:
+        found = settings(pid)
+    where = f"{tmp_path}/conf/base.py:3"
+    assert lost(found) == {"confirm_publish": ((where, True),), "heartbeat": ((where, 30),)}
+    assert problems(found) == {"settings-overlay"}
+    assert found["broker_transport_options"].source == f"{tmp_path}/conf/production.py:3"
+    assert (found["task_acks_late"].value, found["task_acks_late"].source) == (True, f"{tmp_path}/conf/base.py:4")
+    assert (found["worker_concurrency"].value, found["broker_url"].value) == (3, "amqp://broker")
+    files["main"] += USE
+    with project(tmp_path, **files, conf__production=STARS + MERGED) as pid:
+        found = settings(pid)
+    assert found["broker_transport_options.heartbeat"].value == 30
+    assert problems(found) == set()
+
+
+OLD_STYLE = "BROKER_URL = 'amqp://broker'\nBROKER_TRANSPORT_OPTIONS = {'heartbeat': 30}\nBROKER_HEARTBEAT = 20\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "gone"),
+    [
+        # The last word is a file of this machine's own.
+        (
+            {
+                "main": SETUP + "app.config_from_object('conf')\nimport conf\n",
+                "conf": OLD_STYLE + "try:\n    from local import *\nexcept ImportError:\n    pass\n",
+                "local": "BROKER_TRANSPORT_OPTIONS = {'read_timeout': 20}\n",
+            },
+            {"heartbeat": "conf.py:2"},
+        ),
+        # The second object replaces the first one.
+        (
+            {
+                "main": SETUP + "app.config_from_object('conf')\nimport conf\napp.config_from_object('more')\n" + USE,
+                "conf": OLD_STYLE,
+                "more": "BROKER_URL = 'amqp://broker'\n",
+            },
+            {"heartbeat": "conf.py:2", "broker_heartbeat": "conf.py:3"},
+        ),
+        # A class, over its base.
+        (
+            {
+                "main": SETUP + "import conf\napp.config_from_object(conf.Production)\n" + USE,
+                "conf": "class Base:\n    broker_url = 'amqp://broker'\n    broker_transport_options = {'heartbeat': 30}\n"
+                "class Production(Base):\n    broker_transport_options = {'read_timeout': 20}\n",
+            },
+            {"heartbeat": "conf.Base.broker_transport_options"},
+        ),
+        # The application's own code.
+        (
+            {
+                "main": SETUP + "app.config_from_object('conf')\nimport conf\n"
+                "app.conf.broker_transport_options = {'read_timeout': 20}\n" + USE,
+                "conf": OLD_STYLE.replace("BROKER_HEARTBEAT = 20\n", ""),
+            },
+            {"heartbeat": "conf.BROKER_TRANSPORT_OPTIONS"},
+        ),
+    ],
+    ids=["local", "second", "class", "code"],
+)
+def test_other_ways_to_lose_settings(tmp_path, files, gone):
+    with project(tmp_path, **files) as pid:
+        found = settings(pid)
+    named = {name.rpartition(".")[2]: fact for name, fact in found.items() if fact.others}
+    assert {name: fact.others[0][0].removeprefix(f"{tmp_path}/") for name, fact in named.items()} == gone
+    assert "settings-overlay" in problems(found)
+
+
+NO_LOSS = {
+    "conditional": "import os\nif 'PATH' in os.environ:\n    BROKER_TRANSPORT_OPTIONS = {'heartbeat': 30}\n",
+    "updated": "BROKER_TRANSPORT_OPTIONS = {}\nBROKER_TRANSPORT_OPTIONS.update({'heartbeat': 30})\n",
+    "deleted": "BROKER_TRANSPORT_OPTIONS = {'heartbeat': 30}\ndel BROKER_TRANSPORT_OPTIONS['heartbeat']\n",
+    "computed": "BROKER_TRANSPORT_OPTIONS = dict(zip(['heartbeat'], [30]))\n",
+    "kept": "BROKER_TRANSPORT_OPTIONS = {'read_timeout': 5}\n",
+    "of_redis": "BROKER_TRANSPORT_OPTIONS = {'visibility_timeout': 5}\n",
+}
+
+
+def test_what_is_no_evidence_of_a_loss(tmp_path):
+    stars = "".join(f"from {name} import *\n" for name in NO_LOSS)
+    conf = stars + "BROKER_URL = 'amqp://broker'\nBROKER_TRANSPORT_OPTIONS = {'read_timeout': 20}\n"
+    main = SETUP + "app.config_from_object('conf')\nimport conf\n" + USE
+    # Another module's variables are no settings, whatever they are called; nor is a module that nobody imported.
+    others = {"other": "BROKER_TRANSPORT_OPTIONS = {'heartbeat': 1}\n", "absent": OLD_STYLE}
+    with project(tmp_path, main=main + "import other\n", conf=conf, **NO_LOSS, **others) as pid:
+        assert problems(settings(pid)) == set()
+
+
+def test_a_file_that_was_changed_since(tmp_path):
+    main = SETUP + "app.config_from_object('conf')\nimport conf\n" + USE
+    with project(tmp_path, main=main, conf="broker_url = 'amqp://broker'\ntask_acks_late = False\n") as pid:
+        file = tmp_path / "conf.py"
+        file.write_text(
+            "broker_url = 'amqp://broker'\ntask_acks_late = True\nbroker_transport_options = {'heartbeat': 30}\n"
+        )
+        os.utime(file, (time.time() + 60,) * 2)
+        found = settings(pid)
+        assert lost(found) == {"heartbeat": ((f"{file}:3{CHANGED_SINCE}", 30),)}
+        assert found["task_acks_late"].others[0] == (f"{file}:2{CHANGED_SINCE}", True)
+        assert problems(found) == {"settings-changed"}
+        # Written again as it was: nothing is amiss.
+        file.write_text("# As before.\nbroker_url = 'amqp://broker'\ntask_acks_late = False\n")
+        os.utime(file, (time.time() + 60,) * 2)
+        assert problems(settings(pid)) == set()
+
+
+def test_a_look_that_must_not_fail(tmp_path):
+    assert celery_settings.broker_options(1 << 22) == ()
+    assert celery_settings.broker_options(os.getpid()) == ()
+    with project(tmp_path, main=SETUP) as pid:
+        found = celery_settings.broker_options(pid)
+    assert ("app", "shop", MEMORY) in {(fact.name, fact.value, fact.source) for fact in found}
