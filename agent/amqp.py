@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from stucktrace import amqp_decoder
+from stucktrace.amqp_notices import Notice
 from stucktrace.amqp_show import Show
 from stucktrace.amqp_state import Key, State
 from stucktrace.collectors import capture, outbound
 from stucktrace.commands.common import worst
+from stucktrace.diagnosis import network_probe
 from stucktrace.errors import NoSuchProcess, UsageError
 from stucktrace.output import complain
 
@@ -92,7 +94,7 @@ class Ending:
         return False
 
 
-def watch(pid: int, *, for_s: float | None, as_json: bool, pcap: Path | None = None) -> int:
+def watch(pid: int, *, for_s: float | None, as_json: bool, pcap: Path | None = None, probe: bool = False) -> int:
     """Until the time is over, the process has ended, or a signal. The exit status."""
     decoder = Decoder()
     ending = Ending()
@@ -105,6 +107,8 @@ def watch(pid: int, *, for_s: float | None, as_json: bool, pcap: Path | None = N
     _follow(state, decoder, [])
     with Show(state, as_json=as_json, title=f"process {pid}") as show:
         show.begin(pid)
+        if probe:
+            show.tell(_probe(pid, state))
         watched = _Watch(decoder, ending, sockets, state, captured, show)
         ended = watched.run(for_s)
         decoder.send({"end": True})
@@ -114,6 +118,24 @@ def watch(pid: int, *, for_s: float | None, as_json: bool, pcap: Path | None = N
     if state.unwritten:
         complain(f"{pcap} could not be written to its end: {state.unwritten}", "what is in it is whole")
     return worst({state.status(), 3 if state.failed or state.unwritten else 0})
+
+
+def _probe(pid: int, state: State) -> list[Notice]:
+    """Has the peers of the AMQP connections asked whether they live; takes up to 4 s, in which packets are kept."""
+    from stucktrace import probing
+    from stucktrace.errors import CollectorError
+
+    inodes = {row.inode: (row.local, row.remote) for row in state.rows() if row.inode is not None}
+    try:
+        answers = probing.ask_alone(pid, inodes)
+    except CollectorError as error:
+        complain(f"no probe: {error.missing.because}", error.missing.remedy)
+        return []
+    state.probes = {inodes[inode]: answer for inode, answer in answers.items()}
+    return [
+        Notice(answer.time, *key, "probed", text=network_probe.words(answer, key[1]), age_s=answer.after_s)
+        for key, answer in state.probes.items()
+    ]
 
 
 def create(path: Path) -> int:

@@ -31,8 +31,8 @@ class Notice:
     remote: str
     event: str
     """"opened", "ended", "blocked", "unblocked", "connection-closed", "channel-closed", "consumer-cancelled", "nacked",
-    "returned", "unconfirmed", "confirmed", "broker-silent", "client-silent", "heard-again", "encrypted", "missed"
-    (bytes that were not captured)."""
+    "returned", "unconfirmed", "confirmed", "broker-silent", "client-silent", "heard-again", "encrypted", "probed",
+    "missed" (bytes that were not captured)."""
     channel: int = 0
     by: str = ""
     """"broker" or "client"."""

@@ -9,6 +9,7 @@ import os
 import termios
 import time
 import tty
+from collections import Counter
 from collections.abc import Collection
 from contextlib import suppress
 from typing import Any

@@ -10,7 +10,7 @@ from typing import Any
 from stucktrace.amqp_notices import Notice, Watcher, stuck, total
 from stucktrace.collectors.addresses import port_of
 from stucktrace.collectors.outbound import Connection
-from stucktrace.facts import AmqpFact
+from stucktrace.facts import AmqpFact, ProbeFact
 from stucktrace.facts_codec import decode
 from stucktrace.sinks.amqp import Row
 
@@ -37,6 +37,8 @@ class State:
     """A process is watched; else a file is read, whose last instant is taken for now."""
     failed: str = ""
     """Why the decoder did not come to its end."""
+    probes: dict[Key, ProbeFact] = field(default_factory=dict)
+    """What the peers' TCP answered."""
     unwritten: str = ""
     """Why the packet file is not whole."""
     _foreign: set[Key] = field(default_factory=set)
@@ -108,6 +110,8 @@ class State:
                         known.fd if known else None,
                         is_open,
                         self._rates.get(key),
+                        known.inode if known else None,
+                        self.probes.get(key),
                     )
                 )
         return found
@@ -116,6 +120,8 @@ class State:
         """The exit status."""
         rows = self.rows()
         if any(row.fact is not None and row.open and stuck(row.fact) for row in rows):
+            return STUCK
+        if any(probe.answer != "alive" for probe in self.probes.values()):
             return STUCK
         return 0 if any(row.fact is not None and read(row.fact) for row in rows) else UNREADABLE
 

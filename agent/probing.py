@@ -24,12 +24,23 @@ if TYPE_CHECKING:
 MOST_CONNECTIONS = 16
 
 
-def ask(pid: int, sockets: Iterable[SocketFact], kernel: Kernel | None) -> Mapping[int, ProbeFact]:
-    """inode -> the answer, for those that are established TCP connections. CollectorError where it cannot be done."""
+def ask(pid: int, inodes: Iterable[int], kernel: Kernel | None) -> Mapping[int, ProbeFact]:
+    """Inode -> the answer, for those that are established TCP connections. CollectorError where it cannot be done."""
     from stucktrace.collectors import tcp_probe
 
-    inodes = [socket.inode for socket in sockets if _is_open(socket)]
-    return tcp_probe.probe(pid, inodes[:MOST_CONNECTIONS], kernel)
+    return tcp_probe.probe(pid, tuple(inodes)[:MOST_CONNECTIONS], kernel)
+
+
+def ask_alone(pid: int, inodes: Iterable[int]) -> Mapping[int, ProbeFact]:
+    """The same for a command that looks at nothing else through BPF."""
+    from stucktrace.collectors.kernel import open_kernel
+
+    opened = open_kernel("auto")
+    try:
+        return ask(pid, inodes, opened.kernel)
+    finally:
+        if opened.kernel is not None:
+            opened.kernel.close()
 
 
 def probed(run: Run, snapshot: Snapshot, diagnosis: Diagnosis) -> tuple[Snapshot, Diagnosis]:
@@ -38,7 +49,11 @@ def probed(run: Run, snapshot: Snapshot, diagnosis: Diagnosis) -> tuple[Snapshot
         return snapshot, diagnosis
     pid = snapshot.process.pid
     sockets = _in_question(snapshot, diagnosis)
-    answers = run.collect("probe", {}, partial(ask, pid, sockets, run.kernel), pid) if sockets else {}
+    answers = (
+        run.collect("probe", {}, partial(ask, pid, [socket.inode for socket in sockets], run.kernel), pid)
+        if sockets
+        else {}
+    )
     if not sockets:
         because = "no thread waits for an established TCP connection"
         run.miss(Missing("probe of the connection", because, "stucktrace amqp PID --probe asks all of AMQP"), pid)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import NoReturn
 
 import click
-from stucktrace.commands.common import complete_pid, leave, parse_pid
+from stucktrace.commands.common import PROBE_HELP, complete_pid, leave, parse_pid
 from stucktrace.errors import UsageError
 
 STATUS = """\b
 Exit status:
   0  frames were read, and nothing waits for the broker in the end
   1  in the end something is stuck: blocked by the broker, a publish without a confirm for over 5 s,
-     a channel closed under an open confirm
+     a channel closed under an open confirm; or --probe found a broker's TCP gone or unreachable
   2  usage error
   3  could not watch: gone, or not permitted
   4  nothing could be read: no AMQP connection, no frame passed, or TLS
@@ -24,8 +24,11 @@ Exit status:
 @click.option("--for", "duration", metavar="TIME", help="Watch so long: 30s, 2m, 30.  [default: until Ctrl-C]")
 @click.option("--json", "as_json", is_flag=True, help="JSON lines: events as they come, then one summary a connection.")
 @click.option("--pcap", metavar="FILE", help="Write the packets to FILE: no message bodies, properties or credentials.")
+@click.option("--probe", is_flag=True, help=PROBE_HELP)
 @click.option("--read", "file", metavar="FILE", help="Read a pcap or pcapng file (-: stdin) instead of a process.")
-def command(*, pid: str | None, duration: str | None, as_json: bool, pcap: str | None, file: str | None) -> NoReturn:
+def command(
+    *, pid: str | None, duration: str | None, as_json: bool, pcap: str | None, probe: bool, file: str | None
+) -> NoReturn:
     """What passes on the AMQP 0-9-1 connections of process PID, as it passes.
 
     The packets are captured in the process's own network namespace, with a kernel filter on its own connections; the
@@ -38,14 +41,16 @@ def command(*, pid: str | None, duration: str | None, as_json: bool, pcap: str |
     from stucktrace import amqp
 
     if file is not None:
-        if pid is not None or duration is not None or pcap is not None:
-            raise UsageError("--read goes with neither a PID nor --for nor --pcap", "it reads the file to its end")
+        if pid is not None or duration is not None or pcap is not None or probe:
+            raise UsageError(
+                "--read goes with neither a PID nor --for, --pcap or --probe", "it reads the file to its end"
+            )
         leave(amqp.read_file(file, as_json=as_json))
     if pid is None:
         raise UsageError("which process?", "give a PID, or --read FILE; `stucktrace pid` lists what could be looked at")
     wanted = parse_pid(pid)
     for_s = None if duration is None else parse_time(duration)
-    leave(amqp.watch(wanted, for_s=for_s, as_json=as_json, pcap=None if pcap is None else Path(pcap)))
+    leave(amqp.watch(wanted, for_s=for_s, as_json=as_json, pcap=None if pcap is None else Path(pcap), probe=probe))
 
 
 def parse_time(text: str) -> float:

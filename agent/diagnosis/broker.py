@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stucktrace.diagnosis import broker_words as words
-from stucktrace.diagnosis import network, network_outage
+from stucktrace.diagnosis import network, network_outage, network_probe
 from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Evidence, Finding
 from stucktrace.diagnosis.purposes import Purpose
 from stucktrace.diagnosis.waits import Wait, waits
@@ -165,8 +165,8 @@ def heartbeats_missing(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding
         if silence_s is None or not fact.heartbeat_s:
             continue
         acked = socket.last_ack_s is not None and socket.last_ack_s < silence_s - fact.heartbeat_s
-        lives = socket.peer is not None or acked
-        lost = socket.conntrack == "absent" and not socket.conntrack_assumes
+        lives = socket.peer is not None or acked or network_probe.lives(socket)
+        lost = socket.conntrack == "absent" and not socket.conntrack_assumes and not network_probe.lives(socket)
         reason = words.silence_reason(fact.heartbeat_s, silence_s, lives=lives, lost=lost)
         said = Said(reason, words.silence_lines(fact, socket, silence_s), f"no heartbeat for {age(silence_s)}")
         code = "peer-silent" if lives and not lost else "half-open"

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from stucktrace.diagnosis.model import Evidence, Finding
 from stucktrace.diagnosis.words import age, count
-from stucktrace.facts import Snapshot, SocketFact
+from stucktrace.facts import ProbeFact, Snapshot, SocketFact
 
 SOURCE = "tcp probe"
 
@@ -43,20 +43,25 @@ def line(socket: SocketFact) -> Evidence | None:
     probe = socket.probe
     if probe is None:
         return None
-    tries = count(probe.tries, "probe")
-    text = f"the TCP of {socket.remote} acknowledged a probe within {_short(probe.after_s)}: it has the connection"
+    text = words(probe, socket.remote)
     if probe.answer == "alive" and socket.unacked and socket.retransmits:
         text += ", so the path is there again or loses only some segments (large ones, say)"
-    elif probe.answer == "reset":
-        text = (
-            f"{socket.remote} answered a probe with a reset of the expected sequence number within "
-            f"{_short(probe.after_s)}: there, or at a firewall on the way, nobody knows the connection"
-        )
-    elif probe.answer == "unreachable":
-        text = f"{tries} within {age(probe.seconds)} had no answer, and nothing else came from {socket.remote}"
-        if probe.error:
-            text = f"{tries} to {socket.remote} could not leave this host: {probe.error}"
     return Evidence(SOURCE, "probe", probe.answer, text, time=probe.time or None)
+
+
+def words(probe: ProbeFact, remote: str) -> str:
+    """The answer in words."""
+    if probe.answer == "alive":
+        return f"the TCP of {remote} acknowledged a probe within {_short(probe.after_s)}: it has the connection"
+    if probe.answer == "reset":
+        return (
+            f"{remote} answered a probe with a reset of the expected sequence number within {_short(probe.after_s)}: "
+            "there, or at a firewall on the way, nobody knows the connection"
+        )
+    if probe.error:
+        return f"{count(probe.tries, 'probe')} to {remote} could not leave this host: {probe.error}"
+    tries = count(probe.tries, "probe")
+    return f"{tries} within {age(probe.seconds)} had no answer, and nothing else came from {remote}"
 
 
 def attach(snapshot: Snapshot, findings: Iterable[Finding]) -> tuple[Finding, ...]:

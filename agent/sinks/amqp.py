@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from stucktrace.amqp_notices import MISSED_BEATS, Notice, oldest_s, silent, stuck, total
+from stucktrace.diagnosis import network_probe
 from stucktrace.diagnosis.words import age, count
-from stucktrace.facts import AmqpFact, AmqpMethod, Latency
+from stucktrace.facts import AmqpFact, AmqpMethod, Latency, ProbeFact
 from stucktrace.facts_codec import encode
 from stucktrace.sinks.page import clean
 from stucktrace.sinks.table import GAP, padded
@@ -33,6 +34,9 @@ class Row:
     open: bool = True
     """The process still has it."""
     published_per_s: float | None = None
+    inode: int | None = None
+    probe: ProbeFact | None = None
+    """What its peer's TCP answered when the watching began (--probe)."""
 
 
 def event_as_json(notice: Notice) -> dict[str, Any]:
@@ -49,6 +53,7 @@ def summary_as_json(row: Row, now: float) -> dict[str, Any]:
         "time": now,
         **fact,
         "fd": row.fd,
+        "probe": None if row.probe is None else encode(row.probe),
         "open": row.open,
         "stuck": (row.fact is not None and row.open and stuck(row.fact)) or None,
         "totals": {**totals, "oldest_unconfirmed_s": None if row.fact is None else oldest_s(row.fact)},
@@ -106,6 +111,8 @@ def words(notice: Notice) -> str:
         case "broker-silent" | "client-silent":
             who = "the broker" if notice.event == "broker-silent" else "the process"
             return f"{who} has sent nothing for {age(notice.age_s)}; a heartbeat is due every {age(notice.heartbeat_s)}"
+        case "probed":
+            return reason
         case "heard-again":
             return f"the {'process' if notice.by == 'client' else 'broker'} sends again"
     return f"{notice.event}{on}{said}"
@@ -120,6 +127,8 @@ def summary(row: Row) -> list[str]:
     place = f"fd {row.fd}" if row.fd is not None and row.open else ""
     about = ", ".join(word for word in (client, place, "" if row.open else "closed") if word)
     lines = [f"{row.local} -> {row.remote}" + (f"  ({about})" if about else "")]
+    if row.probe is not None:
+        lines.append(f"  {network_probe.words(row.probe, row.remote)}")
     if row.fact is None:
         return [*lines, "  no frame passed"]
     return lines + [f"  {text}" for text in _sentences(row.fact, row.open) if text]

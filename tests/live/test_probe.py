@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -16,11 +17,13 @@ from stucktrace.collectors.kernel import Kernel
 
 from tests.harness import command, kernel, namespaces, targets
 from tests.harness.namespaces import Pair
+from tests.live.test_conntrack import PORT as NODES_PORT
 from tests.live.test_conntrack import node
 
 __all__ = ["node"]
 
-PORT = 8080
+PORT = 5672
+"""That of AMQP, so that `stucktrace amqp` takes it for a broker's before a frame has passed."""
 IPV6 = "fd00:5717:c7::{}"
 SERVER = """
 import os, socket, sys
@@ -119,6 +122,10 @@ def test_a_stopped_server_is_alive(pair: Pair) -> None:
         said = probe_of(report)
         assert (said["answer"], said["tries"]) == ("alive", 1), said
         assert "its TCP answered a probe" in report.summary and report.evidence("probe") == "alive", report.text()
+        watched = command.run("amqp", ends.client.pid, "--probe", "--for", "0.1s", "--json")
+        event, summary = map(json.loads, watched.stdout.splitlines())
+        assert (event["event"], summary["probe"]["answer"], summary["remote"]) == ("probed", "alive", ends.remote)
+        assert watched.status == 4, "no frame passed"
         ends.goes_on()
 
 
@@ -171,18 +178,15 @@ def test_a_server_that_forgot_the_connection_resets_it(pair: Pair) -> None:
 @pytest.mark.parametrize("where", ["on the way", "in its own namespace"])
 def test_behind_address_translation(node, where: str, core: Kernel) -> None:
     """The tuple is the client's own, in both directions: conntrack translates what is sent and what comes back."""
-    rules = f"add table ip t\nadd chain ip t c {{ type nat hook {{}} priority -100; }}\nadd rule ip t c ip daddr 203.0.113.7 tcp dport 80 dnat to {node.server_address}:{PORT}\n"
+    rules = f"add table ip t\nadd chain ip t c {{ type nat hook {{}} priority -100; }}\nadd rule ip t c ip daddr 203.0.113.7 tcp dport 80 dnat to {node.server_address}:{NODES_PORT}\n"
     netns, hook = (node.middle, "prerouting") if where == "on the way" else (node.client, "output")
     node.run("nft", "-f", "-", netns=netns, text=rules.replace("{}", hook))
-    with targets.start([sys.executable, "-c", SERVER, "0.0.0.0", str(PORT + 1)], netns=node.server):
-        target = targets.start(
-            [sys.executable, "-c", CLIENT, "203.0.113.7", "80", str(targets.TARGETS)], netns=node.client
-        )
-        with target as client:
-            row = next(row for row in kernel.sockets(node.client) if row["remote"] == "203.0.113.7:80")
-            inode = int(re.search(r"\bino:(\d+)", row["rest"])[1])  # type: ignore[index]
-            fact = tcp_probe.probe(client.pid, [inode], core)[inode]
-            assert (fact.answer, fact.tries) == ("alive", 1), fact
+    program = [sys.executable, "-c", CLIENT, "203.0.113.7", "80", str(targets.TARGETS)]
+    with targets.start(program, netns=node.client) as client:
+        row = next(row for row in kernel.sockets(node.client) if row["remote"] == "203.0.113.7:80")
+        inode = int(re.search(r"\bino:(\d+)", row["rest"])[1])  # type: ignore[index]
+        fact = tcp_probe.probe(client.pid, [inode], core)[inode]
+        assert (fact.answer, fact.tries) == ("alive", 1), fact
 
 
 def test_a_busy_connection_is_alive_and_not_harmed(pair: Pair, core: Kernel) -> None:
