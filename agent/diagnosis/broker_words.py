@@ -5,6 +5,7 @@ from __future__ import annotations
 from stucktrace.diagnosis import network, network_remedies
 from stucktrace.diagnosis.clients import client_of
 from stucktrace.diagnosis.model import LIKELY, Evidence, Later, Now
+from stucktrace.diagnosis.purposes import Purpose
 from stucktrace.diagnosis.remedies import restart
 from stucktrace.diagnosis.waits import Wait
 from stucktrace.diagnosis.words import age
@@ -23,7 +24,8 @@ def source(fact: AmqpFact) -> str:
 
 
 def waiting(wait: Wait, fact: AmqpFact, age_s: float, peer: str) -> str:
-    if wait.socket is not None:
+    # Another frame than the library's may be the one that the stack is read by: the objects know better.
+    if wait.socket is not None and (wait.purpose is Purpose.OWED or not fact.waits_for or fact.waits_for == "events"):
         return network.waiting(wait, age_s, peer)
     what = "an AMQP confirm" if fact.waits_for == "confirm" else fact.waits_for or "an answer"
     return f"has waited {age(age_s)} for {what} from {peer}"
