@@ -73,12 +73,11 @@ def collect(process: ProcessFact) -> tuple[SettingFact, ...]:
         target = open_target(process.pid)
         if target is None or target.modules.module(celery_apps.STATE) is None:
             return ()
-        first = read(target, process)
         for _ in range(2):
-            again = read(target, process)
-            if first == again:
-                return first
-            first = again
+            first, found = read(target), read(target, process)
+            values = {fact.name: (fact.value, fact.known) for fact in found}
+            if all(values.get(fact.name) == (fact.value, fact.known) for fact in first):
+                return found
     return ()
 
 
