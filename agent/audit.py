@@ -11,7 +11,7 @@ from stucktrace.diagnosis import traps, traps_connections
 from stucktrace.errors import CannotInspect, NoSuchProcess, StucktraceError
 from stucktrace.facts import MASTERS, WORKERS, Missing, ProcessFact, SettingFact, SocketFact
 from stucktrace.facts.audited import Audited, Connection
-from stucktrace.facts.settings import Check, alike
+from stucktrace.facts.settings import MEMORY, Check, alike
 from stucktrace.run import Options, Run
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ def _family(run: Run, pid: int) -> tuple[ProcessFact, ...]:
 def _sockets(
     run: Run, family: Collection[ProcessFact]
 ) -> tuple[Mapping[int, tuple[SocketFact, ...]], Mapping[int, frozenset[int]]]:
-    """(pid -> its TCP sockets with their options, pid -> the fds that its epoll sets watch)."""
-    from stucktrace.collectors import epoll, openfiles, sockets
+    """(pid -> its TCP sockets with their options, pid -> the inodes that its family's event loop watches)."""
+    from stucktrace.collectors import openfiles, sockets
 
     files: dict[int, OpenFiles] = {}
     for process in family:
@@ -97,20 +97,34 @@ def _sockets(
     for missing in found.missing if found is not None else ():
         run.miss(missing, None)
     tcp = {pid: tuple(each for each in of if each.protocol == "tcp") for pid, of in (found or {}).items()}
-    polled = {}
-    for process in family:
-        if process.pid in files:
-            sets = run.collect("epoll", (), partial(epoll.collect, process, files[process.pid]), process.pid)
-            polled[process.pid] = frozenset(watch.fd for each in sets for watch in each.watches if watch.present)
-    return tcp, polled
+    return tcp, {process.pid: _polled(run, process, files) for process in family}
+
+
+def _polled(run: Run, process: ProcessFact, files: dict[int, OpenFiles]) -> frozenset[int]:
+    """The inodes that the epoll sets of a process watch, or those of a Celery child's main process."""
+    from stucktrace.collectors import epoll, openfiles
+    from stucktrace.collectors.process import read_process
+
+    if process.worker.kind == "celery-child":
+        above = run.collect("main process", None, partial(read_process, process.ppid), process.pid)
+        if above is None or above.worker.kind != "celery-main":
+            return frozenset()
+        process = above
+    if process.pid not in files:
+        table = run.collect("files", None, partial(openfiles.read_fds, process.pid), process.pid)
+        if table is None:
+            return frozenset()
+        files[process.pid] = table
+    sets = run.collect("epoll", (), partial(epoll.collect, process, files[process.pid]), process.pid)
+    return frozenset(watch.inode for each in sets for watch in each.watches if watch.present)
 
 
 def _member(run: Run, process: ProcessFact, sockets: tuple[SocketFact, ...], polled: frozenset[int]) -> Audited:
     """All that concerns one process."""
-    member = Audited(process, sockets, polled_fds=polled)
+    member = Audited(process, sockets, polled=polled)
     if not process.is_python:
         return member
-    from stucktrace.collectors import amqp_objects, c_clients, python_sockets
+    from stucktrace.collectors import amqp_objects, c_clients, procfs, python_sockets
 
     pid = process.pid
     clients = run.collect("C clients", (), partial(c_clients.collect, pid, process.libraries), pid)
@@ -131,6 +145,8 @@ def _member(run: Run, process: ProcessFact, sockets: tuple[SocketFact, ...], pol
             member, own_timeouts=timeouts.seconds, python_fds=timeouts.objects if timeouts.complete else None
         )
     kind = process.worker.kind
+    if kind in WORKERS:
+        member = replace(member, siblings=frozenset(procfs.children(process.ppid)) - {pid})
     if kind.startswith("gunicorn-"):
         member = run.collect("gunicorn's settings", member, partial(_gunicorn, member), pid)
     return run.collect("Celery's settings", member, partial(_celery, member), pid)
@@ -178,6 +194,9 @@ def _explained(in_force: Collection[SettingFact], given: Collection[SettingFact]
             merged.append(fact)
         elif alike(fact.value, word.value):
             merged.append(replace(fact, source=word.source, others=(*word.others, *fact.others)))
+        elif fact.source != MEMORY:
+            # A setting that the command line overrides, of a worker whose own object was not found.
+            merged.append(replace(word, others=((fact.source, fact.value), *fact.others)))
         else:
             merged.append(replace(fact, others=((word.source, word.value), *fact.others)))
     return (*merged, *words.values())

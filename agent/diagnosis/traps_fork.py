@@ -16,6 +16,7 @@ from stucktrace.facts import MASTERS, WORKERS, SocketFact
 from stucktrace.facts.audited import Audited
 from stucktrace.facts.settings import ERROR, OK, WARN, Check
 
+_CELERY = ("celery-main", "celery-child")
 _FIX = {
     "gunicorn": "open it after the fork: in post_fork(), or at the first request; without --preload each worker has "
     "its own. SQLAlchemy: engine.dispose(close=False) in post_fork()",
@@ -46,9 +47,7 @@ def _shared(family: Sequence[Audited], held: Sequence[tuple[Audited, SocketFact]
     first = held[0][1]
     if first.state in ("LISTEN", "CLOSE", "TIME_WAIT", "") or first.direction == "in":
         return None
-    if any(
-        member.process.worker.kind == "celery-main" and set(socket.fds) & member.polled_fds for member, socket in held
-    ):
+    if any(member.process.worker.kind in _CELERY and first.inode in member.polled for member, _ in held):
         return None
     known = {member.process.pid for member in family}
     holders = {member.process.pid for member, _ in held} | {
@@ -59,11 +58,13 @@ def _shared(family: Sequence[Audited], held: Sequence[tuple[Audited, SocketFact]
         for member in family
         if member.process.pid in holders and member.process.worker.kind in WORKERS
     )
-    alone = len(family) == 1 and family[0].process.worker.kind in WORKERS and bool(first.shared_with)
+    only = family[0].process
+    siblings = sorted(set(first.shared_with) & family[0].siblings)
+    alone = len(family) == 1 and only.worker.kind in WORKERS and bool(siblings)
     if len(workers) < 2 and not alone:
         return None
     masters = [pid for pid in holders - set(workers) if any(_is_master(member, pid) for member in family)]
-    others = sorted(set(first.shared_with)) if alone else [*sorted(masters), *workers]
+    others = siblings if alone else [*sorted(masters), *workers]
     using = sorted({pid for _, socket in held for pid in socket.used_by} & {*workers, *others})
     program = family[0].process.worker.kind.partition("-")[0]
     together = f"{workers[0]} and {listing(map(str, others))}" if alone else listing(map(str, others))

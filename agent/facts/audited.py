@@ -33,8 +33,10 @@ class Audited:
     """fd -> the timeout that the program set on its Python socket; None: none, so calls on it block."""
     python_fds: frozenset[int] | None = None
     """Sockets that have a Python object; any other one is a C library's. None: not known."""
-    polled_fds: frozenset[int] = frozenset()
-    """Sockets that one of its epoll sets watches."""
+    polled: frozenset[int] = frozenset()
+    """Inodes that its event loop watches (epoll); of a Celery child those of its main process."""
+    siblings: frozenset[int] = frozenset()
+    """Of a worker: what else its master started."""
     settings: tuple[SettingFact, ...] = ()
     config_file: ConfigFile = field(default_factory=ConfigFile)
     config_age_s: float | None = None

@@ -148,17 +148,23 @@ def test_a_connection_from_before_the_fork():
 
     assert problems(*holding(master, one, two)) == {"inherited-connection": WARN}
     assert problems(master, *holding(one, two, using=(100, 101))) == {"inherited-connection": ERROR}
-    assert problems(*holding(one, shared_with=(101,))) == {"inherited-connection": WARN}
+    assert problems(*holding(replace(one, siblings=frozenset({101})), shared_with=(101,))) == {
+        "inherited-connection": WARN
+    }
+    assert problems(*holding(one, shared_with=(1, 102))) == {}, "its master alone has it too, and a child of its own"
     assert problems(*holding(master, one), two) == {}
     assert problems(*holding(master, one, two, direction="in")) == {}
     assert problems(*(replace(each, sockets=(listen(inode=5),)) for each in (master, one, two))) == {}
 
 
 def test_celerys_own_broker_connection_may_be_inherited():
-    main = replace(member("celery-main", 99), sockets=(inherited(),), polled_fds=frozenset({9}))
+    main = replace(member("celery-main", 99), sockets=(inherited(),), polled=frozenset({555}))
     children = [replace(member("celery-child", pid), sockets=(inherited(),)) for pid in (100, 101)]
     assert problems(main, *children) == {}
-    assert problems(replace(main, polled_fds=frozenset()), *children) == {"inherited-connection": WARN}
+    child = replace(children[0], sockets=(inherited(shared_with=(1, 101)),), siblings=frozenset({101}))
+    assert problems(replace(child, polled=frozenset({555}))) == {}
+    assert problems(child) == {"inherited-connection": WARN}
+    assert problems(replace(main, polled=frozenset()), *children) == {"inherited-connection": WARN}
 
 
 def test_c_clients_under_greenlets():
