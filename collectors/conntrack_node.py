@@ -74,6 +74,8 @@ class _Place:
     settings: ConntrackSettings
     rules: Rules
     from_address: dict[bytes, tuple[Entry, ...]] = field(default_factory=dict)
+    drops_invalid: dict[tuple[bool, bool], bool] = field(default_factory=dict)
+    """(IPv4, of its own processes) -> a rule drops what is INVALID."""
 
     @property
     def hooked(self) -> bool:
@@ -251,8 +253,11 @@ def _said(place: _Place, flow: Tuple, entry: Entry | None, found: SocketFact, *,
     # that is being closed is let go long before its socket.
     if found.state != "ESTABLISHED" or not (alike or (own and not place.rules.exempts)):
         return replace(said, state=UNKNOWN)
-    drops = netns.enter(place.named.path, partial(nft_rules.drops_invalid, len(flow.source) == 4, own=own))
-    return replace(said, state=ABSENT, alike=alike, drops_invalid=drops)
+    of = len(flow.source) == 4, own
+    if of not in place.drops_invalid:
+        look = partial(nft_rules.drops_invalid, of[0], own=own)
+        place.drops_invalid[of] = netns.enter(place.named.path, look)
+    return replace(said, state=ABSENT, alike=alike, drops_invalid=place.drops_invalid[of])
 
 
 def _ends(one: Tuple) -> tuple[str, str]:

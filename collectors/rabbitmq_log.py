@@ -33,6 +33,8 @@ HEARTBEATS = re.compile(
 ALARM = re.compile(
     r"(?P<resource>\w+(?: descriptors?)?) (?:resource )?limit alarm (?P<what>set|cleared)(?: on node (?P<node>\S+))?"
 )
+WORDS = "AMQP connection", "AMQP 1.0 connection", "limit alarm", "in the last second"
+"""One of them stands in every message that is read here."""
 DROPPED = re.compile(r"dropped (?P<number>\d+) (?:messages|events) in the last second")
 LONGEST_LINE_BYTES = 1 << 20
 LONGEST_REASON = 300
@@ -56,22 +58,16 @@ class Parser:
     """Lines of one or several files of one broker, in any order of the files."""
 
     def __init__(self, offset_s: float, wanted: Wanted) -> None:
-        self._reader = Reader(offset_s)
+        self._reader = Reader(offset_s, WORDS)
         self._wanted = wanted
         self._events: dict[tuple[float, str, str], BrokerEvent] = {}
         self._open: dict[str, float] = {}
         self._alarms: list[tuple[float, str, str, str]] = []
         self._counts: Counter[str] = Counter()
-        self._first: float | None = None
-        self._last: float | None = None
-        self._zone_assumed = False
         self._dropped = 0
 
     def feed(self, lines: Iterable[str]) -> None:
         for record in self._reader.read(lines):
-            self._first = record.time if self._first is None else min(self._first, record.time)
-            self._last = record.time if self._last is None else max(self._last, record.time)
-            self._zone_assumed |= not record.zoned
             self._take(record)
 
     def log(self) -> BrokerLog:
@@ -84,9 +80,9 @@ class Parser:
             self._reader.lines,
             self._reader.unreadable,
             self._dropped,
-            self._first,
-            self._last,
-            self._zone_assumed,
+            self._reader.first,
+            self._reader.last,
+            self._reader.zone_assumed,
         )
 
     def _take(self, record: Record) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 HEAD = re.compile(
     r"(?:(?P<day>\d{4}-\d\d-\d\d)[ T](?P<clock>\d\d:\d\d:\d\d)(?P<part>[.,]\d+)?(?P<zone> ?Z| ?[+-]\d\d:?\d\d)?"
     r"|(?P<epoch>\b\d{10}(?:\d{6})?)) "
-    r"\[(?P<level>[A-Za-z]{3,9})\] (?:(?P<process><\d+\.\d+\.\d+>) ?)?(?P<text>.*)"
+    r"\[(?P<level>[A-Za-z]{3,9})\] (?:(?P<process><\d+\.\d+\.\d+>) ?)?"
 )
 OLD_HEAD = re.compile(
     r"=(?P<level>[A-Z]+) REPORT==== (?P<day>\d{1,2})-(?P<month>[A-Z][a-z]{2})-(?P<year>\d{4})::(?P<clock>[\d:]{8})"
@@ -46,8 +46,6 @@ SEARCHED = 400
 @dataclass(frozen=True)
 class Record:
     time: float
-    zoned: bool
-    """The log itself tells the time zone."""
     level: str
     process: str
     text: str
@@ -65,74 +63,114 @@ class _Open:
 
 
 class Reader:
-    """Lines in, records out. `offset_s`: what local time is ahead of UTC, for times without a zone."""
+    """Lines in; out come the records that hold one of `words`, as most of a large log is about something else.
 
-    def __init__(self, offset_s: float) -> None:
+    `offset_s`: what local time is ahead of UTC, for times without a zone.
+    """
+
+    def __init__(self, offset_s: float, words: tuple[str, ...]) -> None:
         self._offset_s = offset_s
+        self._words = words
         self._open: _Open | None = None
+        self._bare = False
+        """Further lines of the last record have no head of their own, and there may be some."""
+        self._passed: re.Match[str] | None = None
+        """The head of the last record that was passed over."""
         self.lines = self.unreadable = 0
+        self.first: float | None = None
+        self.last: float | None = None
+        """The times of all records, by the order of the file."""
+        self.zone_assumed = False
 
     def read(self, lines: Iterable[str]) -> Iterator[Record]:
+        """The lines of one file."""
         for line in lines:
             self.lines += 1
-            yield from self._line(COLOUR.sub("", line) if "\x1b" in line else line)
+            if "\x1b" in line:
+                line = COLOUR.sub("", line)
+            head = HEAD.search(line, 0, SEARCHED)
+            if head is not None and not line.endswith(("}\n", "}")):
+                yield from self._headed(head, line)
+            else:
+                yield from self._other(head, line.rstrip("\r\n"))
         yield from self._ended()
+        if self._passed is not None:
+            self._saw(self._passed)
+        self._bare, self._passed = False, None
 
-    def _line(self, line: str) -> Iterator[Record]:
-        line = line.rstrip("\r\n")
-        if line.endswith("}") and (brace := line.find("{")) >= 0 and brace < SEARCHED:
+    def _headed(self, head: re.Match[str], line: str) -> Iterator[Record]:
+        text = line[head.end() :].rstrip("\r\n")
+        # Before 3.9 further lines of a message are bare.
+        key = head[0] if head["zone"] or head["epoch"] else ""
+        if key and self._open is not None and self._open.key == key and len(self._open.lines) < MOST_LINES:
+            self._open.lines.append(text[:LONGEST_TEXT])
+            return
+        if self._open is not None:
+            yield from self._ended()
+        self._bare = not key
+        if self.first is not None and not any(word in text for word in self._words):
+            self._passed = head
+            return
+        time = self._saw(head)
+        if time is None:
+            self.unreadable += 1
+        else:
+            record = Record(time, head["level"].lower(), head["process"] or "", "")
+            self._open = _Open(record, key, [text[:LONGEST_TEXT]])
+
+    def _saw(self, head: re.Match[str]) -> float | None:
+        """The time in a record's head."""
+        if head["epoch"]:
+            return self._at(int(head["epoch"]) / (1 if len(head["epoch"]) == 10 else 1_000_000), "Z")
+        return self._at(_moment(head["day"], head["clock"], head["part"]), head["zone"])
+
+    def _at(self, time: float | None, zone: str | None) -> float | None:
+        """In UTC. None: there is no such time."""
+        if time is None or not 0 <= time < LAST:
+            return None
+        self.zone_assumed |= zone is None
+        time -= self._offset_s if zone is None else _ahead_s(zone)
+        self.first = time if self.first is None else min(self.first, time)
+        self.last = time if self.last is None else max(self.last, time)
+        return time
+
+    def _other(self, head: re.Match[str] | None, line: str) -> Iterator[Record]:
+        """What may be JSON, an old head, or a further line."""
+        if line.endswith("}") and 0 <= (brace := line.find("{")) < SEARCHED:
             found = self._json(line[brace:])
             if isinstance(found, str):
-                yield from self._line(found)
+                wrapped = HEAD.search(found, 0, SEARCHED)
+                if wrapped is not None:
+                    yield from self._headed(wrapped, found)
+                else:
+                    self._further(found.rstrip("\r\n"))
                 return
             if found is not None:
                 yield from self._ended()
+                self._bare = False
                 yield found
                 return
-        head = HEAD.search(line, 0, len(line)) if len(line) < SEARCHED else HEAD.search(line[:LONGEST_TEXT])
-        if head is not None and head.start() < SEARCHED:
-            yield from self._headed(head)
+        if head is not None:
+            yield from self._headed(head, line)
             return
         old = OLD_HEAD.search(line[-SEARCHED:]) if line.endswith("===") else None
-        if old is not None:
-            yield from self._ended()
-            day = f"{old['year']}-{MONTHS.get(old['month'], 0):02}-{int(old['day']):02}"
-            opened = _Open(Record(0.0, False, old["level"].lower(), "", ""), "", [])
-            self._begin(_moment(day, old["clock"], old["part"]), "Z" if old["zone"] else None, opened)
-            return
-        if (
-            self._open is not None
-            and not self._open.key
-            and len(self._open.lines) < MOST_LINES
-            and "\ufffd" not in line
-        ):
-            self._open.lines.append(line[:LONGEST_TEXT])
-        elif line.strip():
-            self.unreadable += 1
-
-    def _headed(self, head: re.Match[str]) -> Iterator[Record]:
-        zone, process, text = head["zone"], head["process"] or "", head["text"][:LONGEST_TEXT]
-        # Before 3.9 further lines of a message are bare.
-        key = head[0][: head.start("text") - head.start()] if zone or head["epoch"] else ""
-        if key and self._open is not None and self._open.key == key and len(self._open.lines) < MOST_LINES:
-            self._open.lines.append(text)
+        if old is None:
+            self._further(line)
             return
         yield from self._ended()
-        if head["epoch"]:
-            time: float | None = int(head["epoch"]) / (1 if len(head["epoch"]) == 10 else 1_000_000)
-            zone = "Z"
-        else:
-            time = _moment(head["day"], head["clock"], head["part"])
-        self._begin(time, zone, _Open(Record(0.0, True, head["level"].lower(), process, ""), key, [text]))
-
-    def _begin(self, time: float | None, zone: str | None, opened: _Open) -> None:
-        """`opened`: what is known of it beside its time."""
+        day = f"{old['year']}-{MONTHS.get(old['month'], 0):02}-{int(old['day']):02}"
+        time = self._at(_moment(day, old["clock"], old["part"]), "Z" if old["zone"] else None)
+        self._bare = time is not None
         if time is None:
             self.unreadable += 1
-            return
-        ahead_s = self._offset_s if zone is None else _ahead_s(zone)
-        opened.record = replace(opened.record, time=time - ahead_s, zoned=zone is not None)
-        self._open = opened
+        else:
+            self._open = _Open(Record(time, old["level"].lower(), "", ""), "", [])
+
+    def _further(self, line: str) -> None:
+        if not self._bare or "\ufffd" in line:
+            self.unreadable += bool(line.strip())
+        elif self._open is not None and len(self._open.lines) < MOST_LINES:
+            self._open.lines.append(line[:LONGEST_TEXT])
 
     def _ended(self) -> Iterator[Record]:
         opened, self._open = self._open, None
@@ -155,16 +193,15 @@ class Reader:
             return None
         zone: str | None = "Z"
         if isinstance(when, int | float) and not isinstance(when, bool):
-            time: float | None = when / 1_000_000 if when > 1e12 else float(when)
+            moment: float | None = when / 1_000_000 if when > 1e12 else float(when)
         else:
             stamp = STAMP.fullmatch(str(when))
-            time = _moment(stamp["day"], stamp["clock"], stamp["part"]) if stamp is not None else None
+            moment = _moment(stamp["day"], stamp["clock"], stamp["part"]) if stamp is not None else None
             zone = stamp["zone"] if stamp is not None else None
-        if time is None or not 0 <= time < LAST:
+        time = self._at(moment, zone)
+        if time is None:
             return None
-        ahead_s = self._offset_s if zone is None else _ahead_s(zone)
-        level, process = str(found.get("level", "")), str(found.get("pid", ""))
-        return Record(time - ahead_s, zone is not None, level, process, message[:LONGEST_TEXT])
+        return Record(time, str(found.get("level", "")), str(found.get("pid", "")), message[:LONGEST_TEXT])
 
 
 def moment_of(line: str, offset_s: float) -> tuple[float | None, bool]:

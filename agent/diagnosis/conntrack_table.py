@@ -116,19 +116,20 @@ def next_packet(entry: FlowEntry, table: NamespaceTable) -> str:
             )
         return "its next packet makes a new entry (nf_conntrack_tcp_loose=1), and it goes on"
     if entry.drops_invalid:
-        return "its next packet is INVALID, and a rule there drops it: both ends will wait for nothing"
+        return "its next packet is INVALID, and a rule there drops it: the connection is dead, and neither end knows"
     return "its next packet is INVALID: lost if a rule drops such packets, and never translated"
 
 
 def outlive(flow: Flow, table: NamespaceTable) -> str:
     """How the next one keeps its entry."""
-    timeout_s = table.settings.established_s
+    timeout_s, silent_s, keepalive = table.settings.established_s, silence_s(flow), flow.socket.keepalive
     if timeout_s is None:
         return "keep it alive with keepalives or heartbeats"
-    keepalive = flow.socket.keepalive
-    if keepalive is not None and keepalive.on and keepalive.idle_s is not None and keepalive.idle_s < timeout_s:
+    beats = keepalive is not None and keepalive.on and keepalive.idle_s is not None and keepalive.idle_s < timeout_s
+    if beats or (silent_s is not None and silent_s < timeout_s):
         return (
-            "its keepalive is quicker than the table's timeout: look for what flushes it (conntrack -F or -D, a reload)"
+            f"its silence was shorter than the table's timeout ({age(timeout_s)}), so look for what flushes entries: "
+            "conntrack -F or -D, a reload of the firewall or of kube-proxy"
         )
     return f"let it send a keepalive or a heartbeat well within {age(timeout_s)}, the timeout of that table"
 

@@ -12,7 +12,7 @@ Json = dict[str, Any]
 _COLOURS = {"ok": "32", "warn": "33", "error": "31;1"}
 _WORDS = {"ok": "ok", "warn": "warning", "error": "error"}
 KNOWN_TIMEOUTS = {432_000: "the kernel's default", 86_400: "as kube-proxy sets it"}
-CONNECTIONS_SHOWN = 40
+CONNECTIONS_SHOWN, QUIET_SHOWN = 40, 8
 LABEL = 14
 """Columns of a label."""
 
@@ -23,8 +23,14 @@ def render(answer: Json, *, colour: bool = False, width: int = 100) -> str:
     _headline(page, answer)
     for check in answer["checks"]:
         _check(page, check)
+    quiet = [table for table in answer["namespaces"] if _is_quiet(table)]
     for table in answer["namespaces"]:
-        _table(page, table)
+        if table not in quiet:
+            _table(page, table)
+    if quiet:
+        page.heading("Nothing is tracked in")
+        page.items(clean(table["name"], 200) for table in quiet[:QUIET_SHOWN])
+        page.items([f"and {len(quiet) - QUIET_SHOWN} more"] * (len(quiet) > QUIET_SHOWN))
     _connections(page, answer)
     if answer["missing"]:
         page.heading("What could not be seen")
@@ -69,13 +75,15 @@ def _check(page: Page, check: Json) -> None:
         page.text(f"fix: {check['fix']}", "  ", "       ")
 
 
+def _is_quiet(table: Json) -> bool:
+    return not table["hooked"] and not table["count"] and not any(one["total"] for one in table["counters"].values())
+
+
 def _table(page: Page, table: Json) -> None:
     page.heading(clean(table["name"][0].upper() + table["name"][1:], 200))
     maximum = table["maximum"]
     room = f"{table['count']} of {maximum} entries ({table['fill']:.1%})" if maximum else f"{table['count']} entries"
-    _line(page, "table", room if table["hooked"] else f"{room}: nothing is tracked here")
-    if not table["hooked"] and not any(one["total"] for one in table["counters"].values()):
-        return
+    _line(page, "table", room if table["hooked"] else f"{room}: nothing is tracked here any more")
     names = {"drop": "dropped", "early_drop": "early drops", "insert_failed": "insert failures"}
     names |= {"search_restart": "search restarts", "invalid": "invalid", "chain_too_long": "chains too long"}
     counters = table["counters"]
@@ -93,10 +101,14 @@ def _table(page: Page, table: Json) -> None:
     if tcp["max_retrans_s"] is not None:
         parts.append(f"{age(tcp['max_retrans_s'])} after {tcp['max_retrans']} retransmissions")
     _line(page, "TCP timeouts", ", ".join(parts))
-    loose = "makes an entry (loose 1)" if tcp["loose"] else "is INVALID (loose 0)"
-    strict = "" if tcp["be_liberal"] else "; so is one outside the window" if not tcp["loose"] else ""
-    parts = [f"a packet in mid-stream without one {loose}{strict}"]
-    parts += ["be_liberal 1"] * bool(tcp["be_liberal"]) + ["NAT is set up"] * table["translates"]
+    parts = [
+        f"a packet in mid-stream {'makes one' if tcp['loose'] else 'without one is INVALID'} (loose {tcp['loose']})"
+    ]
+    if tcp["be_liberal"] is not None:
+        parts.append(
+            f"one outside the window {'passes' if tcp['be_liberal'] else 'is INVALID'} (be_liberal {tcp['be_liberal']})"
+        )
+    parts += ["NAT is set up"] * table["translates"]
     parts += ["some traffic may be exempt (notrack)"] * table["exempts"]
     _line(page, "entries", ", ".join(parts))
 

@@ -164,7 +164,7 @@ def test_alarms() -> None:
 
 
 def test_garbage_is_counted_and_passed_over() -> None:
-    log = read("\x00\x01\ufffd not a record", new(ABRUPTLY), "  ##  ##      RabbitMQ 3.10.8", "{}", '{"msg": 1}', "2026-99-99 12:00:00+00:00 [info] <0.1.0> x", new(BEATS, "error"))  # fmt: skip
+    log = read("\x00\x01\ufffd not a record", new(ABRUPTLY), "  ##  ##      RabbitMQ 3.10.8", "{}", '{"msg": 1}', "2026-99-99 12:00:00+00:00 [info] <0.1.0> closing AMQP connection", new(BEATS, "error"))  # fmt: skip
     assert [event.kind for event in log.events] == [ABRUPT, MISSED]
     assert log.unreadable == 5
     assert log.lines == 9
