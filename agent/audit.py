@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from stucktrace.diagnosis import traps, traps_connections
-from stucktrace.errors import CannotInspect, NoSuchProcess, StucktraceError
+from stucktrace.errors import CannotInspect, NoSuchProcess, NotPermitted, StucktraceError
 from stucktrace.facts import MASTERS, WORKERS, Missing, ProcessFact, SettingFact, SocketFact
 from stucktrace.facts.audited import Audited, Connection
 from stucktrace.facts.settings import MEMORY, Check, alike
@@ -79,7 +79,7 @@ def _family(run: Run, pid: int) -> tuple[ProcessFact, ...]:
 
 
 def _sockets(
-    run: Run, family: Collection[ProcessFact]
+    run: Run, family: Sequence[ProcessFact]
 ) -> tuple[Mapping[int, tuple[SocketFact, ...]], Mapping[int, frozenset[int]]]:
     """(pid -> its TCP sockets with their options, pid -> the inodes that its family's event loop watches)."""
     from stucktrace.collectors import openfiles, sockets
@@ -89,6 +89,10 @@ def _sockets(
         table = run.collect("files", None, partial(openfiles.read_fds, process.pid), process.pid)
         if table is not None:
             files[process.pid] = table
+    own = family[0].pid
+    if own not in files:
+        unseen = run.missing[own][-1]
+        raise NotPermitted(unseen.because, unseen.remedy)
     asked = {
         pid: sorted(fd for fds in table.sockets().values() for fd in fds)[:MOST_SOCKETS] for pid, table in files.items()
     }

@@ -9,8 +9,10 @@ rules). A socket that an event loop polls is not judged against the worker's tim
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from stucktrace.diagnosis import tcp_timers
+from stucktrace.diagnosis.clients import CLIENTS, OTHER, Client
 from stucktrace.diagnosis.words import age
 from stucktrace.facts import AmqpFact, SocketFact
 from stucktrace.facts.audited import Audited, Connection
@@ -20,7 +22,6 @@ SLOW_S = 3600.0
 """Keepalive that takes longer is the kernel's default (2 h 11 min), which nobody chose."""
 MISSED_HEARTBEATS = 2
 """A peer is given up when two intervals passed in silence (AMQP 0-9-1, section 4.2.7)."""
-_KEEPALIVE = "SO_KEEPALIVE=1 with TCP_KEEPIDLE + TCP_KEEPINTVL * TCP_KEEPCNT"
 
 
 def connections(member: Audited) -> Iterator[Connection]:
@@ -73,7 +74,7 @@ def _connection(member: Audited, socket: SocketFact) -> Connection:
         budget_s=budget_s(member) if socket.direction == "out" else None,
         check=Check("detection", OK, ""),
     )
-    return _judged(connection)
+    return _judged(member, connection, amqp)
 
 
 def _confirms(amqp: AmqpFact | None) -> bool | None:
@@ -89,77 +90,68 @@ def _waits(member: Audited, fd: int) -> str:
     return "event loop" if fd in member.python_fds else "C library"
 
 
-def _judged(connection: Connection) -> Connection:
-    from dataclasses import replace
-
+def _judged(member: Audited, connection: Connection, amqp: AmqpFact | None) -> Connection:
     if connection.direction != "out" or connection.state != "ESTABLISHED" or loopback(connection.remote):
         return connection
-    found = _problem(connection)
+    found = _problem(connection, client_of(member, connection, amqp))
     return connection if found is None else replace(connection, check=found)
 
 
-def _problem(connection: Connection) -> Check | None:
+def client_of(member: Audited, connection: Connection, amqp: AmqpFact | None) -> Client:
+    """The library whose settings decide: by its object, by the broker's address, by who opened the socket."""
+    kombu = "kombu" if "kombu" in member.process.packages else "amqp"
+    if amqp is not None:
+        return CLIENTS.get({"py-amqp": kombu, "pika": "pika", "amqpstorm": "amqp"}.get(amqp.client, ""), OTHER)
+    scheme, _, place = str(member.value("broker_url") or "").partition("://")
+    if place and place.rpartition(":")[2] == connection.remote.rpartition(":")[2]:
+        return CLIENTS["kombu-redis" if scheme.startswith(("redis", "valkey", "sentinel")) else "kombu"]
+    libraries = member.process.hooked_c_clients if connection.waits == "C library" else ()
+    for library, client in (("libpq", "postgresql"), ("libmysqlclient", "mysql"), ("libmariadb", "mysql")):
+        if library in libraries:
+            return CLIENTS[client]
+    return OTHER
+
+
+def _problem(connection: Connection, client: Client) -> Check | None:
+    """What is wrong with how a connection to elsewhere is guarded; None for nothing, or where that is not known."""
     if connection.keepalive is None:
         return None
-    remote, budget = connection.remote, connection.budget_s
-    if connection.own_timeout_s is not None:
-        if budget is None or connection.own_timeout_s <= budget:
-            return None
-        return Check(
-            "detection-too-slow",
-            WARN,
-            f"{remote}: its socket timeout is {age(connection.own_timeout_s)}, and the worker's timeout {age(budget)}",
-            fix=f"set the client's timeout below {age(budget)}, so that the request fails instead of the worker",
-        )
-    heartbeat_s = connection.heartbeat_s
-    idle = [connection.idle_window_s, heartbeat_s * MISSED_HEARTBEATS if heartbeat_s else None]
-    idle_s = min((window for window in idle if window is not None), default=None)
+    budget, own_s = connection.budget_s, connection.own_timeout_s
+    if own_s is not None:
+        slow = budget is not None and own_s > budget
+        return _too_slow(connection, f"its socket timeout is {age(own_s)}", [client.timeout]) if slow else None
+    beats_s = connection.heartbeat_s * MISSED_HEARTBEATS if connection.heartbeat_s else None
+    idle_s = min((each for each in (connection.idle_window_s, beats_s) if each is not None), default=None)
     if idle_s is None:
-        return _unguarded(connection)
+        return _unguarded(connection, client)
     if connection.waits == "event loop":
         return None
     in_flight_s = connection.in_flight_window_s
-    if budget is not None:
-        slow = [
-            f"{age(window)} {when}"
-            for window, when in ((idle_s, "while idle"), (in_flight_s, "with data in flight"))
-            if window is not None and window > budget
-        ]
-        if slow:
-            return Check(
-                "detection-too-slow",
-                WARN,
-                f"{remote}: a dead peer is noticed after {' and '.join(slow)}; the worker's timeout is {age(budget)}",
-                fix=_faster(budget, idle=idle_s > budget, in_flight=in_flight_s is not None and in_flight_s > budget),
-            )
-    elif idle_s >= SLOW_S:
-        return Check(
-            "detection-too-slow",
-            WARN,
-            f"{remote}: keepalive notices a dead peer only after {age(idle_s)}",
-            fix=f"{_KEEPALIVE} of a minute or two, in the client's socket options",
-        )
-    return None
+    late, fixes = [], []
+    if idle_s > (SLOW_S if budget is None else budget):
+        late.append(f"{age(idle_s)} while idle")
+        fixes.append(client.keepalive)
+    if budget is not None and in_flight_s is not None and in_flight_s > budget:
+        late.append(f"{age(in_flight_s)} with data in flight")
+        fixes.append(client.user_timeout)
+    return _too_slow(connection, f"a dead peer is noticed after {' and '.join(late)}", fixes) if late else None
 
 
-def _faster(budget_s: float, *, idle: bool, in_flight: bool) -> str:
-    wanted = []
-    if idle:
-        wanted.append(f"{_KEEPALIVE} below {age(budget_s)}")
-    if in_flight:
-        wanted.append(f"TCP_USER_TIMEOUT below {age(budget_s)}")
-    return " and ".join(wanted) + ", in the client's socket options; or a timeout of the client's own"
+def _too_slow(connection: Connection, what: str, fixes: Sequence[str]) -> Check:
+    budget = connection.budget_s
+    against = f"; the worker's timeout is {age(budget)}" if budget is not None else ""
+    limit = f", with values that stay below {age(budget)}" if budget is not None else ""
+    return Check("detection-too-slow", WARN, f"{connection.remote}: {what}{against}", fix=" and ".join(fixes) + limit)
 
 
-def _unguarded(connection: Connection) -> Check | None:
+def _unguarded(connection: Connection, client: Client) -> Check | None:
     remote = connection.remote
     if connection.heartbeat_s == 0:
         return Check(
             "no-heartbeat",
             WARN,
             f"{remote}: AMQP without a heartbeat, and SO_KEEPALIVE is 0: a broker that is gone is not noticed",
-            fix="a heartbeat of 30 s (Celery's publishers: broker_transport_options={'heartbeat': 30}), and "
-            f"{_KEEPALIVE} of a minute or two",
+            fix=f"{client.timeout}; and {client.keepalive}",
         )
     if connection.waits == "event loop":
         return None
@@ -168,7 +160,7 @@ def _unguarded(connection: Connection) -> Check | None:
         WARN,
         f"{remote}: nothing notices a dead peer while idle: SO_KEEPALIVE is 0"
         + (", and its socket has no timeout" if connection.waits == "blocks" else ""),
-        fix=f"{_KEEPALIVE} of a minute or two, in the client's socket options; or a timeout of the client's own",
+        fix=f"{client.keepalive}; or {client.timeout}",
     )
 
 

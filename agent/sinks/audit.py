@@ -201,7 +201,9 @@ def _worth_a_line(setting: SettingFact) -> bool:
 
 
 def _value(setting: SettingFact) -> str:
-    return str(setting.value) if setting.known else "(computed, not read)"
+    if setting.known:
+        return str(setting.value)
+    return "(computed, not read)" if "." in setting.source else "(not known)"
 
 
 def _source(setting: SettingFact, pids: Sequence[int], everybody: set[int]) -> str:

@@ -169,5 +169,8 @@ def test_what_is_not_python_and_what_is_not_there(peer):
         answer = audit(target.pid)
         assert [each["remote"] for each in answer["connections"]] == [address]
         assert problems(answer) == {"no-timeout": "warn"}
+        nobody = ("setpriv", "--reuid", "65534", "--clear-groups")
+        refused = command.run("audit", target.pid, prefix=nobody)
+        assert (refused.status, refused.stdout, refused.stderr.count("\n")) == (3, "", 1), refused
     gone = command.run("audit", target.pid)
     assert (gone.status, gone.stderr.count("\n")) == (3, 1)

@@ -191,3 +191,17 @@ def test_c_clients_under_greenlets():
 )
 def test_one_setting_in_two_spellings(one, other, same):
     assert alike(one, other) is same
+
+
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [
+        ({"amqp": (AmqpFact("10.0.0.1:40007", "", "memory", client="pika", heartbeat_s=0.0),)}, "pika."),
+        ({"amqp": (AmqpFact("10.0.0.1:40007", "", "memory", client="py-amqp", heartbeat_s=0.0),)}, "amqp.Connection"),
+        ({"settings": (SettingFact("celery", "broker_url", "redis://broker:5672", "x"),)}, "broker_transport_options"),
+        ({"own_timeouts": {7: None}}, "TCP_KEEPIDLE 30"),
+    ],
+)
+def test_the_fix_names_the_clients_own_settings(more, word):
+    (found,) = traps_connections.connections(replace(member("celery-main"), sockets=(tcp(7),), **more))
+    assert word in found.check.fix
