@@ -82,8 +82,10 @@ def waited_s(wait: Wait, fact: AmqpFact, socket: SocketFact | None) -> float | N
 
     The call's own age begins anew with each heartbeat that comes in.
     """
+    if fact.waiting_s is not None:
+        return fact.waiting_s
     sent_s = socket.last_send_s if socket is not None and not socket.unacked else None
-    return max((value for value in (wait.age_s, fact.waiting_s, sent_s) if value is not None), default=None)
+    return max((value for value in (wait.age_s, sent_s) if value is not None), default=None)
 
 
 def owed(wait: Wait, fact: AmqpFact) -> bool:
