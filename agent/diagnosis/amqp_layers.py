@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stucktrace.diagnosis import broker, network, tcp_timers
+from stucktrace.diagnosis import broker, network, network_probe, tcp_timers
 from stucktrace.diagnosis.model import STUCK, Finding
 from stucktrace.diagnosis.waits import Wait, waits
 from stucktrace.diagnosis.words import age, count, size
@@ -106,6 +106,10 @@ def _socket(socket: SocketFact | None) -> Iterator[str]:
         yield "everything that was sent is acknowledged" if not socket.unacked else "the last data is on its way"
     if socket.last_send_s is not None and socket.last_receive_s is not None:
         yield f"data last went out {age(socket.last_send_s)} ago, and came in {age(socket.last_receive_s)} ago"
+    if socket.probe is not None:
+        yield network_probe.words(socket.probe, socket.remote)
+    elif socket.protocol == "tcp":
+        yield "the peer's TCP was not asked whether it still has it: --probe"
     if socket.receive_bytes:
         yield f"{size(socket.receive_bytes)} that came in are not read by the program"
 
