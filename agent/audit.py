@@ -139,7 +139,7 @@ def _member(run: Run, process: ProcessFact, sockets: tuple[SocketFact, ...], pol
         for each in sockets
         if each.direction == "out" and each.state == "ESTABLISHED"
         for fd in each.fds
-        if clients or not traps_connections.loopback(each.remote)
+        if clients or not traps_connections.stays_here(each.local, each.remote)
     }
     if outside:
         timeouts = run.collect(

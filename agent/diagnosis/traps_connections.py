@@ -91,7 +91,11 @@ def _waits(member: Audited, fd: int) -> str:
 
 
 def _judged(member: Audited, connection: Connection, amqp: AmqpFact | None) -> Connection:
-    if connection.direction != "out" or connection.state != "ESTABLISHED" or loopback(connection.remote):
+    if (
+        connection.direction != "out"
+        or connection.state != "ESTABLISHED"
+        or stays_here(connection.local, connection.remote)
+    ):
         return connection
     found = _problem(connection, client_of(member, connection, amqp))
     return connection if found is None else replace(connection, check=found)
@@ -164,5 +168,6 @@ def _unguarded(connection: Connection, client: Client) -> Check | None:
     )
 
 
-def loopback(address: str) -> bool:
-    return address.startswith(("127.", "[::1]", "[::ffff:127."))
+def stays_here(local: str, remote: str) -> bool:
+    """The connection never leaves this network namespace: over loopback, or to an address of its own."""
+    return remote.startswith(("127.", "[::1]", "[::ffff:127.")) or local.rpartition(":")[0] == remote.rpartition(":")[0]

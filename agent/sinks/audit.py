@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from stucktrace.audit import Audit
-from stucktrace.diagnosis.traps_connections import loopback
+from stucktrace.diagnosis.traps_connections import stays_here
 from stucktrace.diagnosis.words import age, count
 from stucktrace.facts import SettingFact
 from stucktrace.facts.audited import Audited, Connection
@@ -140,7 +140,7 @@ def _s(seconds: float | None) -> str:
 def _window(connection: Connection) -> str:
     if connection.direction == "in" or connection.in_flight_window_s is None:
         return ""
-    if loopback(connection.remote):
+    if stays_here(connection.local, connection.remote):
         return "on this machine: the kernel tells at once when the peer ends"
     idle = [f"{age(connection.idle_window_s)} idle" if connection.idle_window_s is not None else "never while idle"]
     if connection.heartbeat_s:

@@ -75,6 +75,7 @@ def test_a_connection_that_would_hang(connection, more, code):
         (tcp(7, keepalive=None), {}),
         (tcp(7, remote="127.0.0.1:6379"), {}),
         (tcp(7, remote="[::1]:6379"), {}),
+        (tcp(7, remote="10.0.0.1:6379"), {}),
         (tcp(7, direction="in"), {}),
         (tcp(7, state="CLOSE_WAIT"), {}),
         (tcp(7, **GOOD | {"user_timeout_s": 0.0}), {"kind": "celery-main"}),
