@@ -106,7 +106,6 @@ def watch(pid: int, *, for_s: float | None, as_json: bool, pcap: Path | None = N
     decoder.send({"capture": True}, captured.fileno(), *files)
     _follow(state, decoder, [])
     with Show(state, as_json=as_json, title=f"process {pid}") as show:
-        show.begin(pid)
         if probe:
             show.tell(_probe(pid, state))
         watched = _Watch(decoder, ending, sockets, state, captured, show)
@@ -206,6 +205,8 @@ def _take_all(decoder: Decoder, state: State, show: Show) -> list[Key]:
             if "stranger" in message:
                 source, destination = message["stranger"]
                 strangers.append((source, destination))
+            elif "ready" in message:
+                show.begin()
             else:
                 show.tell(state.take(message))
     return strangers

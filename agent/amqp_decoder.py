@@ -4,8 +4,9 @@ It is forked before anything else, so that what is slow to import (scapy) is imp
 connections. It parses what strangers sent, so it gives up all capabilities first. Both ends speak lines of JSON.
 
 From the parent: {"capture": ...} with the packet socket (and the --pcap file), or {"file": ...} with a capture file;
-{"follow": [...], "about": [...]}, {"end": true}. To the parent: {"facts": [...], "now": ..., "notices": [...]},
-{"stranger": [source, destination]}, {"foreign": [local, remote]}, {"unwritten": why}, {"failed": why}, {"end": true}.
+{"follow": [...], "about": [...]}, {"end": true}. To the parent: {"ready": true}, {"facts": [...], "now": ...,
+"notices": [...]}, {"stranger": [source, destination]}, {"foreign": [local, remote]}, {"unwritten": why},
+{"failed": why}, {"end": true}.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ def start() -> tuple[int, socket.socket]:
         ours.close()
         _prepare(parent)
         _serve(Channel(theirs))
+    except SystemExit:
+        pass
     except BaseException as error:
         if os.environ.get("STUCKTRACE_DEBUG"):
             import traceback
@@ -96,6 +99,7 @@ def _serve(channel: Channel) -> None:
     # While the parent is busy.
     from stucktrace.amqp_reading import Capture, read_file
 
+    channel.tell({"ready": True})
     order = channel.order()
     if "capture" in order:
         Capture(channel).run()

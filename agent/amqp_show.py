@@ -76,10 +76,11 @@ class Show:
             return True
         return not keys or b"q" in keys.lower()
 
-    def begin(self, pid: int) -> None:
+    def begin(self) -> None:
+        """From now on new connections are noticed, too."""
         if self._screen:
             self._draw()
-        elif not self._json:
+        else:
             rows = self._state.rows()
             remotes = Counter(row.remote for row in rows)
             found = listing(
@@ -88,7 +89,7 @@ class Show:
             others = len(self._state.connections) - len(rows)
             also = f"{count(others, 'other connection')} that may turn out to speak AMQP" if others else ""
             what = " and ".join(word for word in (found, also) if word) or "no outbound connection yet"
-            complain(f"watching process {pid}: {what}", "Ctrl-C ends it")
+            complain(f"watching {self._title}: {what}", "Ctrl-C ends it")
 
     def tell(self, notices: Collection[Notice]) -> None:
         """What the decoder said was taken into the state, and this of it is news."""

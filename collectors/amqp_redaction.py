@@ -21,6 +21,8 @@ from stucktrace.collectors.tcp_streams import Piece, Stream
 MOST_WAITING = 512
 MOST_WAITING_BYTES = 8 << 20
 """Of one direction."""
+REMEMBERED_BYTES = 256 << 10
+"""Of what was given out already: what comes again is the same again."""
 
 _LEAST = {METHOD: 4, HEADER: 14, BODY: 0, HEARTBEAT: 0}
 _IDS = 4
@@ -139,7 +141,7 @@ class _Direction:
         return found
 
     def _redacted(self, waiting: _Waiting) -> bytes:
-        """Its payload; what was given out before, and comes again, is zeroed."""
+        """Its payload; zeros for what is not remembered."""
         begin = waiting.place - self._base
         again = min(max(-begin, 0), waiting.payload_bytes)
         known = bytes(self._clean[max(begin, 0) : max(begin + waiting.payload_bytes, 0)])
@@ -147,7 +149,8 @@ class _Direction:
 
     def _forget(self, decided: int) -> None:
         needed = min([decided, *(waiting.place for waiting in self._waiting if waiting.payload_bytes)])
-        if needed > self._base:
+        needed -= REMEMBERED_BYTES
+        if needed > self._base + REMEMBERED_BYTES:
             del self._clean[: needed - self._base]
             self._base = needed
 

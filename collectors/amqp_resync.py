@@ -13,8 +13,15 @@ from dataclasses import dataclass, field
 
 from stucktrace.collectors.amqp_methods import CLASSES, METHODS, NUMBERS
 
-_ALONE = b"\x08\x00\x00\x00\x00\x00\x00\xce"
-"""A heartbeat."""
+_ANSWERS = {
+    NUMBERS["basic.ack"]: (13, 0),
+    NUMBERS["basic.nack"]: (13, 0),
+    NUMBERS["connection.blocked"]: (5, 4),
+    NUMBERS["connection.unblocked"]: (4, 0),
+    NUMBERS["connection.close"]: (11, 6),
+    NUMBERS["channel.close"]: (11, 6),
+}
+"""Payload bytes without the short string in it, and where the string's length stands; 0: there is none."""
 
 _WITH_CONTENT = frozenset(NUMBERS[f"basic.{name}"] for name in ("publish", "return", "deliver", "get-ok"))
 
@@ -124,7 +131,7 @@ class Hunt:
                 return None
             if not _content_goes_on(chain, data, at, size):
                 return None
-            alone = chain.at_start and chain.begin == place == end - len(_ALONE)
+            alone = chain.at_start and chain.begin == place and stop + 1 == end and _is_alone(data, at, size, place)
             chain.frames += data[at] != 8 or alone
             place = stop + 1
             if place == end:
@@ -142,7 +149,7 @@ class Hunt:
         if not chain.met_ends:
             return False
         if alone:
-            # A segment that is one heartbeat.
+            # A segment that is one frame of those that are sent alone.
             return True
         if chain.at_start and chain.contents:
             last = len(self._kept[-1][1])
@@ -193,6 +200,18 @@ def _is_tls(header: bytearray) -> bool:
     """A record's header (RFC 8446, 5.1): type, version 3.x, length."""
     length = header[3] << 8 | header[4]
     return 20 <= header[0] <= 23 and header[1] == 3 and header[2] <= 4 and 0 < length <= _TLS_RECORD_BYTES
+
+
+def _is_alone(data: bytearray, at: int, size: int, place: int) -> bool:
+    """A heartbeat; and where nothing came before, one of the methods by which a silent broker answers, of exactly its
+    length: what is waited for is often all that comes."""
+    if data[at] == 8:
+        return True
+    length = _ANSWERS.get(int.from_bytes(data[at + 7 : at + 11], "big")) if data[at] == 1 and place == 0 else None
+    if length is None:
+        return False
+    fixed, text_at = length
+    return size == fixed + (data[at + 7 + text_at] if text_at else 0)
 
 
 def _possible(data: bytearray, at: int, size: int) -> bool | None:

@@ -1,7 +1,7 @@
 """Classic BPF programs for a packet socket: which packets of a network namespace the kernel hands over (pure).
 
-Accepts TCP packets of exactly the given flows, both ways, IPv4 and IPv6. Of any other connection only what opens it (the
-segments with SYN) and the frames by which an AMQP 0-9-1 connection begins and ends: so one that is opened later is
+Accepts TCP packets of exactly the given flows, both ways, IPv4 and IPv6. Of any other connection only what opens it
+(segments with SYN) and the frames by which an AMQP 0-9-1 connection begins and ends: so one that is opened later is
 noticed at once. Never frames that carry the credentials of a connection that was not asked for (connection.start-ok,
 secure-ok, update-secret).
 

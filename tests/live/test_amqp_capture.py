@@ -1,0 +1,218 @@
+"""`stucktrace amqp` on real clients of a real RabbitMQ: its counts are the broker's, its times the client's own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stucktrace.collectors import packet_file, packets
+from stucktrace.collectors.amqp_wire import Conversations
+
+from tests.harness import command, kernel, namespaces, targets
+
+pytestmark = pytest.mark.xdist_group("rabbitmq")
+DEADLINE_S = 120
+PUBLISHES = 10_000
+
+
+@dataclass
+class Watched:
+    """What a run of the command said, once it has ended."""
+
+    process: subprocess.Popen[bytes]
+    out: Path
+    err: Path
+    events: list[dict[str, Any]] = field(default_factory=list)
+    summaries: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def errors(self) -> str:
+        return self.err.read_text()
+
+    @property
+    def status(self) -> int:
+        return self.process.returncode
+
+    def summary(self) -> dict[str, Any]:
+        """Of the only connection."""
+        assert len(self.summaries) == 1, (self.summaries, self.errors)
+        return self.summaries[0]
+
+    def names(self) -> list[str]:
+        return [event["event"] for event in self.events]
+
+    def end(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+        self.wait()
+
+    def wait(self) -> None:
+        self.process.wait(DEADLINE_S)
+        assert "Traceback" not in self.errors, self.errors
+        lines = [json.loads(line) for line in self.out.read_text().splitlines()]
+        assert all(line["schema"] == "stucktrace.amqp/1" for line in lines)
+        self.events = [line for line in lines if line["type"] == "event"]
+        self.summaries = [line for line in lines if line["type"] == "summary"]
+
+
+@contextlib.contextmanager
+def watching(pid: int, *options: str | Path, prefix: Sequence[str] = ()):
+    """The command captures inside; it is asked to end, if it has not, when the block does."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        with out.open("wb") as stdout, err.open("wb") as stderr:
+            process = subprocess.Popen(
+                [*prefix, str(command.COMMAND), "amqp", str(pid), "--json", *map(str, options)],
+                stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env={**os.environ, "STUCKTRACE_DEBUG": "1"},
+            )  # fmt: skip
+        watched = Watched(process, out, err)
+        try:
+            kernel.wait_until(lambda: "watching" in watched.errors or process.poll() is not None, "the capture")
+            yield watched
+            if process.poll() is None:
+                watched.end()
+        finally:
+            process.kill()
+            process.wait()
+
+
+def wait_for_words(target: targets.Target, words: str, times: int = 1) -> None:
+    kernel.wait_until(lambda: target.log().count(words) >= times, f"{words!r} from the target", DEADLINE_S)
+
+
+def duplicate(client) -> None:
+    """One in a hundred of the packets that the two ends send each other is sent twice."""
+    ends = ((client.pair.here, client.pair.there_address), (client.pair.there, client.pair.here_address))
+    for netns, other in ends:
+        table = f"add table ip twice_{client.pair.there_device}"
+        chain = f"{table.replace('table', 'chain')} out {{ type filter hook output priority 0; }}"
+        rule = f"{table.replace('table', 'rule')} out ip daddr {other} numgen random mod 100 == 0 dup to {other}"
+        namespaces.run(netns, "nft", "-f", "-", text=f"{table}\n{chain}\n{rule}\n")
+
+
+def decoded(records) -> dict[str, Any]:
+    """The totals of the only connection in these records of a capture file."""
+    from stucktrace.sinks.amqp import Row, summary_as_json
+
+    conversations = Conversations()
+    for record in records:
+        segment = packets.segment(record[0], record[2], record[1], record[3])
+        assert segment is not None
+        conversations.feed(segment)
+    (fact,) = conversations.facts(records[-1][1])
+    return summary_as_json(Row(fact.local, fact.remote, fact), 0)["totals"]
+
+
+def scrambled(records, seed: int) -> list[tuple[int, float, bytes, int]]:
+    """One in a hundred comes after the next one, and one in a hundred twice.
+
+    They change places with what the same end sent: an answer cannot come before what it answers.
+    """
+    chance = random.Random(seed)
+    found = list(records)
+    exchanged = 0
+    while exchanged < len(found) // 100:
+        index = chance.randrange(1, len(found) - 1)
+        if found[index][2][12:16] == found[index + 1][2][12:16]:
+            found[index], found[index + 1] = found[index + 1], found[index]
+            exchanged += 1
+    for index in sorted(chance.sample(range(len(found)), len(found) // 100), reverse=True):
+        found.insert(min(index + chance.randrange(5), len(found)), found[index])
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_ten_thousand_confirmed_publishes(rabbitmq, tmp_path):
+    """From the middle of a connection on, with packets that come twice: the counts are RabbitMQ's own, and so are those
+    read from the packet file, in and out of order, whole and from its middle on."""
+    path = tmp_path / "packets.pcap"
+    with (
+        rabbitmq.client() as client,
+        targets.start(
+            "amqp_load.py", "py-amqp", client.url, "load", PUBLISHES // 2, netns=client.pair.here
+        ) as publisher,
+    ):
+        duplicate(client)
+        with watching(publisher.pid, "--pcap", path) as watched:
+            for number in (1, 2):
+                publisher.go()
+                wait_for_words(publisher, "waiting", number)
+            publisher.go()
+            wait_for_words(publisher, "consumed")
+        # One more was published before.
+        waiting = json.loads(publisher.log().splitlines()[1])["waiting"]
+    assert waiting == PUBLISHES + 1
+    found = watched.summary()
+    totals = found["totals"]
+    assert (watched.status, watched.events) == (0, []), watched.events
+    assert totals["publishes"] == totals["acks"] == PUBLISHES, found
+    assert totals["deliveries"] == totals["consumer_acks"] == waiting, found
+    assert (totals["unconfirmed"], totals["nacks"], found["gaps"], found["stuck"]) == (0, 0, 0, None), found
+    assert found["mid_stream"] and found["confirms"]["count"] > 0.99 * PUBLISHES, found
+
+    read = command.run("amqp", "--read", path, "--json")
+    (again,) = map(json.loads, read.stdout.splitlines())
+    assert (read.status, again["totals"], again["confirms"]) == (0, totals, found["confirms"])
+    assert b"xxxx" not in path.read_bytes()
+    with path.open("rb") as file:
+        records = list(packet_file.read(file))
+    assert decoded(scrambled(records, 1)) == totals
+    for part in (1000, 9001, 17_002):
+        before, after = decoded(records[:part]), decoded(records[part:])
+        missed = PUBLISHES - before["publishes"] - after["publishes"]
+        # Each publish is three frames.
+        assert 0 <= missed <= 33, part
+
+
+def test_confirm_times_through_a_proxy_on_a_connection_that_is_opened_meanwhile(rabbitmq):
+    """On the loopback device and a port of no meaning; the percentiles are the client's own within 10 %."""
+    with (
+        rabbitmq.client() as client,
+        targets.start("tcp_delay.py", client.address, client.port, netns=client.pair.here) as proxy,
+        targets.start("amqp_paced.py", "127.0.0.1", proxy.said, 400, netns=client.pair.here) as publisher,
+        watching(publisher.pid) as watched,
+    ):
+        publisher.go()
+        wait_for_words(publisher, "max_s")
+        watched.end()
+        own = json.loads(publisher.log())
+    found = watched.summary()
+    assert found["remote"] == f"127.0.0.1:{proxy.said}"
+    assert (found["heartbeat_s"], found["heartbeat_source"], found["client"]) == (4, "tune-ok", "py-amqp"), found
+    assert (found["mid_stream"], found["gaps"], found["unknown"]) == (False, 0, []), found
+    assert found["totals"]["publishes"] == found["totals"]["acks"] == found["confirms"]["count"] == 400, found
+    for name in ("p50_s", "p95_s", "p99_s"):
+        assert found["confirms"][name] == pytest.approx(own[name], rel=0.1), (name, found["confirms"], own)
+    assert watched.names() == ["opened"] and watched.status == 0
+
+
+def test_blocked_and_unblocked(rabbitmq):
+    """By the memory alarm, on pika: while it lasts the exit status is 1, and the summary says what for."""
+    with (
+        rabbitmq.client() as client,
+        targets.start("amqp_load.py", "pika", client.url, "blocked", 500, netns=client.pair.here) as publisher,
+        watching(publisher.pid) as watched,
+    ):
+        publisher.go()
+        wait_for_words(publisher, "waiting")
+        with watching(publisher.pid) as meanwhile:
+            with rabbitmq.alarm():
+                publisher.go()
+                kernel.wait_until(lambda: "blocked" in meanwhile.out.read_text(), "the blocked publisher")
+                meanwhile.end()
+            wait_for_words(publisher, "waiting", 2)
+    blocked = meanwhile.summary()
+    assert (meanwhile.status, meanwhile.names(), blocked["stuck"]) == (1, ["blocked"], "blocked"), blocked
+    assert blocked["blocked"]["text"] and blocked["totals"]["publishes"] == 1, blocked
+    found = watched.summary()
+    assert (watched.status, watched.names(), found["stuck"]) == (0, ["blocked", "unblocked"], None), found
+    assert found["totals"]["publishes"] == found["totals"]["acks"] == 1000, found
