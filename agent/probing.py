@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stucktrace.diagnosis import diagnose, network
+from stucktrace.diagnosis import diagnose, network, network_loops
 from stucktrace.diagnosis.model import Diagnosis
 from stucktrace.facts import Missing, ProbeFact, Snapshot, SocketFact
 
@@ -55,7 +55,7 @@ def probed(run: Run, snapshot: Snapshot, diagnosis: Diagnosis) -> tuple[Snapshot
         else {}
     )
     if not sockets:
-        because = "no thread waits for an established TCP connection"
+        because = "nothing waits for an established TCP connection"
         run.miss(Missing("probe of the connection", because, "stucktrace amqp PID --probe asks all of AMQP"), pid)
     elif not answers and not run.missing.get(pid):
         run.miss(Missing("probe of the connection", "it ended by itself meanwhile", "look again"), pid)
@@ -69,10 +69,12 @@ def probed(run: Run, snapshot: Snapshot, diagnosis: Diagnosis) -> tuple[Snapshot
 
 
 def _in_question(snapshot: Snapshot, diagnosis: Diagnosis) -> tuple[SocketFact, ...]:
-    """The connections that findings are about, and those that a thread waits for; the verdict's first."""
+    """The connections that findings are about, those that a thread waits for, and those that an event loop watches and
+    that were made from here; the verdict's first."""
     about = (snapshot.socket(finding.fd) for finding in diagnosis.findings)
     waited = (socket for _, socket in network.connected_waits(snapshot))
-    found = {socket.inode: socket for socket in (*about, *waited) if socket is not None and _is_open(socket)}
+    watched = (socket for _, socket, _ in network_loops.watched(snapshot))
+    found = {socket.inode: socket for socket in (*about, *waited, *watched) if socket is not None and _is_open(socket)}
     return tuple(found.values())
 
 

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from stucktrace import __version__, report_amqp, report_broker, report_greenlets, report_locks
 from stucktrace.collectors.command_line import without_userinfo
-from stucktrace.diagnosis import libraries
+from stucktrace.diagnosis import libraries, network_probe
 from stucktrace.diagnosis.model import Diagnosis, Finding
 from stucktrace.diagnosis.tcp_timers import detection_window_s, gives_up_s
 from stucktrace.facts import (
     Frame,
     NativeStack,
     PoolFact,
-    ProbeFact,
     ProcessFact,
     Snapshot,
     SocketFact,
@@ -297,12 +296,13 @@ def _socket(socket: SocketFact) -> Json:
         if peer
         else None,
         "conntrack": socket.conntrack,
-        "probe": _probe(socket.probe),
+        "probe": _probe(socket),
         "shared_with": list(socket.shared_with),
     }
 
 
-def _probe(probe: ProbeFact | None) -> Json | None:
+def _probe(socket: SocketFact) -> Json | None:
+    probe = socket.probe
     if probe is None:
         return None
     return {
@@ -312,6 +312,7 @@ def _probe(probe: ProbeFact | None) -> Json | None:
         "after_s": None if probe.after_s is None else round(probe.after_s, 6),
         "error": probe.error or None,
         "time": probe.time,
+        "text": network_probe.words(probe, socket.remote),
     }
 
 

@@ -152,9 +152,19 @@ class Unsticker:
             if after_s > WATCH_S:
                 break
             time.sleep(WATCH_EVERY_S)
+        trying = next(
+            (
+                other.remote
+                for inode, other in (connections or {}).items()
+                if inode not in self._before and other.state == "SYN_SENT"
+            ),
+            "",
+        )
         if left_s is None:
             return Outcome("unchanged", after_s, f"nothing changed for {age(after_s)}: the thread is still in its call")
         text = f"the thread left its call {_after(left_s)} and the process goes on; it has not connected again"
+        if trying:
+            text += f": {trying} does not answer"
         return Outcome("went-on", left_s, text)
 
     def verdict(self) -> Finding | None:

@@ -221,10 +221,11 @@ def _now(snapshot: Snapshot, wait: Wait, socket: SocketFact, outage: Outage) -> 
 
 def _unused(snapshot: Snapshot, socket: SocketFact, outage: Outage) -> Finding:
     fds = listing(f"fd {fd}" for fd in socket.fds)
+    dead = "is dead" if outage.confidence == PROVEN or not network_probe.silent_s(socket) else "seems to be dead"
     return Finding(
         "half-open",
         POSSIBLE,
-        f"the connection to {network.peer_name(socket)} ({fds}) is dead: {outage.what}; no thread waits on it now",
+        f"the connection to {network.peer_name(socket)} ({fds}) {dead}: {outage.what}; no thread waits on it now",
         evidence=outage.evidence,
         severity=WARNING,
         fd=socket.fds[0] if socket.fds else None,

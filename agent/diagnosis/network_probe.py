@@ -72,7 +72,7 @@ def attach(snapshot: Snapshot, findings: Iterable[Finding]) -> tuple[Finding, ..
 def _attached(snapshot: Snapshot, finding: Finding) -> Finding:
     socket = snapshot.socket(finding.fd)
     said = line(socket) if socket is not None else None
-    if said is None or any(each.source == SOURCE for each in finding.evidence):
+    if said is None or said in finding.evidence:
         return finding
     return replace(finding, evidence=(*finding.evidence, said))
 

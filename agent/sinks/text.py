@@ -33,6 +33,7 @@ def render(report: Json, *, verbose: bool = False, colour: bool = False, width: 
     page = Page(width, colour)
     verdict = report["verdict"]
     _headline(page, report)
+    _probes(page, report["sockets"])
     _children(page, report["children"], verbose)
     if verbose or verdict["class"] != "healthy" or not report["children"]:
         _proof(page, report, verbose)
@@ -81,6 +82,14 @@ def _headline(page: Page, report: Json) -> None:
     page.text(verdict["summary"], "", "", "1")
     if thread is not None and thread["work"]:
         page.text(_work_line(thread["work"]), "", "    ")
+
+
+def _probes(page: Page, sockets: list[Json]) -> None:
+    """Asked for by name, so it is answered whatever the verdict is."""
+    asked = [socket for socket in sockets if socket["probe"]]
+    if asked:
+        page.heading("Probe")
+        page.items(f"fd {socket['fd']}: {socket['probe']['text']}" for socket in asked)
 
 
 def _who(process: Json, thread: Json | None, *, code: str) -> str:

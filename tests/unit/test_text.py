@@ -239,3 +239,13 @@ def test_the_holder_of_a_lock_has_its_stack_shown_and_the_frame_marked_that_hold
     assert marked == [lines[heading + 2]]
     assert "basic_publish_confirm" in marked[0]
     assert marked[0].endswith("<- holds what MainThread waits for, taken in line 99")
+
+
+def test_the_answer_to_a_probe_is_told_whatever_the_verdict_is() -> None:
+    """Even of a master whose proof is left out for its children."""
+    healthy = finding(**{"class": "healthy"}, code="idle", confidence="likely")
+    child = {"pid": 8, "role": "", "verdict": {"class": "healthy", "code": "idle", "summary": "is idle"}}
+    asked = {"fd": 17, "probe": {"answer": "alive", "text": "the TCP of 10.0.0.5:5672 acknowledged a probe"}}
+    text = render(report(verdict=healthy, children=[child], sockets=[asked, {"fd": 18, "probe": None}]))
+    assert "fd 17: the TCP of 10.0.0.5:5672 acknowledged a probe" in text and "fd 18" not in text
+    assert "Probe" not in render(report(verdict=healthy))
