@@ -87,6 +87,11 @@ def look(
             seen_threads = join.polling(before[pid].threads, compared, began - since)
         lock_facts, pools = looks_memory.in_futexes(run, process, seen_threads, python, relatives_of[pid])
         known = before.get(pid) if before else None
+        suspended = (
+            known.greenlets
+            if known is not None and join.still_asleep(known.threads, threads_of[pid])
+            else looks_memory.greenlets(run, process, seen_threads, python, lock_facts)
+        )
         looks[pid] = Look(
             time=began,
             threads=seen_threads,
@@ -103,10 +108,8 @@ def look(
             work=join.served(run.earlier[pid].work, began - run.earlier[pid].time)
             if pid in unchanged
             else run.collect("work", (), partial(work.collect, process, seen_threads, join.serving(python)), pid),
-            greenlets=known.greenlets
-            if known is not None and join.still_asleep(known.threads, threads_of[pid])
-            else looks_memory.greenlets(run, process, seen_threads, python, lock_facts),
-            amqp=looks_memory.amqp(run, process, seen_threads, python, sockets_of.get(pid, ())),
+            greenlets=suspended,
+            amqp=looks_memory.amqp(run, process, seen_threads, python, sockets_of.get(pid, ()), tasks=suspended),
             subscriptions=known.subscriptions
             if known is not None
             else looks_memory.subscriptions(run, process, python),

@@ -47,15 +47,18 @@ def amqp(
     threads: tuple[ThreadFact, ...],
     python: PythonFact | None,
     sockets: tuple[SocketFact, ...],
+    *,
+    tasks: tuple[GreenletFact, ...],
 ) -> tuple[AmqpFact, ...]:
-    """The state of the connections to a broker. Where no thread is in a client library, nothing is loaded."""
-    if python is None or not any(
-        part in frame.file for thread in python.threads for frame in thread.frames for part in AMQP_CLIENTS
-    ):
+    """The state of the connections to a broker. Where no thread or task is in a client library, nothing is loaded."""
+    stacks = [thread.frames for thread in python.threads] if python is not None else []
+    stacks += [task.frames for task in tasks]
+    if python is None or not any(part in frame.file for frames in stacks for frame in frames for part in AMQP_CLIENTS):
         return ()
     from stucktrace.collectors import amqp_clients
 
-    return run.collect("amqp", (), partial(amqp_clients.collect, process, threads, python, sockets), process.pid)
+    collect = partial(amqp_clients.collect, process, threads, python, sockets, tasks)
+    return run.collect("amqp", (), collect, process.pid)
 
 
 def subscriptions(run: Run, process: ProcessFact, python: PythonFact | None) -> tuple[Subscription, ...]:

@@ -9,7 +9,7 @@ bodies are never read.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from types import ModuleType
 
@@ -27,33 +27,33 @@ from stucktrace.collectors import (
 from stucktrace.collectors.amqp_client_objects import Things
 from stucktrace.collectors.cpython_objects import Layout, Reader
 from stucktrace.collectors.pool_stacks import Stacks
-from stucktrace.facts import AmqpFact, ProcessFact, PythonFact, SocketFact, ThreadFact
+from stucktrace.facts import AmqpFact, Frame, GreenletFact, ProcessFact, PythonFact, SocketFact, ThreadFact
 
 WHAT = "AMQP connections"
-CLIENTS = (amqp_client_pyamqp, amqp_client_pika, amqp_client_amqpstorm, amqp_client_aiormq)
+CLIENTS = (amqp_client_pyamqp, amqp_client_pika, amqp_client_amqpstorm)
+FILES = tuple(part for client in (*CLIENTS, amqp_client_aiormq) for part in client.FILES)
+TASK = "asyncio-task"
 _TRIES = 3
 _MOST_CONNECTIONS = 64
 
 
-def may_have(python: PythonFact | None) -> bool:
-    """By py-spy's frames: some thread is in a client library."""
-    return python is not None and any(_clients(thread.frames) for thread in python.threads)
-
-
-def _clients(frames: Sequence[object]) -> bool:
-    parts = tuple(part for client in CLIENTS for part in client.FILES)
-    return any(part in getattr(frame, "file", "") for frame in frames for part in parts)
+def has(frames: Iterable[Frame]) -> bool:
+    """By its file, one of these frames is a client library's."""
+    return any(part in frame.file for frame in frames for part in FILES)
 
 
 def collect(
-    process: ProcessFact, threads: Sequence[ThreadFact], python: PythonFact | None, sockets: Sequence[SocketFact]
+    process: ProcessFact,
+    threads: Sequence[ThreadFact],
+    python: PythonFact,
+    sockets: Sequence[SocketFact],
+    tasks: Sequence[GreenletFact] = (),
 ) -> tuple[AmqpFact, ...]:
-    """() where no thread is in a client library. Raises CollectorError when the memory may not be read."""
-    if python is None or not may_have(python):
-        return ()
+    """`tasks`: the suspended tasks of its event loops. Raises CollectorError when the memory may not be read."""
+    tasks = [task for task in tasks if task.kind == TASK and has(task.frames)]
     try:
         with memory.reading(WHAT):
-            target = _Target(process, threads, python)
+            target = _Target(process, threads, python, tasks)
             first = target.read()
             second = target.read() if first else {}
     except memory.MemoryChanged:
@@ -91,7 +91,14 @@ def _placed(fact: AmqpFact, fd: int | None, socket: SocketFact | None) -> AmqpFa
 class _Target:
     """What one reading after the other is made of."""
 
-    def __init__(self, process: ProcessFact, threads: Sequence[ThreadFact], python: PythonFact) -> None:
+    def __init__(
+        self,
+        process: ProcessFact,
+        threads: Sequence[ThreadFact],
+        python: PythonFact,
+        tasks: Sequence[GreenletFact],
+    ) -> None:
+        self._tasks = tasks
         mapped = regions.read(process.pid)
         self._found = interpreter.find(process.pid, mapped)
         self._reader = Reader(process.pid, mapped, Layout())
@@ -115,11 +122,11 @@ class _Target:
         for client, connection, tid in self._connections(things):
             if len(found) < _MOST_CONNECTIONS and (connection not in found or not found[connection][1].waits_for):
                 found[connection] = client.read(things, connection, tid)
-        return found
+        return {**found, **amqp_client_aiormq.read(things, self._tasks)} if self._tasks else found
 
     def _connections(self, things: Things) -> Iterator[tuple[ModuleType, int, int]]:
         for thread in self._python.threads:
-            if not _clients(thread.frames):
+            if not has(thread.frames):
                 continue
             for client in CLIENTS:
                 for connection in dict.fromkeys(client.connections(things, thread.tid)):

@@ -41,7 +41,7 @@ class Case:
         """The thread needs something that the broker owes at once, and has waited for it too long."""
         budget_s = min(budgets.owed_s, budgets.stuck_after_s)
         # The heartbeats of a client that sends its own hide when the wait began: it is as old as the last of them.
-        if self.wait.polls and self.fact.heartbeat_s and self.fact.blocked is not None:
+        if (self.wait.polls or self.fact.waiting_task) and self.fact.heartbeat_s and self.fact.blocked is not None:
             budget_s = min(budget_s, BLOCKED_S)
         return owed(self.wait, self.fact) and self.age_s is not None and self.age_s >= budget_s
 
@@ -57,17 +57,22 @@ class Said:
 
 
 def cases(snapshot: Snapshot) -> Iterator[Case]:
+    """All of them: a loop's thread waits on as many connections as its tasks do."""
     for wait in waits(snapshot):
-        fact = fact_of(snapshot, wait)
-        if fact is not None:
-            socket = wait.socket or snapshot.socket(fact.fd)
+        for fact in facts_of(snapshot, wait):
+            socket = snapshot.socket(fact.fd) or wait.socket
             yield Case(wait, fact, socket, waited_s(wait, fact, socket))
 
 
+def facts_of(snapshot: Snapshot, wait: Wait) -> tuple[AmqpFact, ...]:
+    """The connections that a thread waits on; of one that is known from the wire too, both."""
+    return tuple(fact for fact in snapshot.amqp if _is_about(fact, wait))
+
+
 def fact_of(snapshot: Snapshot, wait: Wait) -> AmqpFact | None:
-    """The connection that a thread waits on, from the wire where both are known."""
-    own = [fact for fact in snapshot.amqp if _is_about(fact, wait)]
-    return next((fact for fact in own if fact.source == "wire"), own[0] if own else None)
+    """The connection that a thread waits on: one that says why, else from the wire where that is known."""
+    own = sorted(facts_of(snapshot, wait), key=lambda fact: (fact.blocked is None, fact.source != "wire"))
+    return own[0] if own else None
 
 
 def _is_about(fact: AmqpFact, wait: Wait) -> bool:
@@ -193,6 +198,8 @@ def explained(snapshot: Snapshot, wait: Wait, budgets: Budgets) -> bool:
 def _finding(snapshot: Snapshot, case: Case, code: str, confidence: str, said: Said) -> Finding:
     wait, fact, socket = case.wait, case.fact, case.socket
     name = network.thread_name(snapshot, wait.tid)
+    if fact.waiting_task:
+        name = f"task {fact.waiting_task} of {name}"
     peer = network.peer_name(socket) if socket is not None else fact.remote or "its broker"
     finding = Finding(
         code,

@@ -25,7 +25,11 @@ def source(fact: AmqpFact) -> str:
 
 def waiting(wait: Wait, fact: AmqpFact, age_s: float, peer: str) -> str:
     # Another frame than the library's may be the one that the stack is read by: the objects know better.
-    if wait.socket is not None and (wait.purpose is Purpose.OWED or not fact.waits_for or fact.waits_for == "events"):
+    if (
+        wait.socket is not None
+        and not fact.waiting_task
+        and (wait.purpose is Purpose.OWED or not fact.waits_for or fact.waits_for == "events")
+    ):
         return network.waiting(wait, age_s, peer)
     what = "an AMQP confirm" if fact.waits_for == "confirm" else fact.waits_for or "an answer"
     return f"has waited {age(age_s)} for {what} from {peer}"

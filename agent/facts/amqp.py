@@ -113,8 +113,10 @@ class AmqpFact:
     waiting_channel: int | None = None
     waiting_tid: int | None = None
     """From memory: the thread that waits on it."""
+    waiting_task: str = ""
+    """From memory: the task of that thread's event loop, by its name."""
     waiting_s: float | None = None
-    """For how long, where the client's own variables tell."""
+    """For how long (of a task: at least), where the client's own variables tell."""
     confirm_timeout_s: float | None = None
     """The limit of that wait; None: not known, or there is none (`confirm_timeout_known`)."""
     confirm_timeout_known: bool = False

@@ -35,18 +35,26 @@ def test_a_resource_alarm(rabbitmq):
             return stack.enter_context(targets.start("amqp_publishers.py", name, client.url, netns=client.pair.here))
 
         celery = stack.enter_context(targets.start("amqp_publisher.py", client.url, "default", netns=client.pair.here))
-        plain, pika, timed, storm, gave_up, consumer = map(
-            start, ("py_amqp", "pika", "pika_timed", "amqpstorm", "py_amqp_gave_up", "consumer")
+        plain, pika, timed, storm, loop, gave_up, consumer = map(
+            start, ("py_amqp", "pika", "pika_timed", "amqpstorm", "aio_pika", "py_amqp_gave_up", "consumer")
         )
         found: dict[str, str] = {}
         with rabbitmq.alarm():
-            for target in (celery, plain, pika, timed, storm, gave_up, consumer):
+            for target in (celery, plain, pika, timed, storm, loop, gave_up, consumer):
                 target.go()
             wait_overdue(plain.pid)
             wait_overdue(celery.pid)
             kernel.wait_until(lambda: "blocked" in consumer.log(), "a blocked consumer")
             kernel.wait_until(lambda: "gave up" in gave_up.log(), "a publisher that gave up")
-            for target, engine in ((celery, "auto"), (plain, "none"), (pika, "none"), (timed, "auto"), (storm, "none")):
+            looks = (
+                (celery, "auto"),
+                (plain, "none"),
+                (pika, "auto"),
+                (timed, "none"),
+                (storm, "auto"),
+                (loop, "none"),
+            )
+            for target, engine in looks:
                 sure = None if target is pika else "proven"
                 report = command.check(target.pid, "broker-blocked", "--engine", engine, confidence=sure)
                 assert f"{client.address}:{client.port}" in report.summary, report.summary

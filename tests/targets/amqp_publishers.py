@@ -59,7 +59,8 @@ def py_amqp_gave_up(url: str) -> None:
 def _pika(url: str, options: str) -> None:
     import pika
 
-    parameters = pika.URLParameters(url.removesuffix("//") + "/%2F" + options)
+    # Its next heartbeat would overwrite what is left of the last method.
+    parameters = pika.URLParameters(url.removesuffix("//") + "/%2F?heartbeat=600" + options)
     channel = pika.BlockingConnection(parameters).channel()
     channel.confirm_delivery()
     wait_for_go()
@@ -73,7 +74,7 @@ def pika(url: str) -> None:
 
 def pika_timed(url: str) -> None:
     """It notices that it is blocked, for it is to give up some time."""
-    _pika(url, "?blocked_connection_timeout=3000")
+    _pika(url, "&blocked_connection_timeout=3000")
 
 
 def amqpstorm(url: str) -> None:
@@ -85,6 +86,21 @@ def amqpstorm(url: str) -> None:
     channel.confirm_deliveries()
     wait_for_go()
     channel.basic.publish("x", "nowhere")
+
+
+def aio_pika(url: str) -> None:
+    import asyncio
+
+    import aio_pika
+
+    async def publish() -> None:
+        connection = await aio_pika.connect(url.removesuffix("/") + "?heartbeat=600")
+        channel = await connection.channel()
+        wait_for_go()
+        await channel.default_exchange.publish(aio_pika.Message(b"x"), routing_key="nowhere")
+        await asyncio.Event().wait()
+
+    asyncio.run(publish())
 
 
 def consumer(url: str) -> None:
