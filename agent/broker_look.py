@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 AGAIN_S = 6.0
 """RabbitMQ's statistics are made every 5 s (collect_statistics_interval)."""
+AT_ONCE_S = 2.0
+"""Where the answer is of the moment (rabbitmqctl, which takes seconds itself, and Redis)."""
 
 
 def asked(run: Run, snapshot: Snapshot, busy: tuple[int, ...]) -> Snapshot:
@@ -28,13 +30,17 @@ def asked(run: Run, snapshot: Snapshot, busy: tuple[int, ...]) -> Snapshot:
     if view is None:
         return snapshot
     first = _read(run, view, snapshot, busy)
+    if first is not None and not first.connections and first.own_connections and first.kind == "rabbitmq":
+        # A connection is listed when its first statistics are made.
+        time.sleep(AGAIN_S)
+        first = _read(run, view, snapshot, busy)
     if first is not None and not first.connections:
         run.miss(_unknown(first), pid)
     if first is not None:
         snapshot = replace(snapshot, broker=first)
         if consumers.suspicious(snapshot):
             with run.timed("broker, wait"):
-                time.sleep(AGAIN_S)
+                time.sleep(AGAIN_S if first.source == "management API" else AT_ONCE_S)
             second = _read(run, view, snapshot, busy)
             if second is not None:
                 snapshot = replace(snapshot, broker=second, broker_before=first)

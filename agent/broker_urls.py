@@ -18,8 +18,8 @@ URL, VIEW, PASSWORD = "STUCKTRACE_BROKER_URL", "STUCKTRACE_BROKER_VIEW", "STUCKT
 PORTS = {"amqp": 5672, "amqps": 5671, "redis": 6379, "rediss": 6379, "http": 15672, "https": 15671}
 _ALIASES = {"pyamqp": "amqp", "librabbitmq": "amqp"}
 """Names of kombu's transports for the same protocol."""
-_ARGUMENTS_START, _ARGUMENTS_END = 47, 48
-"""Of /proc/PID/stat (proc(5): fields 48 and 49), counted from 0."""
+_ARGUMENTS, _ENVIRONMENT = (48, 49), (50, 51)
+"""Fields of /proc/PID/stat: where each begins and ends in memory (proc(5))."""
 
 
 @dataclass(frozen=True)
@@ -83,25 +83,33 @@ def parse(text: str, schemes: tuple[str, ...] = tuple(PORTS)) -> BrokerUrl:
 
 
 def keep_secret(text: str) -> None:
-    """Overwrites the secret part of this argument in our own command line, and takes the variables out of what
-    children inherit. Where that cannot be done, the argument stays visible: that is why there are variables."""
+    """Overwrites the secret part of this argument in our own command line. Where that cannot be done it stays visible:
+    that is why there are variables."""
     secret = text.rpartition("@")[0].partition("://")[2].partition(":")[2].encode(errors="surrogateescape")
     if secret:
-        try:
-            with open("/proc/self/stat", "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
-            # Behind the name in brackets the fields begin with the third.
-            start, end = int(fields[_ARGUMENTS_START - 2]), int(fields[_ARGUMENTS_END - 2])
-            line = ctypes.string_at(start, end - start) if 0 < start < end else b""
-            place = line.find(b":" + secret + b"@")
-            while place >= 0:
-                ctypes.memset(start + place + 1, ord("*"), len(secret))
-                place = line.find(b":" + secret + b"@", place + 1)
-        except (OSError, ValueError, IndexError):
-            pass
+        _overwrite(_ARGUMENTS, b":" + secret + b"@", 1, len(secret))
 
 
 def forget_environment() -> None:
-    """Nothing that is started from here on inherits the variables."""
+    """Nothing that is started from here on inherits the variables, and /proc/PID/environ does not show them."""
     for name in (URL, VIEW, PASSWORD):
-        os.environ.pop(name, None)
+        value = os.environ.pop(name, None)
+        if value:
+            data = value.encode(errors="surrogateescape")
+            _overwrite(_ENVIRONMENT, name.encode() + b"=" + data + b"\0", len(name) + 1, len(data))
+
+
+def _overwrite(area: tuple[int, int], text: bytes, skip: int, length: int) -> None:
+    """Wherever `text` stands in this area of our own memory, `length` bytes behind its first `skip`."""
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        # Behind the name in brackets the fields begin with the third.
+        start, end = (int(fields[number - 3]) for number in area)
+        data = ctypes.string_at(start, end - start) if 0 < start < end else b""
+    except (OSError, ValueError, IndexError):
+        return
+    place = data.find(text)
+    while place >= 0:
+        ctypes.memset(start + place + skip, ord("*"), length)
+        place = data.find(text, place + 1)

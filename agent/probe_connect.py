@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from stucktrace.broker_urls import BrokerUrl
 
 STEP_S = 10.0
-_SECOND_QUESTION_S = 2.0
+_PATIENCE_S, _SECOND_QUESTION_S = 2.0, 2.0
 _FAMILIES = {socket.AF_INET: "IPv4", socket.AF_INET6: "IPv6"}
 
 
@@ -170,21 +170,26 @@ def _plain(url: BrokerUrl) -> str:
 def greeting(sock: socket.socket, url: BrokerUrl, tls: Tls, header: bytes) -> bytes:
     """Sends a protocol's header and gives the first bytes of an answer that may be AMQP; else says who answers."""
     first, silent = b"", False
-    try:
-        sock.sendall(header)
-        first = sock.recv(8)
-    except TimeoutError:
-        silent = True
-    except OSError:
-        pass
-    if first[:3] == b"\x01\x00\x00":
-        return first
-    if first:
-        raise _stranger(first + _more(sock), url)
-    sock.close()
-    other = _second_question(url, tls)
-    if other and other[:8] != header[:8]:
-        raise _stranger(other, url)
+    for wait_s in (_PATIENCE_S, STEP_S - _PATIENCE_S):
+        sock.settimeout(wait_s)
+        try:
+            if not silent:
+                sock.sendall(header)
+            first, silent = sock.recv(8), False
+        except TimeoutError:
+            silent = True
+        except OSError:
+            silent = False
+        if first[:3] == b"\x01\x00\x00":
+            return first
+        if first:
+            raise _stranger(first + _more(sock), url)
+        # A server of lines waits for the end of ours.
+        other = _second_question(url, tls) if wait_s == _PATIENCE_S else b""
+        if other and other[:8] != header[:8]:
+            raise _stranger(other, url)
+        if not silent:
+            break
     if not silent:
         raise ProbeFailed(
             "not-amqp",

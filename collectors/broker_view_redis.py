@@ -23,6 +23,8 @@ SEPARATOR = "\x06\x16"
 PRIORITIES = range(1, 10)
 POPPING = ("brpop", "blpop", "bzpopmin", "bzmpop", "blmpop", "brpoplpush", "blmove")
 _MOST_QUEUES = 200
+POPPED_S = 5.0
+"""kombu pops for a second at a time, and at once again."""
 
 
 def read(url: BrokerUrl, ends: tuple[str, ...], wanted: tuple[str, ...]) -> BrokerFact:
@@ -50,10 +52,11 @@ def _read(resp: Resp, url: BrokerUrl, ends: tuple[str, ...], wanted: tuple[str, 
     resp.log_in(url.user, url.password, url.path)
     clients = [connection(line) for line in str(resp.ask("CLIENT", "LIST")).splitlines() if line]
     mine, matched_by = broker_view.own(clients, ends)
-    waiting = [each for each in mine if each.blocking and each.command in POPPING]
+    waiting = [each for each in mine if pops(each)]
     # Which lists a blocked client waits for is not told: kombu waits for all of its queues in one command.
-    consumers = tuple(BrokerConsumer(queue, url.path, each.name) for each in waiting for queue in wanted)
-    queues = tuple(_queue(resp, url, name) for name in wanted[:_MOST_QUEUES])
+    consumers = tuple(BrokerConsumer(queue, each.vhost, each.name) for each in waiting for queue in wanted)
+    databases = sorted({each.vhost for each in mine if each.vhost.isdigit()}) or [url.path or "0"]
+    queues = tuple(_queue(resp, name, databases) for name in wanted[:_MOST_QUEUES])
     return BrokerFact(
         "redis",
         SOURCE,
@@ -69,10 +72,19 @@ def _read(resp: Resp, url: BrokerUrl, ends: tuple[str, ...], wanted: tuple[str, 
     )
 
 
-def _queue(resp: Resp, url: BrokerUrl, name: str) -> BrokerQueue:
-    ready = sum(_length(resp, key) for key in keys(name))
-    held = resp.ask("HLEN", "unacked")
-    return BrokerQueue(name, url.path, ready, held if isinstance(held, int) else None)
+def _queue(resp: Resp, name: str, databases: list[str]) -> BrokerQueue:
+    """In the databases that the process's connections have selected; the list is in one of them."""
+    ready = unacked = 0
+    for database in databases:
+        resp.ask("SELECT", database)
+        ready += sum(_length(resp, "LLEN", key) for key in keys(name))
+        unacked += _length(resp, "HLEN", "unacked")
+    return BrokerQueue(name, ",".join(databases), ready, unacked)
+
+
+def pops(client: BrokerConnection) -> bool:
+    """It waits in a pop, or popped a moment ago: one that takes messages is between two pops as often as in one."""
+    return client.command in POPPING and (client.blocking or (client.idle_s or 0.0) < POPPED_S)
 
 
 def keys(queue: str) -> tuple[str, ...]:
@@ -80,9 +92,9 @@ def keys(queue: str) -> tuple[str, ...]:
     return (queue, *(f"{queue}{SEPARATOR}{priority}" for priority in PRIORITIES))
 
 
-def _length(resp: Resp, key: str) -> int:
+def _length(resp: Resp, command: str, key: str) -> int:
     try:
-        length = resp.ask("LLEN", key)
+        length = resp.ask(command, key)
     except RespError as error:
         if error.code == "WRONGTYPE":
             return 0

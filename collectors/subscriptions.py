@@ -158,7 +158,10 @@ class _Reading:
         qos = self.values.attribute(channel, "_qos") if channel else None
         if not qos or self.values.type(qos) == "NoneType":
             return None
-        found = self.values.attributes(qos, ("_delivered", "_dirty"))
+        found = self.values.attributes(qos, ("_delivered", "_dirty", "can_consume"))
+        if "can_consume" in found:
+            # worker_disable_prefetch: Celery asks its own tasks instead.
+            return None
         delivered = self.values.pairs(found["_delivered"]) if "_delivered" in found else None
         dirty = self._containers.items(found["_dirty"]) if "_dirty" in found else None
         return None if delivered is None or dirty is None else len(delivered) - len(dirty)

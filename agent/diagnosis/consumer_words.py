@@ -53,7 +53,7 @@ def lost_lines(
 
 def view_lines(fact: BrokerFact, earlier: BrokerFact | None = None) -> tuple[Evidence, ...]:
     """Whom the broker knows, and of when that is."""
-    names = listing(connection.name for connection in fact.connections)
+    names = listing(each.name if fact.kind == "rabbitmq" else each.peer for each in fact.connections)
     how = "by its address" if fact.matched_by == "address" else "by its client properties alone"
     consumed = listing(sorted({consumer.queue for consumer in fact.consumers})) or "no queue"
     # Which lists a blocked client of Redis waits for is not told.
@@ -78,7 +78,7 @@ def queue_line(fact: BrokerFact, queue: BrokerQueue) -> Evidence:
 
 
 def chain(snapshot: Snapshot, fact: BrokerFact, end: str) -> tuple[str, ...]:
-    return (evidence.who(snapshot, snapshot.process.pid), *(each.name for each in fact.connections[:2]), end)
+    return (evidence.who(snapshot, snapshot.process.pid), fact.where, end)
 
 
 def lost_now(snapshot: Snapshot, subscription: Subscription, queue: BrokerQueue) -> tuple[Now, ...]:
@@ -183,11 +183,12 @@ def _view_note(snapshot: Snapshot, fact: BrokerFact) -> str:
     if not fact.connections:
         return f"; {broker} was asked, and does not know its connection"
     consumed = {consumer.queue for consumer in fact.consumers}
+    has = "which it consumes", "for which it has no consumer"
     said = [
-        f"{_messages(queue)} in {queue.name}" + (", which it consumes" if queue.name in consumed else "")
+        f"{_messages(queue)} in {queue.name}, {has[queue.name not in consumed]}"
         for queue in _own_queues(snapshot, fact)
     ]
-    return f"; {broker} says: {listing(said)}" if said else f"; {broker} knows its connection"
+    return f"; {broker} says: {'; '.join(said[:4])}" if said else f"; {broker} knows its connection"
 
 
 def _own_queues(snapshot: Snapshot, fact: BrokerFact) -> Iterator[BrokerQueue]:

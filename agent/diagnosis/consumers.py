@@ -3,12 +3,13 @@
 From inside, such a worker looks exactly like an idle one. Only the broker tells, so these rules need its view, read
 twice, some seconds apart, with the same connections both times:
 - `consumer_lost`: a queue that the worker should consume has messages, and none of its connections has a consumer
-  there. Proven where the worker's own command line, settings or object name the queue, the broker knows its connection
-  by address, the view is complete, and nobody else consumes the queue. `likely` where others do (an operator may be
-  draining this worker), or the connection was told by the client's properties alone. A Celery worker that polls keeps
-  its consumers; only a start and a shutdown are without, and neither is in the loop.
+  there, now and before. Proven where the worker's own command line, settings or object name the queue, the broker knows
+  its connection by address, the view is complete, and nobody else consumes the queue. `likely` where others do (an
+  operator may be draining this worker), or the connection was told by the client's properties alone. A Celery worker
+  that polls keeps its consumers; only a start and a shutdown are without, and neither is in the loop.
 - On Redis the consumer is a blocking pop. A worker that holds as many messages as it may does not pop, and that is
-  healthy, so it has to be known from its memory that it may take more.
+  healthy, so it has to be known from its memory that it may take more (not with worker_disable_prefetch, where that
+  depends on its tasks).
 - `lost_tags`: the client's objects have a consumer tag that the broker does not. `likely`: its queue is not known.
 - `deliveries_held`: the broker counts as many unacknowledged deliveries as the worker may have, so it sends no more,
   and the worker works on none. `likely` at most: a consumer may keep messages on purpose. Celery's reasons to do so
@@ -50,7 +51,7 @@ def consumer_lost(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
         return
     before = {(each.name, queue.name) for each, queue in _lost(snapshot, earlier)}
     for subscription, queue in _lost(snapshot, fact):
-        if (subscription.name, queue.name) not in before:
+        if (subscription.name, queue.name) not in before or not queue.ready:
             continue
         sure = fact.matched_by == "address" and not _others(fact, queue) and subscription.source != _GUESSED
         yield Finding(
@@ -71,7 +72,7 @@ def lost_tags(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
     """The client believes in a consumer that the broker does not have, and some queue has messages and no consumer."""
     fact = snapshot.broker
     earlier = _before(snapshot)
-    if fact is None or earlier is None or not _polls(snapshot) or any(_lost(snapshot, fact)):
+    if fact is None or earlier is None or not _polls(snapshot) or any(consumer_lost(snapshot, budgets)):
         return
     for tag in _tags(snapshot, fact) & _tags(snapshot, earlier):
         waiting = tuple(queue for queue in fact.queues if queue.ready and queue.consumers == 0)
@@ -132,7 +133,7 @@ def _polls(snapshot: Snapshot) -> bool:
 
 
 def _lost(snapshot: Snapshot, fact: BrokerFact) -> Iterator[tuple[Subscription, BrokerQueue]]:
-    """Queues with messages and without a consumer of this process, by one view."""
+    """Queues without a consumer of this process, by one view; messages may come to them later."""
     if not fact.complete or not fact.connections:
         return
     consumed = {consumer.queue for consumer in fact.consumers}
@@ -141,7 +142,7 @@ def _lost(snapshot: Snapshot, fact: BrokerFact) -> Iterator[tuple[Subscription, 
             continue
         for name in subscription.queues:
             queue = fact.queue(name)
-            if queue is not None and queue.ready and name not in consumed:
+            if queue is not None and name not in consumed:
                 yield subscription, queue
 
 
@@ -151,7 +152,9 @@ def _guessed(snapshot: Snapshot, fact: BrokerFact) -> tuple[Subscription, ...]:
         return ()
     if any(not _is_own(consumer.queue) for consumer in fact.consumers):
         return ()
-    alone = tuple(queue.name for queue in fact.queues if queue.consumers == 0 and not _is_own(queue.name))
+    alone = tuple(
+        queue.name for queue in fact.queues if queue.consumers == 0 and queue.ready and not _is_own(queue.name)
+    )
     return (Subscription("Celery's task consumer", alone, _GUESSED),) if alone else ()
 
 

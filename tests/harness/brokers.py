@@ -198,6 +198,21 @@ def rabbitmq(
                 _end_port_mapper(pair.there)
 
 
+def rabbitmqctl(broker: Broker, *arguments: str) -> str:
+    """What it says, run where the broker lives, under its user."""
+    words = Path(f"/proc/{broker.pid}/environ").read_bytes().split(b"\0")
+    kept = [word.decode() for word in words if word.startswith((b"HOME=", b"PATH=", b"RABBITMQ_", b"ERL_EPMD_"))]
+    done = subprocess.run(
+        [
+            "nsenter", "--target", str(broker.pid), "--net", "setpriv", "--reuid", "rabbitmq", "--regid", "rabbitmq",
+            "--clear-groups", "env", "-i", *kept, "/usr/lib/rabbitmq/bin/rabbitmqctl", "--silent", *arguments,
+        ],
+        capture_output=True, text=True, timeout=120, cwd="/",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def _beam(pid: int) -> int:
     """The Erlang VM among the descendants."""
     for candidate in [pid, *descendants(pid)]:

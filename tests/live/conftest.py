@@ -8,15 +8,29 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from stucktrace.collectors.kernel import Kernel, open_kernel
 
-from tests.harness import brokers, command, namespaces, targets
+from tests.harness import brokers, certificates, command, namespaces, targets
 from tests.harness.installed import Installed, installed
 
-PROGRAMS = ("ip", "ss", "nft", "redis-server", "setpriv", "unshare", "strace", "tini", "supervisord", "conntrack")
+PROGRAMS = (
+    "ip",
+    "ss",
+    "nft",
+    "redis-server",
+    "setpriv",
+    "unshare",
+    "strace",
+    "tini",
+    "supervisord",
+    "conntrack",
+    "openssl",
+)
 ENGINES = ("auto", "none")
 
 
@@ -57,6 +71,29 @@ def wheel() -> Iterator[Installed]:
 def rabbitmq() -> Iterator[brokers.Broker]:
     with namespaces.pair() as pair, brokers.rabbitmq(pair) as broker:
         yield broker
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_authority() -> Iterator[Path]:
+    """Where the certificate is of the authority that `rabbitmq_view` is trusted by; the broker may read it there."""
+    with tempfile.TemporaryDirectory(prefix="stucktrace-certificates-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder) / "ca.pem"
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_view(rabbitmq_authority: Path) -> Iterator[brokers.Broker]:
+    """A broker with its management API and TLS, each on its usual port."""
+    with namespaces.pair() as pair:
+        files = certificates.make(rabbitmq_authority.parent, pair.there_address)
+        settings = (
+            "listeners.ssl.default = 5671",
+            f"ssl_options.cacertfile = {files.authority}",
+            f"ssl_options.certfile = {files.certificate}",
+            f"ssl_options.keyfile = {files.key}",
+        )
+        with brokers.rabbitmq(pair, plugins=["rabbitmq_management"], settings=settings) as broker:
+            yield broker
 
 
 @pytest.fixture(scope="session")

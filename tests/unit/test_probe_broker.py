@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from stucktrace import probe_connect
 from stucktrace.broker_urls import BrokerUrl, parse
 from stucktrace.collectors.resp import Resp, RespError
 from stucktrace.errors import UsageError
 from stucktrace.output import _SECRET
-from stucktrace.probe_broker import Outcome, Series, Wanted, _judge, as_json, as_text
+from stucktrace.probe_broker import Outcome, Series, Wanted, _judge, as_json, as_text, run
 from stucktrace.probe_connect import Phases, ProbeFailed, Tls, connect, greeting
 
 HEADER = b"AMQP\x00\x00\x09\x01"
@@ -152,6 +153,16 @@ def test_who_answers_in_place_of_a_broker(answers, words):
         greeting(connect(url, Tls(), Phases()), url, Tls(), HEADER)
     assert words in caught.value.message
     assert "geheim" not in caught.value.message + caught.value.remedy
+
+
+def test_a_broker_that_accepts_and_is_silent(monkeypatch):
+    monkeypatch.setattr(probe_connect, "STEP_S", 0.6)
+    monkeypatch.setattr(probe_connect, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(probe_connect, "_SECOND_QUESTION_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        outcome = run(Wanted(parse(f"amqp://u:geheim@127.0.0.1:{server.getsockname()[1]}"), Tls()))
+    assert (outcome.code, outcome.reason, outcome.exit_status) == ("broken", "silent", 1)
+    assert "connection.start" in outcome.summary
 
 
 def test_replies_of_redis():
