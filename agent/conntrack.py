@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from stucktrace import __version__, report
-from stucktrace.collectors import candidates, conntrack_node, ctnetlink, openfiles, process, procfs, workers
+from stucktrace.collectors import (
+    candidates,
+    conntrack_node,
+    conntrack_places,
+    ctnetlink,
+    openfiles,
+    process,
+    procfs,
+    workers,
+)
 from stucktrace.collectors.conntrack_node import Seen
 from stucktrace.commands.common import worst
 from stucktrace.diagnosis import conntrack_table
@@ -45,7 +54,7 @@ def run(pids: tuple[int, ...], window_s: float, *, as_json: bool) -> int:
     else:
         seen = Seen((), (), 0, ())
     missing = (*frame.for_all, *(one for those in frame.missing.values() for one in those), *seen.missing)
-    if conntrack_node.node_inode() is None and ctnetlink.is_there():
+    if conntrack_places.node_inode() is None and ctnetlink.is_there():
         missing += (NOT_THE_NODE,)
     if ctnetlink.is_there() and not seen.tables:
         first = next(iter(seen.missing), NOT_THE_NODE)

@@ -10,7 +10,8 @@ from typing import Any
 from stucktrace import __version__, recorded_timeouts
 from stucktrace.collectors import rabbitmq_log
 from stucktrace.diagnosis import broker_log
-from stucktrace.diagnosis.broker_log import Correlation, Mode, Pair
+from stucktrace.diagnosis.broker_delays import CONNECTION, TIME, Mode, Pair
+from stucktrace.diagnosis.broker_log import Correlation
 from stucktrace.errors import CannotInspect, UsageError
 from stucktrace.facts.correlation import BrokerLog, Connection, WorkerTimeout
 from stucktrace.output import colour_wanted, complain, terminal_width, write, write_json
@@ -67,8 +68,15 @@ def parse_offset(text: str | None) -> float:
     return -seconds if found["sign"] == "-" else seconds
 
 
+def offset_text(seconds: float) -> str:
+    """ "+02:00"."""
+    minutes = round(abs(seconds) / 60)
+    return f"{'-' if seconds < 0 else '+'}{minutes // 60:02}:{minutes % 60:02}"
+
+
 def build(timeouts: Sequence[WorkerTimeout], log: BrokerLog, found: Correlation, utc_offset: str | None) -> Json:
     """The answer, schema stucktrace.correlate/1."""
+    offset_s = parse_offset(utc_offset)
     return {
         "schema": SCHEMA,
         "time": round(time.time(), 3),
@@ -77,8 +85,8 @@ def build(timeouts: Sequence[WorkerTimeout], log: BrokerLog, found: Correlation,
             "count": len(timeouts),
             "with_connections": sum(bool(one.connections) for one in timeouts),
             "matched": len(found.pairs),
-            "by_connection": sum(pair.by == broker_log.CONNECTION for pair in found.pairs),
-            "by_time": sum(pair.by == broker_log.TIME for pair in found.pairs),
+            "by_connection": sum(pair.by == CONNECTION for pair in found.pairs),
+            "by_time": sum(pair.by == TIME for pair in found.pairs),
         },
         "delays": [_mode(mode) for mode in found.modes],
         "pairs": [_pair(pair) for pair in found.pairs],
@@ -103,6 +111,7 @@ def build(timeouts: Sequence[WorkerTimeout], log: BrokerLog, found: Correlation,
             "events": dict(log.counts),
             "alarms": len(log.alarms),
             "utc_offset": utc_offset or ("+00:00 (assumed)" if log.zone_assumed else None),
+            "utc_offset_that_matches": found.offset and offset_text(offset_s + found.offset[0]),
         },
     }
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from stucktrace.collectors import ctnetlink
+from stucktrace.collectors import ctnetlink, nft_rules
 from stucktrace.collectors.netlink import attributes
 from stucktrace.collectors.nft_rules import (
     EXPRESSION_DATA,
@@ -27,48 +27,56 @@ CHAIN_TYPE = 7
 XT_NAME = 1
 """NFTA_MATCH_NAME, NFTA_TARGET_NAME."""
 TRACKING = frozenset({"ct", "nat", "masq", "redir", "connlimit", "synproxy", "flow_offload"})
-"""Expressions that hook conntrack."""
+"""Expressions, and types of chains, that hook conntrack."""
 XT_TRACKING = frozenset(
     {
         *("conntrack", "state", "connmark", "connbytes", "connlimit", "connlabel"),
         *("CONNMARK", "MASQUERADE", "SNAT", "DNAT", "REDIRECT"),
     }
 )
-XT_EXEMPTING = frozenset({"CT", "NOTRACK"})
-LEGACY = Path("/proc/net/ip_tables_names"), Path("/proc/net/ip6_tables_names")
+EXEMPTING = frozenset({"notrack", "CT", "NOTRACK", "raw"})
+"""Expressions, targets, and the table of iptables-legacy that may hold such targets."""
+VERSIONS = {nft_rules.INET: (4, 6), nft_rules.IPV4: (4,), nft_rules.IPV6: (6,)}
+"""Table family -> versions of IP."""
+LEGACY = {4: Path("/proc/thread-self/net/ip_tables_names"), 6: Path("/proc/thread-self/net/ip6_tables_names")}
+"""Of the calling thread's namespace."""
 
 
 @dataclass(frozen=True)
 class Rules:
     """What the rules of a namespace do with connection tracking."""
 
-    tracks: bool
+    tracks: frozenset[int]
+    """For IPv4 (4) and IPv6 (6): something asks for it. What else is tracked, entries tell."""
     translates: bool
     exempts: bool
     """A rule exempts packets, or a raw table of iptables-legacy may hold one."""
+    opaque: bool = False
+    """There are tables of iptables-legacy, whose rules were not read."""
 
 
 def read(netfilter: socket.socket) -> Rules:
     """In the namespace of the calling thread, in which `netfilter` was opened. Never raises."""
-    used, chains = set(), set()
+    found: set[tuple[int, str]] = set()
     try:
         if nf_tables_is_there():
-            used = set(_expressions(netfilter))
-            chains = set(_chain_types(netfilter))
+            found.update(_expressions(netfilter))
+            found.update(_chain_types(netfilter))
     except OSError:
         pass
-    legacy = _legacy_tables()
-    translates = "nat" in chains or "nat" in legacy
+    legacy = {(version, table) for version, path in LEGACY.items() for table in _tables(path)}
     return Rules(
-        tracks=translates or bool(used & (TRACKING | XT_TRACKING)),
-        translates=translates,
-        exempts="notrack" in used or bool(used & XT_EXEMPTING) or "raw" in legacy,
+        frozenset(version for version, name in found | legacy if name in TRACKING | XT_TRACKING),
+        any(name == "nat" for _, name in found | legacy),
+        any(name in EXEMPTING for _, name in found | legacy),
+        bool(legacy),
     )
 
 
-def _expressions(netfilter: socket.socket) -> Iterator[str]:
-    for _, body in ctnetlink.ask(netfilter, ctnetlink.NF_TABLES, GETRULE, 0, b"", dump=True):
-        yield from names(dict(attributes(body)).get(RULE_EXPRESSIONS, b""))
+def _expressions(netfilter: socket.socket) -> Iterator[tuple[int, str]]:
+    for family, body in ctnetlink.ask(netfilter, ctnetlink.NF_TABLES, GETRULE, 0, b"", dump=True):
+        for name in names(dict(attributes(body)).get(RULE_EXPRESSIONS, b"")):
+            yield from ((version, name) for version in VERSIONS.get(family, ()))
 
 
 def names(expressions: bytes) -> Iterator[str]:
@@ -81,24 +89,21 @@ def names(expressions: bytes) -> Iterator[str]:
         yield name
 
 
-def _chain_types(netfilter: socket.socket) -> Iterator[str]:
-    for _, body in ctnetlink.ask(netfilter, ctnetlink.NF_TABLES, GETCHAIN, 0, b"", dump=True):
-        yield _text(dict(attributes(body)), CHAIN_TYPE)
+def _chain_types(netfilter: socket.socket) -> Iterator[tuple[int, str]]:
+    for family, body in ctnetlink.ask(netfilter, ctnetlink.NF_TABLES, GETCHAIN, 0, b"", dump=True):
+        kind = _text(dict(attributes(body)), CHAIN_TYPE)
+        yield from ((version, kind) for version in VERSIONS.get(family, ()))
 
 
 def _text(parts: Mapping[int, bytes], kind: int) -> str:
     return parts.get(kind, b"").rstrip(b"\0").decode(errors="replace")
 
 
-def _legacy_tables() -> set[str]:
-    found: set[str] = set()
-    for path in LEGACY:
-        try:
-            # Of the calling thread's namespace, not of the process's.
-            found.update(Path(str(path).replace("/proc/", "/proc/thread-self/", 1)).read_text().split())
-        except OSError:
-            continue
-    return found
+def _tables(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []
 
 
 @cache

@@ -9,11 +9,21 @@ broker's own rule makes it, where the log has so few of them that one in that pl
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from statistics import median
+from dataclasses import dataclass, replace
 
-from stucktrace.diagnosis.model import LIKELY, PROVEN
+from stucktrace.diagnosis.broker_delays import (
+    AFTER_KILL_S,
+    BEATS,
+    BEATS_SLACK_S,
+    BEFORE_KILL_S,
+    CONNECTION,
+    TIME,
+    Mode,
+    Pair,
+    modes,
+)
 from stucktrace.facts.correlation import (
     ABRUPT,
     CLOSED,
@@ -27,64 +37,13 @@ from stucktrace.facts.correlation import (
     WorkerTimeout,
 )
 
-CONNECTION, TIME = "connection", "time"
 CLOCKS_S = 3.0
 """What the clocks of two machines may differ by."""
-AFTER_KILL_S = 3.0
-"""A killed worker's connections are closed by its kernel at once: by time alone nothing later counts."""
-BEFORE_KILL_S = 0.5
 UNKNOWN_PORT_S = 900.0
 """Where the log does not tell when a connection was accepted, an end later than this may be another one's."""
-BEATS = 2.0, 3.0
-"""rabbit_heartbeat.erl: the receiver looks once in each timeout, and gives up when it saw nothing new twice: between
-two and three timeouts after the last byte."""
-BEATS_SLACK_S = 2.0
 BY_CHANCE = 0.1
 """Ends of the kind expected by accident in the span that is searched for one timeout."""
-BUCKET_S = 1.0
-LEAST_MODE = 2
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A worker timeout, and the end of its connection as the broker saw it."""
-
-    timeout: WorkerTimeout
-    event: BrokerEvent
-    by: str
-    """CONNECTION or TIME."""
-    connection: Connection | None
-    """As the worker has it; None where only the time tells."""
-
-    @property
-    def confidence(self) -> str:
-        return PROVEN if self.by == CONNECTION else LIKELY
-
-    @property
-    def after_kill_s(self) -> float:
-        return self.event.time - self.timeout.killed
-
-    @property
-    def after_stuck_s(self) -> float | None:
-        return self.event.time - self.timeout.since if self.timeout.since is not None else None
-
-
-@dataclass(frozen=True)
-class Mode:
-    """The commonest delay."""
-
-    kind: str
-    """Of the broker's event."""
-    since: str
-    """"stuck" or "kill"."""
-    seconds: float
-    within_s: float
-    """Half of the bucket's width: all of `count` are that close."""
-    count: int
-    of: int
-    """Pairs of this kind."""
-    means: str
-    """ "" where nothing known explains it."""
+ZONE_S, FARTHEST_ZONE_S = 900.0, 14 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -99,6 +58,8 @@ class Correlation:
     modes: tuple[Mode, ...]
     unmatched: tuple[Unmatched, ...]
     in_alarm: tuple[tuple[WorkerTimeout, Alarm], ...]
+    offset: tuple[float, int] | None = None
+    """(seconds, how many): taken for so far ahead of UTC, the log would match so many timeouts by connection."""
 
 
 def wanted(timeouts: Iterable[WorkerTimeout]) -> Callable[[BrokerEvent], bool]:
@@ -143,7 +104,23 @@ def correlate(timeouts: Sequence[WorkerTimeout], log: BrokerLog) -> Correlation:
         if index not in pairs
     )
     in_alarm = tuple((timeout, alarm) for timeout in timeouts for alarm in log.alarms if _overlap(timeout, alarm))
-    return Correlation(ordered, tuple(modes(ordered)), unmatched, in_alarm)
+    offset = _offset(timeouts, log, by_client) if log.zone_assumed and not pairs else None
+    return Correlation(ordered, tuple(modes(ordered)), unmatched, in_alarm, offset)
+
+
+def _offset(
+    timeouts: Sequence[WorkerTimeout], log: BrokerLog, by_client: dict[str, list[BrokerEvent]]
+) -> tuple[float, int] | None:
+    """The time zone with which most connections would match. Zones are whole quarters of an hour apart."""
+    shifts: Counter[float] = Counter()
+    for timeout in timeouts:
+        for connection in timeout.connections:
+            for event in by_client.get(connection.local, ()):
+                shift = ZONE_S * round((event.time - timeout.killed) / ZONE_S)
+                moved = replace(event, time=event.time - shift, accepted=None)
+                if shift and abs(shift) <= FARTHEST_ZONE_S and _by_connection(timeout, {connection.local: [moved]}):
+                    shifts[shift] += 1
+    return max(shifts.items(), key=lambda item: item[1], default=None)
 
 
 def _stuck(timeout: WorkerTimeout) -> float:
@@ -250,52 +227,6 @@ def _because(timeout: WorkerTimeout, log: BrokerLog, by_client: dict[str, list[B
     if timeout.connections:
         return "none of its connections is in the log (another broker, or addresses translated in between)"
     return "its connections are not known, and nothing in the log stands out at that time"
-
-
-def modes(pairs: Sequence[Pair]) -> Iterator[Mode]:
-    """The densest bucket of the delays, for each kind of event and from either moment; the commonest first."""
-    found = []
-    for kind in sorted({pair.event.kind for pair in pairs}):
-        those = [pair for pair in pairs if pair.event.kind == kind]
-        stuck = [(delay, pair) for pair in those if (delay := pair.after_stuck_s) is not None]
-        for since, delays in (("stuck", stuck), ("kill", [(pair.after_kill_s, pair) for pair in those])):
-            if delays:
-                seconds, within = densest([delay for delay, _ in delays])
-                members = [pair for delay, pair in delays if abs(delay - seconds) <= BUCKET_S / 2 + 1e-6]
-                means = _means(kind, since, seconds, members)
-                found.append(Mode(kind, since, seconds, BUCKET_S / 2, within, len(delays), means))
-    yield from sorted(found, key=lambda mode: -mode.count)
-
-
-def densest(values: Sequence[float]) -> tuple[float, int]:
-    """(middle, how many) of the bucket, anywhere, that holds most of the values; around their median where it can."""
-    ordered = sorted(values)
-    best: tuple[int, int] = (0, 0)
-    start = 0
-    for end, value in enumerate(ordered):
-        while value - ordered[start] > BUCKET_S:
-            start += 1
-        if end - start + 1 > best[1] - best[0]:
-            best = start, end + 1
-    inside = ordered[best[0] : best[1]]
-    middle = min(max(median(inside), inside[-1] - BUCKET_S / 2), inside[0] + BUCKET_S / 2)
-    return middle, len(inside)
-
-
-def _means(kind: str, since: str, seconds: float, pairs: Sequence[Pair]) -> str:
-    limits = [pair.timeout.timeout_s for pair in pairs if pair.timeout.timeout_s]
-    if kind == MISSED:
-        beats = [pair.event.timeout_s for pair in pairs if pair.event.timeout_s]
-        if since == "stuck" and beats and BEATS[0] * min(beats) - 1 <= seconds <= BEATS[1] * max(beats) + BEATS_SLACK_S:
-            return f"that is the broker's heartbeat ({median(beats):g} s), missed two to three times"
-        if since == "kill" and seconds < 0:
-            return "the broker had given the connection up before gunicorn did"
-        return ""
-    if since == "kill" and -BEFORE_KILL_S <= seconds <= AFTER_KILL_S:
-        return "a killed worker's connections are closed by its kernel, so the kill is the cause"
-    if since == "stuck" and limits and abs(seconds - median(limits)) <= max(2.0, 0.1 * median(limits)):
-        return f"that is gunicorn's timeout ({median(limits):g} s)"
-    return ""
 
 
 def _overlap(timeout: WorkerTimeout, alarm: Alarm) -> bool:

@@ -82,8 +82,9 @@ def table_checks(table: NamespaceTable) -> Iterator[Check]:
 def lost_entries(flows: Collection[Flow], tables: dict[int, NamespaceTable]) -> Iterator[Check]:
     """ABSENT is said of an established connection, twice, where conntrack is hooked and nothing exempts it.
 
-    It was evicted, or is older than the hook. Both meet the same with their next packet; where that makes a new entry
-    and nothing is translated, it goes on as if nothing had been.
+    It was evicted, or is older than the hook. Both meet the same with their next packet. Where that makes a new entry
+    and nothing is translated it goes on as if nothing had been, and where no rule is known to drop it perhaps too: a
+    warning.
     """
     for flow in flows:
         for entry in flow.entries:
@@ -92,11 +93,12 @@ def lost_entries(flows: Collection[Flow], tables: dict[int, NamespaceTable]) -> 
 
 
 def _lost(flow: Flow, entry: FlowEntry, table: NamespaceTable) -> Check:
-    harmless = bool(table.settings.loose) and not table.translates
+    harmless = not table.translates and (bool(table.settings.loose) or not (entry.drops_invalid or entry.alike))
     surely = "was evicted" if entry.alike else "is gone (evicted, or the connection is older than the tracking)"
     evidence = (
         f"ctnetlink knows no entry of {name(flow)} in {entry.where}, asked twice",
         *(["another connection between the same hosts has its entry there"] if entry.alike else []),
+        *(["its packets go through there, and nothing there is exempt"] if entry.on_way else []),
         f"nf_conntrack_tcp_loose={table.settings.loose}",
         *(["a rule drops what is INVALID"] if entry.drops_invalid else []),
     )

@@ -132,6 +132,8 @@ def _log(page: Page, log: Json) -> None:
             else f"at {log['utc_offset']}"
         )
         page.text(f"its times tell no time zone, and were {how}".replace("were at", "were read as"))
+    if log["utc_offset_that_matches"]:
+        page.text(f"with --utc-offset {log['utc_offset_that_matches']} connections of these workers would match")
 
 
 def at(when: float) -> str:

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.harness import command, conntrack_table, kernel, namespaces, targets
 from tests.live.test_conntrack import CUT, INVALID, PORT, Client, Node, node, strict
 
@@ -128,6 +126,22 @@ def test_the_only_connection_of_a_process_is_evicted_in_its_own_namespace(node: 
         assert {one["state"] for one in entries(answer, client).values()} == {"unknown", "not-tracked"}
 
 
+def test_the_only_connection_that_goes_through_the_middle(node: Node) -> None:
+    """Nothing like it is tracked there, but its packets go there for certain: a veth pair leads into its stack. Where a
+    program may take them past it, nothing is claimed."""
+    strict(node)
+    node.rules("forward", INVALID)
+    with contextlib.ExitStack() as stack:
+        client = node.connect(stack)
+        node.evict(client.port)
+        answer = look(client.target.pid, netns=node.middle, status=1)
+        assert said(answer, "error") == {"entry-lost"} and not answer["namespaces"][0]["count"]
+        device = node.run("sh", "-c", f"ip -o route get {node.client_address} | grep -o 'veth[0-9]*'").strip()
+        node.run("tc", "qdisc", "add", "dev", device, "clsact")
+        answer = look(client.target.pid, netns=node.middle, status=0)
+        assert entries(answer, client)["the network namespace that stucktrace runs in"]["state"] == "unknown"
+
+
 def test_a_cut_with_the_entry_in_place_is_not_conntracks(node: Node) -> None:
     strict(node)
     node.rules("forward", INVALID)
@@ -138,13 +152,12 @@ def test_a_cut_with_the_entry_in_place_is_not_conntracks(node: Node) -> None:
         look(client.target.pid, netns=node.middle, status=0)
 
 
-@pytest.mark.parametrize("timeout_s", [600, 86_400])
-def test_a_timeout_below_the_keepalive(node: Node, timeout_s: int) -> None:
+def test_a_timeout_below_the_keepalive(node: Node) -> None:
     node.rules("forward", "ct state established,related accept")
-    set_timeout(node, timeout_s)
+    set_timeout(node, 600)
     with alive(node, 600) as target:
-        answer = look(target.pid, netns=node.middle, status=5 if timeout_s == 600 else 0)
-        assert said(answer, "warn") == ({"timeout-below-keepalive"} if timeout_s == 600 else set())
+        answer = look(target.pid, netns=node.middle, status=5)
+        assert said(answer, "warn") == {"timeout-below-keepalive"}
         (flow,) = answer["connections"]
         assert flow["keepalive"]["on"] and flow["keepalive"]["idle_s"] == 600
 
@@ -164,8 +177,6 @@ def test_a_full_table_and_what_it_drops() -> None:
             drop = table(answer, "stucktrace runs in")["counters"]["drop"]
             assert drop["total"] >= drop["in_window"] >= 1
             assert answer["checks"][0]["text"].count("dropped") == 2
-        namespaces.run(pair.here, "conntrack", "-F")
-        assert said(look(netns=pair.here, status=5), "warn") == {"drops-in-the-past"}
 
 
 def _says(netns: str, *words: str) -> bool:

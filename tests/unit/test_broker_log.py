@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from stucktrace import correlate, recorded_timeouts
-from stucktrace.diagnosis.broker_log import CONNECTION, TIME, Correlation, densest, wanted
+from stucktrace.diagnosis.broker_delays import CONNECTION, TIME, densest
+from stucktrace.diagnosis.broker_log import Correlation, wanted
 from stucktrace.diagnosis.broker_log import correlate as joined
 from stucktrace.errors import UsageError
 from stucktrace.facts.correlation import (
@@ -192,6 +193,18 @@ def test_one_timeout_told_by_two_is_one(tmp_path: Path) -> None:
     file.write_text("no json\n" + json.dumps(event) + "\n" + json.dumps({**event, "affected": None}) + "\n")
     (one,) = recorded_timeouts.from_alerts(str(file), torn.append)
     assert (one.pid, one.since, one.killed) == (4, NOON - 31, NOON) and "1 of 3 lines" in torn[0]
+
+
+def test_a_time_zone_that_would_match_is_named() -> None:
+    """Not taken for granted: it is the user's to say."""
+    timeouts = [timeout(number) for number in range(2)]
+    ahead = log(*(end(30.6 + 7200, number, accepted=None) for number in range(2)), zone_assumed=True)
+    found = joined(timeouts, ahead)
+    assert not found.pairs and found.offset == (7200.0, 2)
+    page = correlate_text.render(correlate.build(timeouts, ahead, found, None))
+    assert "with --utc-offset +02:00" in page
+    assert joined(timeouts, replace(ahead, zone_assumed=False)).offset is None
+    assert correlate.offset_text(-19800) == "-05:30"
 
 
 def test_the_page(tmp_path: Path) -> None:

@@ -83,7 +83,8 @@ def test_without_keepalive_only_a_long_silence_is_one(silent_s: float | None, un
     ("loose", "translates", "drops", "status", "words"),
     [
         (0, False, True, "error", "a rule there drops it"),
-        (0, False, False, "error", "INVALID"),
+        (0, False, False, "warn", "INVALID"),
+        (0, True, False, "error", "INVALID"),
         (1, True, True, "error", "another host"),
         (1, False, True, "warn", "it goes on"),
     ],
@@ -95,7 +96,7 @@ def test_what_the_next_packet_meets(loose: int, translates: bool, drops: bool, s
     assert codes(found) == [("entry-lost", status)] and words in found.text
     assert "older than the tracking" in found.text
     (found,) = checks(tables, [flow(entry=replace(entry, alike=True))])
-    assert "was evicted" in found.text
+    assert "was evicted" in found.text and found.status == ("warn" if loose and not translates else "error")
 
 
 def test_the_hint_for_aws() -> None:
