@@ -68,13 +68,13 @@ class Finder:
         self._objects = Objects(reader, values)
         self._containers = Containers(reader.pid, values, minor)
 
-    def apps(self, spellings: Collection[str]) -> list[App]:
+    def apps(self, spellings: Collection[str], in_use: int | None = None) -> list[App]:
         """Every living application, the one in use first. `spellings`: the settings, and all ways to write them."""
         state = self._modules.module(STATE)
         if state is None:
             return []
-        known = self._values.attributes(state, ("_apps", "default_app"))
-        found = [self._app(address, known.get("default_app", 0), spellings) for address in self._alive(known)]
+        known = self._values.attributes(state, ("_apps",))
+        found = [self._app(address, in_use, spellings) for address in self._alive(known)]
         return sorted((app for app in found if app is not None), key=lambda app: -app.used)
 
     def _alive(self, known: dict[str, int]) -> list[int]:
@@ -84,7 +84,7 @@ class Finder:
         # Of one that is gone None is left.
         return [word for word in words if word and self._values.attribute(word, "_conf")]
 
-    def _app(self, address: int, default: int, spellings: Collection[str]) -> App | None:
+    def _app(self, address: int, in_use: int | None, spellings: Collection[str]) -> App | None:
         own = self._values.attributes(address, _APP)
         conf = self._values.attributes(own["_conf"], ("maps", "prefix")) if "_conf" in own else {}
         maps = self._containers.items(conf["maps"]) if "maps" in conf else None
@@ -95,12 +95,13 @@ class Finder:
         prefix = f"{prefix.rstrip('_')}_" if prefix else ""
         names = {*spellings, *(spelled(prefix, name) for name in spellings)}
         source = self._values.text(own.get("_config_source", 0), 300) or ""
-        layers = self._pending(own, source, names) if pending else self._chain(maps, names)
+        layers = tuple(self._pending(own, source, names) if pending else self._chain(maps, names))
         main = self._values.text(own.get("main", 0), 200) or ""
         used = 4 * ("_pool" in own and self._values.type(own["_pool"]) != "NoneType") + 2 * (not pending)
-        # Celery makes one itself, "default", where a task is touched before the project has one.
-        used += ("amqp" in own) - 8 * (main == "default" and address == default)
-        return App(address, main, not pending, used, prefix, tuple(layers), source)
+        # Celery makes one of its own, "default", where one is asked for before there is another.
+        made = main == "default" and not source and not layers[0].values
+        used += ("amqp" in own) - 8 * made + 16 * (address == in_use)
+        return App(address, main, not pending, used, prefix, layers, source)
 
     def _chain(self, maps: tuple[int, ...], names: Collection[str]) -> Iterator[Layer]:
         for index, address in enumerate(maps):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from stucktrace.collectors import (
     celery_apps,
     celery_names,
+    celery_public,
     celery_sources,
     celery_worker,
     interpreter,
@@ -25,7 +26,6 @@ from stucktrace.collectors import (
     startup,
 )
 from stucktrace.collectors.celery_apps import CHANGED, DEFAULT, App, Finder
-from stucktrace.collectors.command_line import HIDDEN
 from stucktrace.collectors.cpython_objects import Layout, Reader
 from stucktrace.collectors.interpreter import Interpreter
 from stucktrace.collectors.python_classes import Objects
@@ -36,9 +36,6 @@ from stucktrace.facts import ProcessFact, settings
 from stucktrace.facts.settings import SettingFact
 
 WHAT = "Celery's settings"
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+._-]{0,40})://([^/?#;]*)")
-_HOST = re.compile(r"[A-Za-z0-9._-]+(?::\d{1,5})?|\[[0-9A-Fa-f:.]+\](?::\d{1,5})?")
-_WORD = re.compile(r"[A-Za-z0-9_.+-]{1,60}")
 COMPUTED = Other("")
 """Stands for a value that has to be computed."""
 _SPELLINGS = (*celery_names.OLD, *celery_names.NEW)
@@ -73,10 +70,15 @@ def collect(process: ProcessFact) -> tuple[SettingFact, ...]:
         target = open_target(process.pid)
         if target is None or target.modules.module(celery_apps.STATE) is None:
             return ()
+        objects, worker = _worker(target, search=process.worker.kind.startswith("celery-"))
         for _ in range(2):
-            first, found = read(target), read(target, process)
+            found, again = read(target, process, objects, worker), _app(target, worker)
             values = {fact.name: (fact.value, fact.known) for fact in found}
-            if all(values.get(fact.name) == (fact.value, fact.known) for fact in first):
+            if again is None or all(
+                values.get(name) == (fact.value, fact.known)
+                for name, fact in again[-1].items()
+                if name not in celery_names.WORKER
+            ):
                 return found
     return ()
 
@@ -85,35 +87,52 @@ def broker_options(pid: int) -> tuple[SettingFact, ...]:
     """As `collect`, without where files set them, for a look that must not wait: () for whatever goes wrong."""
     try:
         target = open_target(pid)
-        return read(target) if target is not None and target.modules.module(celery_apps.STATE) is not None else ()
+        if target is None or target.modules.module(celery_apps.STATE) is None:
+            return ()
+        return read(target, None, *_worker(target, search=False))
     except (OSError, struct.error, StucktraceError, CollectorError):
         return ()
 
 
-def read(target: Target, process: ProcessFact | None = None) -> tuple[SettingFact, ...]:
+def _worker(target: Target, *, search: bool) -> tuple[Objects, int | None]:
+    objects = Objects(target.reader, target.values)
+    return objects, celery_worker.find(target.reader, target.found, objects, search=search)
+
+
+def read(target: Target, process: ProcessFact | None, objects: Objects, worker: int | None) -> tuple[SettingFact, ...]:
     """One reading; with the process, also what its files and its command line set. Raises OSError, struct.error."""
-    finder = Finder(target.reader, target.values, target.modules, target.minor)
-    apps = finder.apps(_SPELLINGS)
-    if not apps:
+    known = _app(target, worker)
+    if known is None:
         return ()
-    app = apps[0]
-    literals = Literals(target.reader, target.values, target.minor)
-    found = {fact.name: fact for fact in _of_app(target, literals, app)}
+    app, others, literals, found = known
     if process is not None:
         found = celery_sources.Sources(target.values, target.modules, literals, process, app).explain(found)
-    objects = Objects(target.reader, target.values)
-    worker = celery_worker.find(target.reader, target.found, objects)
+    of_celery = process is not None and process.worker.kind.startswith("celery-")
     if worker is not None:
         found.update({fact.name: fact for fact in _of_worker(target, objects, literals, worker, found)})
-    others = tuple(("another application here", other.name) for other in apps[1:] if other.configured)
+    elif of_celery:
+        # Its command line may have set them: without its own object nobody knows.
+        found = {name: fact for name, fact in found.items() if name not in celery_names.WORKER}
+    role = "worker" if worker is not None or of_celery else "publisher"
+    besides = tuple(("another application here", other.name) for other in others if other.configured)
     about = (
-        _fact("app", app.name, settings.MEMORY, others=others),
+        _fact("app", app.name, settings.MEMORY, others=besides),
         _fact("app_state", "configured" if app.configured else "not used yet", settings.MEMORY),
-        _fact("app_role", "worker" if worker is not None else "publisher", settings.MEMORY),
+        _fact("app_role", role, settings.MEMORY),
         _fact("app_namespace", app.prefix, settings.MEMORY),
         _fact("app_settings", app.source or _project(app), settings.MEMORY),
     )
     return (*about, *found.values())
+
+
+def _app(target: Target, worker: int | None) -> tuple[App, list[App], Literals, dict[str, SettingFact]] | None:
+    """The application in use, the others, and the settings of the one in use."""
+    own = target.values.attribute(worker, "app") if worker else None
+    apps = Finder(target.reader, target.values, target.modules, target.minor).apps(_SPELLINGS, own)
+    if not apps:
+        return None
+    literals = Literals(target.reader, target.values, target.minor)
+    return apps[0], apps[1:], literals, {fact.name: fact for fact in _of_app(target, literals, apps[0])}
 
 
 def _project(app: App) -> str:
@@ -194,50 +213,17 @@ def _flat(name: str, literal: Literal) -> dict[str, tuple[settings.Value, bool]]
         if key in celery_names.OPTION_TABLES and isinstance(value, dict):
             for inner, held in value.items():
                 shown = f"({inner.type_name})" if isinstance(inner, Other) else repr(inner)
-                found[f"{name}.{key}[{shown}]"] = _value(held)
+                found[f"{name}.{key}[{shown}]"] = celery_public.value(held)
         else:
-            found[f"{name}.{key}"] = _value(value)
+            found[f"{name}.{key}"] = celery_public.value(value)
     return found
 
 
-def _value(literal: Literal) -> tuple[settings.Value, bool]:
-    return (None, False) if isinstance(literal, Other | tuple | dict) else (literal, True)
-
-
 def _plain(name: str, hits: list[tuple[Literal, str]]) -> SettingFact:
-    told = [(_public(name, literal), source) for literal, source in hits]
+    told = [(celery_public.public(name, literal), source) for literal, source in hits]
     (wins, source), others = told[0], told[1:]
     lost = tuple((where, value[0]) for value, where in others if value[1] and where != settings.DEFAULT)
     return _fact(name, wins[0], source, known=wins[1], others=lost)
-
-
-def _public(name: str, literal: Literal) -> tuple[settings.Value, bool]:
-    """(what of a value may leave this process, whether it is known)."""
-    if name in celery_names.URLS and isinstance(literal, tuple):
-        return " ".join(host_of(each) for each in literal if isinstance(each, str)), bool(literal)
-    if not isinstance(literal, str):
-        return _value(literal)
-    if name in celery_names.URLS:
-        return " ".join(host_of(each) for each in literal.split(";")), True
-    if name == "result_backend":
-        scheme = literal.partition("://")[0] if "://" in literal else literal.partition(":")[0]
-        return (scheme if _WORD.fullmatch(scheme) else HIDDEN), True
-    if name == "broker_host" and not _HOST.fullmatch(literal):
-        return HIDDEN, True
-    return literal, True
-
-
-def host_of(url: str) -> str:
-    """ "amqp://broker:5672" of a broker's URL: no user, password, virtual host or option; "" for the host where it
-    cannot be told for certain."""
-    match = _URL.match(url)
-    if match is None:
-        return url if _WORD.fullmatch(url) else HIDDEN
-    scheme, place = match.groups()
-    # A password that holds "/", "?" or "#" unquoted would end the host early: then an "@" is left behind it.
-    host = place.rpartition("@")[2]
-    plain = "@" not in url[match.end() :] and (_HOST.fullmatch(host) or not host)
-    return f"{scheme}://{host if plain else HIDDEN}"
 
 
 def _of_worker(

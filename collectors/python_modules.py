@@ -39,6 +39,8 @@ class Modules:
 
     def module(self, name: str) -> int | None:
         """The address of the module object; None when it was not imported."""
+        if not name:
+            return None
         for match in re.finditer(re.escape(name.encode()) + b"\0", self._text):
             index = match.start() // _NAME_BYTES
             if self._values.text(self._keys[index], len(name) + 1) == name:

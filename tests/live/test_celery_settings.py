@@ -16,7 +16,7 @@ from stucktrace.collectors.process import read_process
 from stucktrace.diagnosis import traps_celery
 from stucktrace.facts.settings import CHANGED_SINCE, DEFAULT, MEMORY, NOT_SET, OK, SettingFact
 
-from tests.harness import pythons
+from tests.harness import kernel, pythons, targets
 
 PYTHONS = {pythons.name_of(path): path for path in pythons.interpreters()}
 CASES = [
@@ -218,3 +218,16 @@ def test_a_look_that_must_not_fail(tmp_path):
     with project(tmp_path, main=SETUP) as pid:
         found = celery_settings.broker_options(pid)
     assert ("app", "shop", MEMORY) in {(fact.name, fact.value, fact.source) for fact in found}
+
+
+@pytest.mark.parametrize("pool", ["gevent", "threads"])
+def test_what_a_worker_made_of_its_command_line(pool):
+    """A worker of greenlets has its frames on no stack while it waits; gevent has Celery make an application besides."""
+    start = [sys.executable, "-m", "celery", "-A", "memory_celery", "worker", "--loglevel", "INFO", "--without-mingle"]
+    with targets.start([*start, "-P", pool, "-c", "3"], cwd=targets.TARGETS, ready=False) as target:
+        kernel.wait_until(lambda: "ready." in target.log(), "the worker is ready")
+        found = settings(target.pid)
+    values = {name: fact.value for name, fact in found.items()}
+    assert (values["app"], values["app_role"], values["broker_url"]) == ("memory_celery", "worker", "memory://")
+    assert values["worker_concurrency"] == 3
+    assert values["worker_pool"] == {"gevent": "gevent", "threads": "thread"}[pool]

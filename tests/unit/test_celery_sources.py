@@ -1,0 +1,86 @@
+"""What a file of settings says, and what of a URL may be told."""
+
+from __future__ import annotations
+
+import pytest
+from stucktrace.collectors import settings_files
+from stucktrace.collectors.celery_public import public
+from stucktrace.collectors.settings_files import COMPUTED, Assigned
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("amqp://guest:secret@broker:5672//", "amqp://broker:5672"),
+        ("amqp://broker", "amqp://broker"),
+        ("amqp://", "amqp://"),
+        ("amqp://u:secret@[::1]:5672/v", "amqp://[::1]:5672"),
+        ("amqps://u:se/cret@broker/v", "amqps://(hidden)"),
+        ("amqp://u:se?cret@broker/v", "amqp://(hidden)"),
+        ("amqp://u:s@cret@broker/v", "amqp://broker"),
+        ("amqp://u:secret@one//;amqp://u:secret@two//", "amqp://one amqp://two"),
+        ("amqp://u:12;34@broker", "(hidden)"),
+        (("redis://:secret@one", "redis://:secret@two"), "redis://one redis://two"),
+        ("sqs://KEY:secret@", "sqs://"),
+        ("redis+socket:///run/redis.sock", "redis+socket://"),
+        ("memory", "memory"),
+        ("guest:secret@broker", "(hidden)"),
+    ],
+)
+def test_of_a_url_scheme_and_host(url, told):
+    assert public("broker_url", url) == (told, True)
+
+
+def test_of_a_backend_its_kind():
+    assert public("result_backend", "db+postgresql://u:secret@h/x") == ("db+postgresql", True)
+    assert public("result_backend", "proj.backends:Mine") == ("proj.backends", True)
+    assert public("result_backend", "se cret") == ("(hidden)", True)
+    assert public("broker_host", "u:secret@h") == ("(hidden)", True)
+
+
+def parse(text: str) -> settings_files.Parsed:
+    return settings_files.parse(text.encode(), ("A", "B"))
+
+
+def test_plain_assignments_count():
+    found = parse("A = {'x': 1, 'y': f()}\nB: int = -3\nC = 1\nA = dict(x=1)\n")
+    assert found.assigned == (
+        Assigned("A", 1, {"x": 1, "y": COMPUTED}),
+        Assigned("B", 2, -3),
+        Assigned("A", 4, {"x": 1}),
+    )
+    assert settings_files.final(found, "A") == Assigned("A", 4, {"x": 1})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["if x:\n    A = 1", "A = 1\nA += 1", "A = {}\nA['x'] = 1", "A = {}\nA.update(x=1)", "A = 1\ndel A", "A = (", ""],
+)
+def test_what_is_changed_otherwise_is_left_out(text):
+    assert parse(text).assigned == ()
+
+
+@pytest.mark.parametrize("text", ["A = {**B}", "A = {x: 1}", "A = dict(**B)", "A = f()", "A = dict(B)"])
+def test_what_is_computed(text):
+    assert [each.value for each in parse(text).assigned] == [COMPUTED]
+
+
+def test_what_it_imports_and_configures():
+    found = parse(
+        "try:\n    from .local import *\nexcept ImportError:\n    pass\nfrom base import A\napp.config_from_object('conf')"
+    )
+    assert found.stars == (("local", 1, 2),) and found.configures == ("conf",)
+
+
+@pytest.mark.parametrize(
+    ("importer", "package", "named", "level", "full"),
+    [
+        ("proj.settings.production", False, "base", 1, "proj.settings.base"),
+        ("proj.settings", True, "base", 1, "proj.settings.base"),
+        ("proj.settings.a", False, "base", 2, "proj.base"),
+        ("proj.settings", True, "", 1, "proj.settings"),
+        ("anything", False, "base", 0, "base"),
+    ],
+)
+def test_relative_names(importer, package, named, level, full):
+    assert settings_files.module_of(importer, package, named, level) == full
