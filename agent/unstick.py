@@ -125,7 +125,10 @@ class Unsticker:
         if (target.pid, target.start_time, *_identity(connection)) != before:
             raise Refused("the process hangs on another connection by now", f"{NOTHING_DONE}; look again")
         _alone(target.pid, connection)
-        self._before, self._call = frozenset(self._connections() or ()), _call(plan)
+        known = self._connections() or {}
+        if not _unheard(connection, known.get(connection.inode)):
+            raise Refused(f"{connection.remote} was heard again at this moment", NOTHING_DONE)
+        self._before, self._call = frozenset(known), _call(plan)
         if plan.destroys:
             sock_destroy.destroy(target.pid, connection)
         else:
@@ -227,6 +230,15 @@ def _alone(pid: int, connection: SocketFact) -> None:
             f"whether {process(kin, command_of(kin))} holds the connection to {connection.remote} too cannot be seen",
             f"{NOTHING_DONE}; run as root in the PID namespace of the node",
         )
+
+
+def _unheard(before: SocketFact, now: SocketFact | None) -> bool:
+    """The very connection, and nothing has come from its peer since."""
+    if now is None or _identity(now) != _identity(before) or now.state != before.state:
+        return False
+    if (now.bytes_acked, now.bytes_received) != (before.bytes_acked, before.bytes_received):
+        return False
+    return now.last_ack_s is None or before.last_ack_s is None or now.last_ack_s >= before.last_ack_s
 
 
 def _identity(connection: SocketFact) -> tuple[int, str, str]:

@@ -72,7 +72,7 @@ def run(pid: int, *, yes: bool, dry_run: bool, as_json: bool, probe: bool, engin
             return 0
         guard.cancel()
         if not yes:
-            _ask()
+            _ask(plan if as_json else None)
         guard = watchdog(options)
         guard.start()
         unsticker.end(plan)
@@ -87,10 +87,11 @@ def run(pid: int, *, yes: bool, dry_run: bool, as_json: bool, probe: bool, engin
         guard.cancel()
 
 
-def _ask() -> None:
-    """Raises Refused unless a person at a terminal says yes."""
+def _ask(untold: Plan | None) -> None:
+    """Raises Refused unless a person at a terminal says yes. `untold`: what it is about, where stdout is for JSON."""
     if not (os.isatty(0) and os.isatty(2)):
         raise Refused("there is no terminal to ask on", "nothing was done; --yes does it without asking")
+    sys.stderr.write("".join(f"{line}\n" for line in _clean(untold.lines() if untold else ())))
     sys.stderr.write("End this connection? [y/N] ")
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):

@@ -126,6 +126,9 @@ def test_a_stopped_server_is_alive(pair: Pair) -> None:
         event, summary = map(json.loads, watched.stdout.splitlines())
         assert (event["event"], summary["probe"]["answer"], summary["remote"]) == ("probed", "alive", ends.remote)
         assert watched.status == 4, "no frame passed"
+        kernel.wait_until(lambda: kernel.asleep_s(ends.client.pid) > 5.2, "a wait of 5.2 s")
+        refused = command.run("unstick", ends.client.pid, "--yes")
+        assert refused.status == 3 and "its verdict is peer-silent" in refused.stderr, refused
         ends.goes_on()
 
 
