@@ -10,6 +10,7 @@ from collections import OrderedDict, deque
 from dataclasses import replace
 
 from stucktrace.collectors.amqp_confirms import ExactTags, InferredTags, Latencies
+from stucktrace.collectors.amqp_methods import CLIENT
 from stucktrace.facts.amqp import AmqpChannel, AmqpMethod
 
 PLAIN, CONFIRM, TX = "plain", "confirm", "tx"
@@ -57,6 +58,7 @@ class Channel:
         self.closed, self.closed_by = None, ""
         self._set_tags(InferredTags())
         self._earlier = None
+        self._early.clear()
         self.consumers.clear()
         self._no_ack.clear()
         self._asked.clear()
@@ -75,7 +77,6 @@ class Channel:
     def _set_tags(self, tags: ExactTags | InferredTags) -> None:
         self._latencies.add_all(self.tags.latencies)
         self.tags = tags
-        self._early.clear()
 
     def publishes_missed(self) -> None:
         """A gap in what the client sent."""
@@ -100,6 +101,26 @@ class Channel:
         if self._earlier is not None:
             self._earlier.acks_missed()
 
+    def counts(self, sender: str) -> tuple[int, int, int, int]:
+        """What was counted of one side's frames."""
+        if sender == CLIENT:
+            return self.publishes, self.consumer_acks, self.consumer_nacks, 0
+        return self.acks, self.nacks, self.returns, self.deliveries
+
+    def set_counts(self, sender: str, counts: tuple[int, int, int, int]) -> None:
+        """What was counted since was wrong; what the channel is, is not known then."""
+        if counts == self.counts(sender):
+            return
+        if sender == CLIENT:
+            self.publishes, self.consumer_acks, self.consumer_nacks, _ = counts
+        else:
+            self.acks, self.nacks, self.returns, self.deliveries = counts
+            self.consumers.clear()
+            self._unacked.clear()
+        self.mode = None
+        self.tags, self._earlier = InferredTags(), None
+        self._early.clear()
+
     # Publisher.
 
     def publish(self, time_s: float) -> None:
@@ -112,10 +133,10 @@ class Channel:
     def confirm(self, tag: int, multiple: bool, time_s: float, positive: bool) -> None:
         if self.mode is None:
             self.mode = CONFIRM  # the broker acks nothing else
-        if self.mode != CONFIRM:
+        if self.mode == TX:
             return
         tags = self.tags
-        if isinstance(tags, ExactTags) and tag > tags.last:
+        if self.mode == PLAIN or (isinstance(tags, ExactTags) and tag > tags.last):
             # The capture brings the ack before its publish.
             if len(self._early) < _MOST_EARLY:
                 self._early.append((tag, multiple, time_s, positive))

@@ -57,6 +57,8 @@ class Conversation:
         self.last_heartbeat_s: dict[str, float | None] = {CLIENT: None, BROKER: None}
         self.beats: deque[float] = deque(maxlen=_BEATS)
         """Times between the broker's heartbeats."""
+        self._sure: dict[str, dict[int, tuple[int, int, int, int]]] = {CLIENT: {}, BROKER: {}}
+        """By the sender: what the channels' counts were when its frame boundary was found."""
         self._told: list[tuple[float, bool, AmqpMethod]] = []
         self._cold: dict[str, Callable[[Channel, dict[str, Any], Frame, str], None]] = {
             "connection.start-ok": self._start_ok,
@@ -139,6 +141,20 @@ class Conversation:
             self.beats.clear()
             self.last_heartbeat_s[BROKER] = None
             self.blocked = None
+
+    def remember(self, sender: str) -> None:
+        """From here on what this side is said to have sent is doubtful."""
+        self._sure[sender] = {number: channel.counts(sender) for number, channel in self.channels.items()}
+
+    def take_back(self, sender: str) -> None:
+        """What this side was said to have sent since then was the inside of a body."""
+        sure = self._sure[sender]
+        for number, channel in list(self.channels.items()):
+            channel.set_counts(sender, sure.get(number, (0, 0, 0, 0)))
+            if not any(channel.counts(CLIENT) + channel.counts(BROKER)):
+                del self.channels[number]
+        self.last[sender] = self.last_method[sender] = None
+        self.missed(sender)
 
     def method(self, frame: Frame, age_s: float | None) -> AmqpMethod:
         """A method frame as a fact."""

@@ -53,8 +53,12 @@ class Frames:
         self.lost = 0
         """How often the boundary was lost without a gap: what came before may have been no frames at all."""
         self.resynchronised = 0
+        self.taken_back = 0
+        """How often what was told since the last of them was, it turned out, the inside of a body."""
+        self._doubtful_bytes = 0
+        """So many bytes on, a boundary that was hunted for is beyond doubt."""
         self.seen = 0
-        """Frames told."""
+        """Frames told, and not taken back."""
         self.bytes_unread = 0
         """Bytes in which no frame could be told."""
         self.whole = from_start
@@ -74,6 +78,8 @@ class Frames:
 
     def feed(self, time_s: float, data: bytes) -> list[Frame]:
         frames = self._feed(time_s, data)
+        if self._doubtful_bytes:
+            self._doubtful_bytes = max(0, self._doubtful_bytes - len(data))
         self.seen += len(frames)
         return frames
 
@@ -189,6 +195,11 @@ class Frames:
     def _lose(self, time_s: float, rest: bytes, frames: list[Frame]) -> None:
         """What should be a frame is none."""
         self.lost += 1
+        if self._doubtful_bytes > 0:
+            self.taken_back += 1
+            self.seen = 0
+            frames.clear()
+        self._doubtful_bytes = 0
         self.bytes_unread += 1
         self.whole = False
         self._start_hunt()
@@ -199,8 +210,18 @@ class Frames:
         found = self._hunt.feed(time_s, data)
         if self._hunt.tls:
             self.protocol = "tls"
-        if found is None:
-            return []
+        return [] if found is None else self._found(found)
+
+    def settle(self, now: float) -> list[Frame]:
+        """Frames that were not sure while more was expected."""
+        found = None if self._hunt is None else self._hunt.settle(now)
+        frames = [] if found is None else self._found(found)
+        self.seen += len(frames)
+        return frames
+
+    def _found(self, found: list[tuple[float, bytes]]) -> list[Frame]:
+        assert self._hunt is not None
+        self._doubtful_bytes = self._hunt.frame_max
         self.bytes_unread += self._hunt.dropped_bytes
         self._hunt = None
         self.resynchronised += 1

@@ -3,11 +3,13 @@
 A boundary is believed when frames follow each other from it: each of a plausible form (amqp_methods knows the methods)
 and closed by 0xCE. Bodies may hold anything, even frames, so a few frames in a row prove nothing: either the chain also
 meets the beginnings and ends of segments, where programs begin and end their writes and what is inside of a body does
-not, or it is longer than any body frame can be. Until then nothing is told, and what follows is kept to be told then.
+not, or it is long. Until then nothing is told, and what follows is kept to be told then. Only a chain longer than any
+body frame can be is beyond doubt: one that breaks before is taken back (amqp_conversation).
 """
 
 from __future__ import annotations
 
+import heapq
 import re
 from dataclasses import dataclass, field
 
@@ -34,7 +36,9 @@ _CANDIDATE = re.compile(
 _CANDIDATE_BYTES = 11
 """So many bytes are looked at before a place is a candidate."""
 
+_PAUSE_S = 0.5
 _MOST_CHAINS = 1024
+_ENOUGH_FRAMES = 64
 _TLS_RECORD_BYTES = (1 << 14) + 256
 _TLS_RECORDS = 3
 
@@ -62,7 +66,8 @@ class Hunt:
     def __init__(self, frame_max: int) -> None:
         self.frame_max = frame_max
         self.dropped_bytes = 0
-        self.largest_segment = 0
+        self._passed: set[int] = set()
+        """Where a chain's frames begin: no need to begin another there."""
         self._segments = 0
         self.tls = False
         self._tls_records = 0
@@ -75,6 +80,8 @@ class Hunt:
         """Every position before it was looked at."""
         self._chains: dict[int, _Chain] = {}
         """The position where the next frame has to begin -> the chain that leads there."""
+        self._wanted: list[tuple[int, int]] = []
+        """(how far the bytes must go before there is more to see, that position), a heap."""
 
     def feed(self, time_s: float, data: bytes) -> list[tuple[float, bytes]] | None:
         """None while no boundary is sure; else the stream's bytes from the boundary on, with their times."""
@@ -84,7 +91,6 @@ class Hunt:
         self._kept.append((time_s, data))
         self._data += data
         end = segment_begin + len(data)
-        self.largest_segment = max(self.largest_segment, len(data))
         self._segments += 1
         self._follow_tls(segment_begin, end)
         found = self._follow(end)
@@ -95,10 +101,21 @@ class Hunt:
         self._forget(end)
         return None
 
+    def settle(self, now: float) -> list[tuple[float, bytes]] | None:
+        """As `feed`, when nothing came for a while: whole messages that are whole segments are believed then."""
+        if not self._kept or now - self._kept[-1][0] < _PAUSE_S:
+            return None
+        chain = self._chains.get(self._first + len(self._data))
+        if chain is None or not (chain.at_start and chain.met_ends and (chain.contents or chain.frames == 1)):
+            return None
+        return self._since(chain.begin)
+
     def _follow(self, end: int) -> int | None:
         """Goes on with the chains whose next frame has come."""
-        for place in sorted(place for place in self._chains if place < end):
-            found = self._run(place, self._chains.pop(place), end)
+        while self._wanted and self._wanted[0][0] <= end:
+            _, place = heapq.heappop(self._wanted)
+            chain = self._chains.pop(place, None)
+            found = None if chain is None else self._run(place, chain, end)
             if found is not None:
                 return found
         return None
@@ -108,37 +125,48 @@ class Hunt:
         low = max(self._looked, self._first)
         for match in _CANDIDATE.finditer(self._data, low - self._first):
             place = self._first + match.start()
-            if len(self._chains) >= _MOST_CHAINS:
-                break
+            if place in self._passed:
+                continue
+            if len(self._chains) >= _MOST_CHAINS and (place != segment_begin or len(self._chains) > 2 * _MOST_CHAINS):
+                continue
             found = self._run(place, _Chain(place, self._segments, place == segment_begin), end)
             if found is not None:
                 return found
         self._looked = max(low, end - _CANDIDATE_BYTES + 1)
+        self._passed = {place for place in self._passed if place >= self._looked}
         return None
 
     def _run(self, place: int, chain: _Chain, end: int) -> int | None:
         """Follows one chain as far as the bytes go; its beginning, when it is to be believed."""
         data, first = self._data, self._first
+        wanted = place + _CANDIDATE_BYTES
         while place + 7 <= end:
             at = place - first
             size = int.from_bytes(data[at + 3 : at + 7], "big")
             stop = place + 7 + size
             if size > self.frame_max - 8 or (known := _possible(data, at, size)) is False:
                 return None
+            wanted = stop + 1 if known else place + _CANDIDATE_BYTES
             if known is None or stop >= end:
                 break
             if data[stop - first] != 0xCE:
                 return None
             if not _content_goes_on(chain, data, at, size):
-                return None
+                # What came before on this channel was none of this connection's, or a part of it only.
+                chain = _Chain(place, chain.segment, False)
+                _content_goes_on(chain, data, at, size)
+            self._passed.add(place)
             alone = chain.at_start and chain.begin == place and stop + 1 == end and _is_alone(data, at, size, place)
             chain.frames += data[at] != 8 or alone
             place = stop + 1
             if place == end:
                 chain.met_ends += 1
+            wanted = place + 7
             if self._believed(chain, place, alone):
                 return chain.begin
         other = self._chains.get(place)
+        if other is None:
+            heapq.heappush(self._wanted, (wanted, place))
         if other is None or other.begin > chain.begin:
             self._chains[place] = chain
         return None
@@ -146,16 +174,23 @@ class Hunt:
     def _believed(self, chain: _Chain, place: int, alone: bool) -> bool:
         if place - chain.begin > self.frame_max:
             return chain.frames > 1
+        if chain.frames >= _ENOUGH_FRAMES:
+            return not self._may_be_inside(chain, only_at_start=False)
         if not chain.met_ends:
             return False
         if alone:
             # A segment that is one frame of those that are sent alone.
             return True
-        if chain.at_start and chain.contents:
-            last = len(self._kept[-1][1])
-            return chain.segment == self._segments or last < self.largest_segment
         passed_ends = self._segments - chain.segment + 1
-        return chain.frames >= 2 and chain.at_start + chain.met_ends >= 3 and chain.met_ends * 4 >= passed_ends
+        whole_messages = chain.at_start and 2 <= chain.contents <= chain.met_ends
+        aligned = chain.at_start + chain.met_ends >= 3 and chain.met_ends * 2 >= passed_ends
+        return chain.frames >= 2 and (whole_messages or aligned) and not self._may_be_inside(chain, only_at_start=True)
+
+    def _may_be_inside(self, chain: _Chain, *, only_at_start: bool) -> bool:
+        """Whether an earlier chain waits for the rest of a frame: this one may be in it."""
+        return any(
+            other.begin < chain.begin and (other.at_start or not only_at_start) for other in self._chains.values()
+        )
 
     def _follow_tls(self, begin: int, end: int) -> None:
         """Counts TLS records that follow each other."""
@@ -187,6 +222,8 @@ class Hunt:
         if self._chains and end - self._first < 2 * self.frame_max:
             return
         self._chains = {place: chain for place, chain in self._chains.items() if chain.begin >= oldest}
+        self._wanted = [each for each in self._wanted if each[1] in self._chains]
+        heapq.heapify(self._wanted)
         needed = min((chain.begin for chain in self._chains.values()), default=end)
         needed = min(needed, self._looked, max(end - 5, 0))
         while self._kept and self._first + len(self._kept[0][1]) <= needed:

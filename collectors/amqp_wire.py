@@ -63,12 +63,12 @@ class Connection:
     def is_amqp(self) -> bool:
         """Whether frames were seen, or its header."""
         return any(
-            direction.frames is not None
-            and (
-                direction.frames.protocol not in ("", "tls") or (direction.frames.seen and not direction.frames.hunting)
-            )
+            direction.frames is not None and (direction.frames.protocol not in ("", "tls") or direction.frames.seen > 0)
             for direction in self.ends.values()
         )
+
+    def side(self, direction: Direction) -> str:
+        return CLIENT if direction is self.client else BROKER
 
     def client_is(self, direction: Direction) -> None:
         self.client = direction
@@ -87,7 +87,7 @@ class Connection:
                 return
             self.client_is(client)
         conversation = self.conversation
-        conversation.frames(CLIENT if direction is client else BROKER, frames)
+        conversation.frames(self.side(direction), frames)
         frame_max = conversation.frame_max
         if frame_max is not None:
             for each in self.ends.values():
@@ -153,6 +153,10 @@ class Conversations:
         for connection in self._connections.values():
             for direction in connection.ends.values():
                 self._take(direction, direction.stream.settle(now), ignored)
+                told = direction.frames.settle(now) if direction.frames is not None else []
+                if told:
+                    _remember(direction)
+                    self._tell(direction, told, ignored)
         return tuple(
             _fact(connection, now)
             for connection in self._connections.values()
@@ -215,21 +219,30 @@ class Conversations:
                 continue
             direction.bytes_seen += len(data)
             lost, found, protocol = frames.lost, frames.resynchronised, frames.protocol
+            taken_back = frames.taken_back
             told = frames.feed(time_s, data)
-            if told:
-                connection.take(direction, told)
-                if connection.conversation.has_told:
-                    for when, incoming, method in connection.conversation.told():
-                        events.append(_event(direction, when, "method", incoming, method))
-            if frames.resynchronised != found:
-                events.append(_event(direction, time_s, "resynchronised"))
-            if frames.lost != lost and connection.is_amqp():
+            if frames.taken_back != taken_back:
+                _take_back(direction)
+                events.append(_event(direction, time_s, "lost"))
+            elif frames.lost != lost and connection.is_amqp():
                 _missed(direction)
                 events.append(_event(direction, time_s, "lost"))
+            if frames.resynchronised != found:
+                _remember(direction)
+                events.append(_event(direction, time_s, "resynchronised"))
+            if told:
+                self._tell(direction, told, events)
             if frames.protocol != protocol:
                 self._protocol(direction, frames, time_s, events)
         if not connection.followed and frames.hunting and direction.bytes_seen > _FOREIGN_BYTES:
             self._let_alone(connection)
+
+    def _tell(self, direction: Direction, told: list[Frame], events: list[Event]) -> None:
+        connection = direction.connection
+        connection.take(direction, told)
+        if connection.conversation.has_told:
+            for when, incoming, method in connection.conversation.told():
+                events.append(_event(direction, when, "method", incoming, method))
 
     def _gap(self, direction: Direction, frames: Frames, gap_bytes: int, time_s: float, events: list[Event]) -> None:
         if frames.gap(gap_bytes):
@@ -259,7 +272,20 @@ class Conversations:
 def _missed(direction: Direction) -> None:
     connection = direction.connection
     if connection.client is not None:
-        connection.conversation.missed(CLIENT if direction is connection.client else BROKER)
+        connection.conversation.missed(connection.side(direction))
+
+
+def _remember(direction: Direction) -> None:
+    connection = direction.connection
+    if connection.client is not None:
+        connection.conversation.remember(connection.side(direction))
+
+
+def _take_back(direction: Direction) -> None:
+    connection = direction.connection
+    if connection.client is not None:
+        connection.conversation.take_back(connection.side(direction))
+    connection.waiting = [each for each in connection.waiting if each[0] is not direction]
 
 
 def _event(

@@ -76,6 +76,8 @@ class Wire:
     seq: dict[bool, int] = field(default_factory=lambda: {True: (1 << 32) - 3000, False: 77})
     time_s: float = BEGIN_S
     segments: list[Segment] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    """The segments that begin what the client wrote."""
 
     def open(self) -> Wire:
         self._send(True, SYN, b"")
@@ -87,6 +89,8 @@ class Wire:
     def write(self, talk: Iterable[Write], cuts: random.Random | None = None) -> Wire:
         for from_client, data in talk:
             at = 0
+            if from_client:
+                self.starts.append(len(self.segments))
             while at < len(data):
                 size = self.mss if cuts is None else cuts.randint(1, self.mss)
                 self._send(from_client, ACK | PSH, data[at : at + size])
