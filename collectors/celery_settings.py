@@ -180,7 +180,7 @@ def _source(layer: celery_apps.Layer, spelling: str) -> str:
     if layer.origin == DEFAULT:
         return settings.DEFAULT
     if layer.origin == CHANGED:
-        return "set on the application in code"
+        return settings.SET_IN_CODE
     return f"{layer.name}.{spelling}" if layer.name else "the application's configuration object"
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stucktrace.facts.settings import DEFAULT, NOT_SET, SettingFact, Value
+from stucktrace.facts.settings import DEFAULT, NOT_SET, SET_IN_CODE, SettingFact, Value
 
 TRANSPORT = "broker_transport_options"
 SOCKET = f"{TRANSPORT}.socket_settings"
@@ -98,9 +98,15 @@ def shown(value: Value) -> str:
     return repr(value)
 
 
-def add(view: View, key: str, value: Value) -> str:
-    """The line that puts an option among the transport's."""
-    return f'"{key}": {shown(value)} in {view.spelled(TRANSPORT)}'
+def add(view: View, options: Mapping[str, Value]) -> str:
+    """The line that puts options among the transport's, to stand behind what sets them now."""
+    name, fact = view.spelled(TRANSPORT), view.given(TRANSPORT)
+    table = f"{{{', '.join(f'{chr(34)}{key}{chr(34)}: {shown(value)}' for key, value in options.items())}}}"
+    if fact is None:
+        return f"{name} = {table}"
+    if fact.source == SET_IN_CODE:
+        return f"app.conf.{TRANSPORT}.update({table})"
+    return f"{name}.update({table}), behind {fact.source}"
 
 
 def evidence(fact: SettingFact | None) -> tuple[str, ...]:

@@ -60,7 +60,7 @@ def _heartbeat(view: View) -> Iterator[Check]:
             WARN,
             f"broker_heartbeat = {shown(top.value)} never reaches connections that publish: they negotiate 0 (none)",
             (*evidence(top), f"{option} is not set; it is the one that publishers take"),
-            add(view, "heartbeat", top.value if number(top.value) else 30),
+            add(view, {"heartbeat": top.value if number(top.value) else 30}),
         )
     retry = view.given("task_publish_retry")
     if beat and retry is not None and retry.value is False:
@@ -123,7 +123,7 @@ def _confirm(view: View) -> Iterator[Check]:
             f"confirm_timeout = {shown(ignored.value)} in {TRANSPORT} is ignored: a publish waits for its confirm "
             "without end",
             evidence(ignored),
-            add(view, "read_timeout", ignored.value),
+            add(view, {"read_timeout": ignored.value}),
         )
     elif view.lacks("read_timeout"):
         text = "each publish waits for the broker's confirm, and nothing but the network ends that wait: read_timeout "
@@ -146,7 +146,7 @@ def _visibility(view: View) -> Iterator[Check]:
             f"tasks may run for {max(limits):g} s and Redis hands each one out again after {visible:g} s: with "
             "task_acks_late a long task runs twice",
             (*evidence(view.fact(f"{TRANSPORT}.visibility_timeout")), *evidence(limit), *evidence(late)),
-            add(view, "visibility_timeout", int(2 * max(limits))),
+            add(view, {"visibility_timeout": int(2 * max(limits))}),
         )
     else:
         text = f"Redis hands a task out again after {visible:g} s, longer than a task may run ({max(limits):g} s)"
@@ -165,7 +165,7 @@ def _redis_silence(view: View) -> Iterator[Check]:
             f"health_check_interval = {shown(health.value)} and no socket_timeout: nothing notices that the connection "
             "to Redis died",
             evidence(health),
-            add(view, "health_check_interval", 25),
+            add(view, {"health_check_interval": 25}),
         )
 
 

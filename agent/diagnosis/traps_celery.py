@@ -58,14 +58,14 @@ def _lost(view: View, gone: list[tuple[SettingFact, str, Value]]) -> Check:
     table = fact.name.partition(".")[0]
     winner = view.facts.get(table) if fact.source == NOT_SET else None
     by = f"; {table} was replaced as a whole, by {winner.source}" if winner is not None else ""
-    options = [add(view, each.name.partition(".")[2], value) for each, _, value in gone if each.source == NOT_SET]
+    options = {each.name.partition(".")[2]: value for each, _, value in gone if each.source == NOT_SET}
     plain = [f"{view.spelled(each.name)} = {shown(value)}" for each, _, value in gone if each.source == DEFAULT]
     return Check(
         "settings-overlay",
         WARN,
         f"{where} sets {names}, and the running process does not have {'it' if len(gone) == 1 else 'them'}{by}",
         tuple(f"{each.name} = {shown(value)} in {place}, not in force" for each, place, value in gone),
-        "; ".join([*options, *plain]),
+        "; ".join([*([add(view, options)] if options else []), *plain]),
     )
 
 

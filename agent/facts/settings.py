@@ -14,6 +14,8 @@ MEMORY = "process memory"
 DEFAULT = "default"
 CHANGED_SINCE = ", changed since the process started"
 """Ends the name of a file whose value is not in force for that reason."""
+SET_IN_CODE = "set on the application in code"
+"""`SettingFact.source`: `app.conf`, or the arguments of `Celery()`."""
 NOT_SET = "not set"
 """`SettingFact.source` of an option that the process does not have, though `others` set it."""
 

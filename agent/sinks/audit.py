@@ -11,7 +11,7 @@ from stucktrace.diagnosis.traps_connections import stays_here
 from stucktrace.diagnosis.words import age, count
 from stucktrace.facts import SettingFact
 from stucktrace.facts.audited import Audited, Connection
-from stucktrace.facts.settings import DEFAULT, ERROR, OK, WARN, Check
+from stucktrace.facts.settings import DEFAULT, ERROR, NOT_SET, OK, WARN, Check
 from stucktrace.sinks.page import Page, clean
 
 SCHEMA = "stucktrace.audit/1"
@@ -202,7 +202,7 @@ def _worth_a_line(setting: SettingFact) -> bool:
 
 def _value(setting: SettingFact) -> str:
     if setting.known:
-        return str(setting.value)
+        return "" if setting.source == NOT_SET else str(setting.value)
     return "(computed, not read)" if "." in setting.source else "(not known)"
 
 
@@ -214,7 +214,7 @@ def _source(setting: SettingFact, pids: Sequence[int], everybody: set[int]) -> s
         words.append(f"in {_pids(pids)}")
     others = [f"{source}: {value}" for source, value in setting.others if source != DEFAULT]
     if others:
-        words.append(f"over {', '.join(others)}")
+        words.append(f"{'though' if setting.source == NOT_SET else 'over'} {', '.join(others)}")
     return " ".join(words)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from stucktrace.diagnosis import traps_celery
 from stucktrace.facts import ProcessFact, WorkerFact
-from stucktrace.facts.settings import CHANGED_SINCE, DEFAULT, ERROR, MEMORY, OK, WARN, SettingFact
+from stucktrace.facts.settings import CHANGED_SINCE, DEFAULT, ERROR, MEMORY, OK, SET_IN_CODE, WARN, SettingFact
 
-CODE = "set on the application in code"
 DEFAULTS = {
     "broker_heartbeat": 120,
     "broker_pool_limit": 10,
@@ -29,7 +30,12 @@ def given(url="amqp://broker:5672", namespace="", options=None, role="worker", *
     set_to |= {"broker_url": url, "app_namespace": namespace, "app_role": role}
     set_to |= {f"broker_transport_options.{name}": value for name, value in (options or {}).items()}
     set_to["broker_transport_options"] = f"{len(options or {})} options"
-    facts |= {name: SettingFact("celery", name, value, CODE, True) for name, value in set_to.items()}
+    facts |= {name: SettingFact("celery", name, value, SET_IN_CODE, True) for name, value in set_to.items()}
+    name = "broker_transport_options"
+    if namespace:
+        facts[name] = replace(facts[name], source="conf.py:7")
+    if not options and not namespace:
+        facts[name] = replace(facts[name], source=DEFAULT)
     return facts
 
 
@@ -73,17 +79,19 @@ def test_a_clean_configuration_is_fine(facts):
 def test_a_heartbeat_that_publishers_never_get():
     check = only(given(broker_heartbeat=20, namespace="CELERY_"))
     assert (check.code, check.status) == ("publisher-heartbeat", WARN)
-    assert check.fix == '"heartbeat": 20 in CELERY_BROKER_TRANSPORT_OPTIONS'
+    assert check.fix == 'CELERY_BROKER_TRANSPORT_OPTIONS.update({"heartbeat": 20}), behind conf.py:7'
     assert "publisher-heartbeat" not in problems(given(broker_heartbeat=20, options={"heartbeat": 20}))
 
 
 def test_nothing_is_concluded_from_options_that_were_not_read():
     facts = given(broker_heartbeat=20)
-    facts["broker_transport_options"] = SettingFact("celery", "broker_transport_options", None, CODE, True, known=False)
+    facts["broker_transport_options"] = SettingFact(
+        "celery", "broker_transport_options", None, SET_IN_CODE, True, known=False
+    )
     assert not problems(facts)
     facts = given(broker_heartbeat=20)
     name = "broker_transport_options.heartbeat"
-    facts[name] = SettingFact("celery", name, None, CODE, True, known=False)
+    facts[name] = SettingFact("celery", name, None, SET_IN_CODE, True, known=False)
     assert not problems(facts)
 
 
@@ -167,10 +175,10 @@ def test_a_dict_that_an_overlay_replaced():
     facts[name] = SettingFact("celery", name, None, "not set", True, others=(("proj.base.CELERY_B (base.py:3)", 30),))
     check = only(facts)
     assert check.code == "settings-overlay" and "proj.base.CELERY_B (base.py:3) sets heartbeat" in check.text
-    assert '"heartbeat": 30 in CELERY_BROKER_TRANSPORT_OPTIONS' in check.fix
+    assert check.fix == 'CELERY_BROKER_TRANSPORT_OPTIONS.update({"heartbeat": 30}), behind conf.py:7'
     assert MEMORY not in check.text
     # What this broker does not take is no loss.
-    facts["broker_url"] = SettingFact("celery", "broker_url", "redis://broker", CODE, True)
+    facts["broker_url"] = SettingFact("celery", "broker_url", "redis://broker", SET_IN_CODE, True)
     assert not problems(facts)
 
 
@@ -181,13 +189,13 @@ def test_an_object_of_settings_that_another_replaced():
     check = only(facts)
     assert check.code == "settings-overlay" and check.fix == "broker_heartbeat = 30"
     # That a stronger one gives another value is what settings are for.
-    facts["broker_heartbeat"] = SettingFact("celery", "broker_heartbeat", 120, CODE, True, others=(where,))
+    facts["broker_heartbeat"] = SettingFact("celery", "broker_heartbeat", 120, SET_IN_CODE, True, others=(where,))
     assert "settings-overlay" not in problems(facts)
 
 
 def test_a_file_that_was_changed_since_the_start():
     facts = given(broker_pool_limit=10)
     where = (f"/srv/base.py:2 (broker_pool_limit){CHANGED_SINCE}", 50)
-    facts["broker_pool_limit"] = SettingFact("celery", "broker_pool_limit", 10, CODE, True, others=(where,))
+    facts["broker_pool_limit"] = SettingFact("celery", "broker_pool_limit", 10, SET_IN_CODE, True, others=(where,))
     check = only(facts)
     assert check.code == "settings-changed" and "restart" in check.fix
