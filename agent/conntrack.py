@@ -25,7 +25,7 @@ from stucktrace.collectors.conntrack_node import Seen
 from stucktrace.commands.common import worst
 from stucktrace.diagnosis import conntrack_table
 from stucktrace.errors import CannotInspect, NotPermitted
-from stucktrace.facts import ROLES, Check, Missing, ProcessFact, SocketFact
+from stucktrace.facts import MASTERS, ROLES, Check, Missing, ProcessFact, SocketFact
 from stucktrace.facts.settings import ERROR, OK, WARN
 from stucktrace.inspection import Opening
 from stucktrace.output import colour_wanted, terminal_width, write, write_json
@@ -72,7 +72,7 @@ def run(pids: tuple[int, ...], window_s: float, *, as_json: bool) -> int:
 
 
 def _processes(frame: Run, pids: tuple[int, ...]) -> dict[int, ProcessFact]:
-    """Those given, and what stands below a tini or a shell; else every gunicorn and Celery process."""
+    """Those given, with what stands below a tini, a shell or a master; else every gunicorn and Celery process."""
     found: dict[int, ProcessFact] = {}
     if pids:
         for pid in pids:
@@ -82,6 +82,9 @@ def _processes(frame: Run, pids: tuple[int, ...]) -> dict[int, ProcessFact]:
                 below = (pid,)
             for one in below:
                 found[one] = process.read_process(one)
+                for child in candidates.children_of(found[one]) if found[one].worker.kind in MASTERS else ():
+                    with suppress(CannotInspect):
+                        found[child] = process.read_process(child)
         return found
     for pid in procfs.all_pids():
         with suppress(CannotInspect):

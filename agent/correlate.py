@@ -87,6 +87,7 @@ def build(timeouts: Sequence[WorkerTimeout], log: BrokerLog, found: Correlation,
             "matched": len(found.pairs),
             "by_connection": sum(pair.by == CONNECTION for pair in found.pairs),
             "by_time": sum(pair.by == TIME for pair in found.pairs),
+            "contested": sum(pair.contested for pair in found.pairs),
         },
         "delays": [_mode(mode) for mode in found.modes],
         "pairs": [_pair(pair) for pair in found.pairs],
@@ -125,6 +126,7 @@ def _mode(mode: Mode) -> Json:
         "count": mode.count,
         "of": mode.of,
         "means": mode.means or None,
+        "histogram": [{"second": second, "count": number} for second, number in mode.histogram],
     }
 
 

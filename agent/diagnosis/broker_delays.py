@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import floor
 from statistics import median
 
-from stucktrace.diagnosis.model import LIKELY, PROVEN
+from stucktrace.diagnosis.model import LIKELY, POSSIBLE, PROVEN
 from stucktrace.facts.correlation import MISSED, BrokerEvent, Connection, WorkerTimeout
 
 CONNECTION, TIME = "connection", "time"
@@ -30,10 +32,12 @@ class Pair:
     """CONNECTION or TIME."""
     connection: Connection | None
     """As the worker has it; None where only the time tells."""
+    contested: bool = False
+    """By TIME: another worker was killed just then whose connection's end is not in the log. It may be that one's."""
 
     @property
     def confidence(self) -> str:
-        return PROVEN if self.by == CONNECTION else LIKELY
+        return PROVEN if self.by == CONNECTION else POSSIBLE if self.contested else LIKELY
 
     @property
     def after_kill_s(self) -> float:
@@ -60,6 +64,8 @@ class Mode:
     """Pairs of this kind."""
     means: str
     """ "" where nothing known explains it."""
+    histogram: tuple[tuple[int, int], ...] = ()
+    """(whole second, how many delays begin with it) of all `of`."""
 
 
 def modes(pairs: Sequence[Pair]) -> Iterator[Mode]:
@@ -73,7 +79,8 @@ def modes(pairs: Sequence[Pair]) -> Iterator[Mode]:
                 seconds, within = densest([delay for delay, _ in delays])
                 members = [pair for delay, pair in delays if abs(delay - seconds) <= BUCKET_S / 2 + 1e-6]
                 means = _means(kind, since, seconds, members)
-                found.append(Mode(kind, since, seconds, BUCKET_S / 2, within, len(delays), means))
+                spread = tuple(sorted(Counter(floor(delay) for delay, _ in delays).items()))
+                found.append(Mode(kind, since, seconds, BUCKET_S / 2, within, len(delays), means, spread))
     yield from sorted(found, key=lambda mode: -mode.count)
 
 

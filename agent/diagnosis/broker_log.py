@@ -4,6 +4,7 @@ By connection, `proven`: the client's address and port in the log are those of a
 same port, accepted before it was looked at and ended after. One address and port towards one service is one connection.
 By time alone, `likely`: an abrupt close right after the worker was killed, or a missed heartbeat as late as the
 broker's own rule makes it, where the log has so few of them that one in that place is no accident; else it is left out.
+Where fewer connections ended than workers were killed just then, whose it was is open: `possible`.
 """
 
 from __future__ import annotations
@@ -189,7 +190,11 @@ def _by_time(timeouts: dict[int, WorkerTimeout], events: Sequence[BrokerEvent], 
             searched_s = (BEATS[1] - BEATS[0]) * (pair.event.timeout_s or 0.0) + 2 * BEATS_SLACK_S
         if span_s > 0 and others * searched_s / span_s <= BY_CHANCE:
             kept[index] = pair
-    return kept
+    losers = [timeouts[index] for index in timeouts if index not in kept]
+    return {
+        index: replace(pair, contested=any(any(_expected(loser, pair.event)) for loser in losers))
+        for index, pair in kept.items()
+    }
 
 
 def _expected(timeout: WorkerTimeout, event: BrokerEvent) -> Iterator[float]:

@@ -50,7 +50,8 @@ def table_checks(table: NamespaceTable) -> Iterator[Check]:
     dropped, early = after.drop - before.drop, after.early_drop - before.early_drop
     refused = f"; {count(dropped, 'new connection')} dropped in {age(table.window_s)}" if dropped > 0 else ""
     if fill >= FULL:
-        text = f"the table of {where} is full, {room}: new connections are dropped there{refused}"
+        text = f"the table of {where} is full, {room}: a new connection is dropped there unless one without an answer"
+        text += f" can be thrown out for it{refused}"
         yield Check("table-full", ERROR, text, fix=fixes)
     elif dropped > 0 and fill > FILLING:
         text = f"the table of {where} drops new connections now: {dropped} in {age(table.window_s)}, {room}"

@@ -32,7 +32,9 @@ def render(answer: Json, *, colour: bool = False, width: int = 100) -> str:
         text = "no worker timeout is recorded in what was given: there is nothing to look for in the broker's log"
     if totals["matched"]:
         text += f": {totals['by_connection']} by connection (proven)" * bool(totals["by_connection"])
-        text += ("," if totals["by_connection"] else ":") + f" {totals['by_time']} by time alone (likely)"
+        text += (
+            "," if totals["by_connection"] else ":"
+        ) + f" {totals['by_time']} by time alone ({'possible' if totals['contested'] else 'likely'})"
         text = text if totals["by_time"] else text.rpartition(",")[0]
     page.text(text, "", "", "1")
     page.items(mode_text(mode) for mode in answer["delays"] if mode["count"] > 1 or mode["of"] == 1)

@@ -67,6 +67,6 @@ def test_an_abrupt_close_and_missed_heartbeats(rabbitmq: brokers.Broker, tmp_pat
     text = command.run("correlate", "--broker-log", str(log), "--alerts", str(alerts)).stdout
     assert text.startswith("2 of 2 worker timeouts are in the broker's log: 1 by connection (proven), 1 by time"), text
 
-    # gunicorn's own log knows no connection and no wait: what follows the kill is all that can be told.
+    # gunicorn's own log knows no connection and no wait: of two killed at once, one left its connection to the kernel.
     answer = correlate("--broker-log", log, "--gunicorn-log", gunicorn_log)
-    assert [(pair["confidence"], pair["event"]) for pair in answer["pairs"]] == [("likely", closed["event"])]
+    assert [(pair["confidence"], pair["event"]) for pair in answer["pairs"]] == [("possible", closed["event"])]

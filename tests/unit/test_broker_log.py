@@ -70,7 +70,7 @@ def test_the_commonest_delay() -> None:
     assert len(found.pairs) == 43 and {pair.confidence for pair in found.pairs} == {"proven"}
     mode = next(mode for mode in found.modes if (mode.kind, mode.since) == (ABRUPT, "stuck"))
     assert (mode.count, mode.of, mode.seconds) == (41, 41, pytest.approx(30.7, abs=0.2))
-    assert "gunicorn's timeout (30 s)" in mode.means
+    assert "gunicorn's timeout (30 s)" in mode.means and mode.histogram == ((30, 41),)
     after_kill = next(mode for mode in found.modes if (mode.kind, mode.since) == (ABRUPT, "kill"))
     assert after_kill.count == 41 and "the kill is the cause" in after_kill.means
     missed = next(mode for mode in found.modes if (mode.kind, mode.since) == (MISSED, "stuck"))
@@ -131,7 +131,10 @@ def test_by_time_a_noisy_log_says_nothing() -> None:
 
 def test_each_event_belongs_to_one_timeout() -> None:
     twins = [timeout(known=False), timeout(known=False, pid=7)]
-    assert len(joined(twins, log(end(30.6))).pairs) == 1
+    (pair,) = joined(twins, log(end(30.6))).pairs
+    assert pair.confidence == "possible", "it may be the other one's"
+    both = joined(twins, log(end(30.6), end(30.7, client="10.0.0.5:2"))).pairs
+    assert [pair.confidence for pair in both] == ["likely", "likely"]
 
 
 def test_where_the_log_knows_the_connection_the_time_of_others_says_nothing() -> None:
