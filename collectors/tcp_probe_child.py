@@ -42,21 +42,26 @@ class Connection:
         self.hears = socket.socket(self.family, socket.SOCK_RAW, socket.IPPROTO_TCP)
         self.hears.setblocking(False)
         self.hears.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, self._filter())
-        with suppress(BlockingIOError):
-            while self.hears.recv(1):  # what came in before the filter stood
-                pass
         self.sends = socket.socket(self.family, socket.SOCK_RAW, socket.IPPROTO_RAW)
         level, freebind = (socket.IPPROTO_IP, IP_FREEBIND)
         if self.family == socket.AF_INET6:
             level, freebind = (socket.IPPROTO_IPV6, IPV6_FREEBIND)
         # Routed like a segment of the target: by its address, its mark, its interface.
-        self.sends.setsockopt(level, freebind, 1)
+        for each in (self.hears, self.sends):
+            each.setsockopt(level, freebind, 1)
         if asked["mark"]:
             self.sends.setsockopt(socket.SOL_SOCKET, SO_MARK, asked["mark"])
         if self.interface:
             name = socket.if_indextoname(self.interface).encode()
             self.sends.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name)
         self.sends.bind(self._address(self.local))
+        # Other hosts' packets do not even get as far as the filter; where there is no route, they do.
+        self.hears.bind(self._address(self.local))
+        with suppress(OSError):
+            self.hears.connect(self._address(self.remote))
+        with suppress(BlockingIOError):
+            while self.hears.recv(1):  # what came in before the filter stood
+                pass
         self.finished = False
         """The peer closed its side while it was asked."""
 
@@ -126,6 +131,9 @@ class Connection:
                 data = self.hears.recv(4096)
             except BlockingIOError:
                 return found
+            except OSError:
+                # An ICMP message about what was sent; it says nothing of the connection that TCP would believe.
+                continue
             at = 4 * (data[0] & 15) if self.family == socket.AF_INET and data else 0
             if len(data) >= at + 20:
                 source, target, seq, ack, _, flags = struct.unpack_from("!HHIIBB", data, at)

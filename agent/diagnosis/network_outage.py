@@ -167,7 +167,7 @@ def _probe_lines(socket: SocketFact) -> tuple[Evidence, ...]:
 
 
 def _forgotten(snapshot: Snapshot, socket: SocketFact) -> Outage:
-    what = "its peer answered a probe with a reset: nobody there knows this connection any more"
+    what = "its peer answered a probe with a reset, for nobody there knows this connection any more"
     known = (line for line in network.retransmit_lines(snapshot, socket) if line.value or line.what == "unacked")
     lines = (*_probe_lines(socket), *known)
     return Outage(PROVEN, what, tcp_timers.outage_s(socket) or 0.0, lines, ended=True)
