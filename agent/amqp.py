@@ -6,11 +6,13 @@ child (amqp_decoder.py). Whichever of the two ends, the other follows, and the k
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
 import signal
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -25,7 +27,7 @@ from stucktrace.amqp_state import Key, State
 from stucktrace.collectors import capture, outbound
 from stucktrace.commands.common import worst
 from stucktrace.diagnosis import network_probe
-from stucktrace.errors import NoSuchProcess, UsageError
+from stucktrace.errors import CannotInspect, UsageError
 from stucktrace.output import complain
 
 LOOK_S = 1.0
@@ -105,7 +107,7 @@ def watch(pid: int, *, for_s: float | None, as_json: bool, pcap: Path | None = N
     files = () if pcap is None else (create(pcap),)
     decoder.send({"capture": True}, captured.fileno(), *files)
     _follow(state, decoder, [])
-    with Show(state, as_json=as_json, title=f"process {pid}") as show:
+    with Show(state, as_json=as_json, title=f"process {pid}", until="" if for_s else "Ctrl-C ends it") as show:
         if probe:
             show.tell(_probe(pid, state))
         watched = _Watch(decoder, ending, sockets, state, captured, show)
@@ -179,7 +181,8 @@ class _Watch:
                 asked = now if strangers else asked
                 try:
                     self._look(strangers)
-                except NoSuchProcess as error:
+                except CannotInspect as error:
+                    self.state.learn(())
                     return error.message
                 strangers = []
         return ""
@@ -225,23 +228,28 @@ def _finish(decoder: Decoder, state: State, ending: Ending, show: Show) -> None:
             for message in decoder.read():
                 done = done or "end" in message
                 show.tell(state.take(message))
-    if not done and not state.failed:
+    if not (done or state.failed or state.unreadable):
         state.failed = "it was ended before it had read all packets"
     decoder.end()
 
 
 def read_file(path: str, *, as_json: bool) -> int:
     """What stands in a pcap or pcapng file ("-": stdin). The exit status."""
+    name = "stdin" if path == "-" else path
     try:
         fd = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise IsADirectoryError(errno.EISDIR, "")
     except OSError as error:
-        raise UsageError(f"{path}: {os.strerror(error.errno or 0)}") from None
+        raise UsageError(f"{name}: {os.strerror(error.errno or 0)}") from None
     decoder = Decoder()
     decoder.send({"file": path}, fd)
     os.close(fd)
     state = State(live=False)
     ending = Ending()
-    show = Show(state, as_json=as_json, title=path, screen=False)
+    show = Show(state, as_json=as_json, title=name, screen=False)
     _finish(decoder, state, ending, show)
+    if state.unreadable:
+        raise CannotInspect(f"{name} is no capture file: {state.unreadable}", "give a pcap or pcapng file")
     show.end("", None)
     return worst({state.status(), 3 if state.failed else 0})

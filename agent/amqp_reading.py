@@ -206,14 +206,22 @@ def read_file(channel: Channel) -> None:
     conversations = Conversations()
     notices: list[Notice] = []
     last_s = 0.0
-    with os.fdopen(channel.fds.pop(0), "rb") as file:
-        for link_type, time_s, packet, wire_bytes in packet_file.read(file):
-            last_s = max(last_s, time_s)
-            segment = packets.segment(link_type, packet, time_s, wire_bytes)
-            if segment is not None:
-                notices += (found for event in conversations.feed(segment) if (found := notice_of(event)) is not None)
-            if len(notices) > MOST_NOTICES:
-                _tell(channel, conversations, last_s, notices)
+    file = os.fdopen(channel.fds.pop(0), "rb")
+    records = packet_file.read(file)
+    while True:
+        try:
+            link_type, time_s, packet, wire_bytes = next(records)
+        except StopIteration:
+            break
+        except (ValueError, OSError) as error:
+            channel.tell({"unreadable": str(error)})
+            return
+        last_s = max(last_s, time_s)
+        segment = packets.segment(link_type, packet, time_s, wire_bytes)
+        if segment is not None:
+            notices += (found for event in conversations.feed(segment) if (found := notice_of(event)) is not None)
+        if len(notices) > MOST_NOTICES:
+            _tell(channel, conversations, last_s, notices)
     _tell(channel, conversations, last_s, notices)
     channel.tell({"end": True})
 

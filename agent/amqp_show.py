@@ -28,10 +28,11 @@ EVENTS_SHOWN = 8
 class Show:
     """A context: the screen is ours inside, where there is one."""
 
-    def __init__(self, state: State, *, as_json: bool, title: str, screen: bool = True) -> None:
+    def __init__(self, state: State, *, as_json: bool, title: str, until: str = "", screen: bool = True) -> None:
         self._state = state
         self._json = as_json
         self._title = title
+        self._until = until
         self._screen = screen and not as_json and os.isatty(0) and os.isatty(1)
         self._modes: list[Any] | None = None
         self._events: list[str] = []
@@ -89,7 +90,7 @@ class Show:
             others = len(self._state.connections) - len(rows)
             also = f"{count(others, 'other connection')} that may turn out to speak AMQP" if others else ""
             what = " and ".join(word for word in (found, also) if word) or "no outbound connection yet"
-            complain(f"watching {self._title}: {what}", "Ctrl-C ends it")
+            complain(f"watching {self._title}: {what}", self._until)
 
     def tell(self, notices: Collection[Notice]) -> None:
         """What the decoder said was taken into the state, and this of it is news."""

@@ -41,6 +41,8 @@ class State:
     """What the peers' TCP answered."""
     unwritten: str = ""
     """Why the packet file is not whole."""
+    unreadable: str = ""
+    """Why the capture file is none."""
     _foreign: set[Key] = field(default_factory=set)
     """Connections that speak something else."""
     _rates: dict[Key, float] = field(default_factory=dict)
@@ -58,6 +60,7 @@ class State:
             self._foreign.add((local, remote))
         self.failed = message.get("failed", self.failed)
         self.unwritten = message.get("unwritten", self.unwritten)
+        self.unreadable = message.get("unreadable", self.unreadable)
         return []
 
     def _take_facts(self, message: dict[str, Any]) -> list[Notice]:

@@ -64,8 +64,15 @@ class Redaction:
             direction.other = self._directions.get(ends[::-1])
             if direction.other is not None:
                 direction.other.other = direction
-        found = direction.other.acknowledged(segment) if direction.other is not None and segment.flags & ACK else []
-        return found + direction.feed(_without_padding(packet), segment)
+        other = direction.other
+        if other is not None and segment.flags & ACK:
+            other.acknowledged(segment)
+        direction.feed(_without_padding(packet), segment)
+        found = direction.ready()
+        if other is not None and (waited := other.ready()):
+            # The first frame of either direction sets both free.
+            found = sorted([*waited, *found], key=lambda record: record.time_s)
+        return found
 
 
 def _without_padding(packet: bytes) -> bytes:
@@ -91,7 +98,7 @@ class _Direction:
     _waiting: deque[_Waiting] = field(default_factory=deque)
     _waiting_bytes: int = 0
 
-    def feed(self, packet: bytes, segment: Segment) -> list[Record]:
+    def feed(self, packet: bytes, segment: Segment) -> None:
         pieces = self._stream.feed(segment)
         if self._bytes is None and self._stream.started:
             self._bytes = _Bytes(self._stream.from_start)
@@ -101,13 +108,10 @@ class _Direction:
         head = packet[: len(packet) - payload_bytes]
         self._waiting.append(_Waiting(segment.time_s, head, self._place(segment.seq), payload_bytes, len(packet)))
         self._waiting_bytes += payload_bytes
-        return self._ready()
 
-    def acknowledged(self, segment: Segment) -> list[Record]:
+    def acknowledged(self, segment: Segment) -> None:
         """By a segment of the other direction."""
-        pieces = self._stream.acknowledged(segment.ack, segment.time_s)
-        self._take(pieces)
-        return self._ready() if pieces else []
+        self._take(self._stream.acknowledged(segment.ack, segment.time_s))
 
     def _take(self, pieces: list[Piece]) -> None:
         for piece in pieces:
@@ -123,7 +127,9 @@ class _Direction:
         ahead = (seq - self._next) & _MASK
         return self._next + (ahead if ahead < _HALF else ahead - _MASK - 1)
 
-    def _ready(self) -> list[Record]:
+    def ready(self) -> list[Record]:
+        if not self._waiting:
+            return []
         known = self.speaks_amqp() or (self.other is not None and self.other.speaks_amqp())
         found = []
         decided = self._base + len(self._clean)
@@ -163,7 +169,7 @@ class _Bytes:
         """A frame was told."""
         self._hunt: Hunt | None = None if from_start else Hunt(FRAME_MAX)
         self._hunted_bytes = 0
-        self._protocol_header = from_start
+        self._before_frames = from_start
         self._head = b""
         """The first bytes of a frame, up to its class and method."""
         self._left = 0
@@ -183,7 +189,7 @@ class _Bytes:
     def _start_hunt(self) -> None:
         self._hunt, self._hunted_bytes = Hunt(FRAME_MAX), 0
         self._head, self._left = b"", 0
-        self._protocol_header = False
+        self._before_frames = False
 
     def feed(self, time_s: float, data: bytes) -> bytes:
         if self._hunt is None:
@@ -200,12 +206,18 @@ class _Bytes:
         out = bytearray()
         at = 0
         while at < len(data):
-            if self._protocol_header:
-                self._protocol_header = False
-                if data[:8] == PROTOCOL_HEADER:
-                    out += data[:8]
-                    at = 8
+            if self._before_frames:
+                # No frame begins as the protocol header does.
+                if len(self._head) == 0 and data[at] != PROTOCOL_HEADER[0]:
+                    self._before_frames = False
                     continue
+                taken = data[at : at + len(PROTOCOL_HEADER) - len(self._head)]
+                self._head += taken
+                out += taken
+                at += len(taken)
+                if len(self._head) == len(PROTOCOL_HEADER):
+                    self._before_frames, self._head = False, b""
+                continue
             if len(self._head) < 7:
                 taken = data[at : at + 7 - len(self._head)]
                 self._head += taken

@@ -21,7 +21,10 @@ _CONNECTED = 1 << 1 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 8
 """ESTABLISHED, SYN_SENT, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT."""
 _LOOKS = 3
 """A socket that was not connected in so many looks is none to connect, or not soon."""
-_REMEDY = "run as root, or grant CAP_SYS_ADMIN, CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
+_REMEDY = (
+    "run as root, or grant CAP_SYS_ADMIN and CAP_SYS_PTRACE to enter the target's network namespace, and CAP_NET_RAW "
+    "to see packets"
+)
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,12 @@ class Outbound:
     def look(self, *, again: bool = False) -> tuple[Connection, ...]:
         """Those that are there now, by inode; with `again` every socket is asked about once more. NoSuchProcess when
         the process has ended."""
-        fds = sockets(self.pid)
-        if procfs.read_stat(self.pid).start_time != self.start_time:
+        try:
+            fds = sockets(self.pid)
+            stat = procfs.read_stat(self.pid)
+        except NoSuchProcess:
+            stat = None
+        if stat is None or stat.start_time != self.start_time or stat.ending:
             raise NoSuchProcess(f"process {self.pid} has ended")
         self._found = {inode: found for inode, found in self._found.items() if inode in fds}
         self._looks = {} if again else {inode: looks for inode, looks in self._looks.items() if inode in fds}
@@ -96,6 +103,8 @@ class Outbound:
 def of(pid: int) -> Outbound:
     """CannotInspect where the process is not there, or may not be looked at."""
     stat = procfs.read_stat(pid)
+    if stat.ending:
+        raise NoSuchProcess(f"process {pid} has ended")
     sockets(pid)
     try:
         diag, netfilter = netns.inside(pid, _open)

@@ -70,7 +70,7 @@ def read(file: IO[bytes]) -> Iterator[tuple[int, float, bytes, int]]:
         # By the file's first bytes it is the reader of pcap or that of pcapng.
         reader: Any = RawPcapReader(file)  # type: ignore[arg-type]
     except (Scapy_Exception, EOFError, struct.error) as error:
-        raise ValueError(str(error) or "it is empty") from None
+        raise ValueError(str(error).rstrip("!").lower() or "it is empty") from None
     while True:
         try:
             # Its iterator cuts packets at 65535 bytes, which those of the loopback device pass.

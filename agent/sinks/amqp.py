@@ -44,7 +44,7 @@ def event_as_json(notice: Notice) -> dict[str, Any]:
 
 
 def summary_as_json(row: Row, now: float) -> dict[str, Any]:
-    fact: dict[str, Any] = encode(row.fact) if row.fact is not None else {"local": row.local, "remote": row.remote}
+    fact: dict[str, Any] = encode(row.fact or AmqpFact(row.local, row.remote, "wire"))
     fact.pop("inode", None)
     totals = {name: None if row.fact is None else total(row.fact, name) for name in _TOTALS}
     return {
@@ -203,7 +203,7 @@ _SOURCES = {"tune-ok": "negotiated", "client": "by the client's own record", "ob
 def _heartbeats(fact: AmqpFact, is_open: bool) -> str:
     beats = f"heartbeats: {fact.heartbeats_in or 0} in, {fact.heartbeats_out or 0} out"
     if fact.heartbeat_s is None:
-        return f"{beats}; the negotiated interval is not known"
+        return beats
     if not fact.heartbeat_s:
         return "heartbeats: off"
     said = f"{beats}; every {age(fact.heartbeat_s)} ({_SOURCES.get(fact.heartbeat_source, fact.heartbeat_source)})"
@@ -233,6 +233,9 @@ def table(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         for name, text in _cells(row).items():
             columns.setdefault(name, [name]).append(text)
+    for name in _LEFT_OUT_WHEN_EMPTY:
+        if {"0", "-"}.issuperset(columns.get(name, ())[1:]):
+            columns.pop(name, None)
     widths = {name: max(map(len, texts)) for name, texts in columns.items()}
     return [
         GAP.join(padded(columns[name][index], wide, name not in _TO_THE_LEFT) for name, wide in widths.items()).rstrip()
@@ -240,6 +243,7 @@ def table(rows: Sequence[Row]) -> list[str]:
     ]
 
 
+_LEFT_OUT_WHEN_EMPTY = ("REFUSED", "DELIVERED")
 _TO_THE_LEFT = frozenset({"CONNECTION", "STATE"})
 
 
@@ -288,4 +292,4 @@ def state(row: Row) -> str:
     if silent(fact, fact.last_frame_out_s):
         return f"process silent {age(fact.last_frame_out_s)}"
     ages = [age_s for age_s in (fact.last_frame_in_s, fact.last_frame_out_s) if age_s is not None]
-    return f"last frame {age(min(ages))} ago" if ages else "no frame yet"
+    return f"quiet {age(min(ages))}" if ages else "no frame yet"
