@@ -13,6 +13,7 @@ T ?=
 BUILD_PACKAGES := clang llvm libbpf-dev linux-libc-dev make python3 python3-venv
 TEST_PACKAGES := bpftool conntrack debian-archive-keyring debootstrap gcc graphviz iproute2 libc6-dev musl-tools netcat-openbsd nftables openssl postgresql procps python3-dev \
 	rabbitmq-server redis-server strace supervisor systemd tini util-linux
+BENCH_PACKAGES := tshark
 DEMO_PACKAGES := iproute2 nftables procps redis-server
 
 # $(call install,PACKAGES): Debian packages that are not there yet; apt is not even asked when all are.
@@ -26,7 +27,7 @@ define install
 	fi
 endef
 
-.PHONY: help dev bpf lint format test bench demo wheel clean build-packages test-packages demo-packages tests-ready
+.PHONY: help dev bpf lint format test bench demo wheel clean bench-packages build-packages test-packages demo-packages tests-ready
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -36,6 +37,9 @@ build-packages:
 
 test-packages:
 	$(call install,$(TEST_PACKAGES))
+
+bench-packages:
+	$(call install,$(BENCH_PACKAGES))
 
 demo-packages:
 	$(call install,$(DEMO_PACKAGES))
@@ -79,7 +83,7 @@ test: tests-ready  ## all tests but the virtual machines; T=words chooses by nam
 		echo "== once more, alone: what failed beside other tests"; \
 		$(BIN)/pytest -q -n 0 --last-failed --last-failed-no-failures none tests/unit tests/live; }
 
-bench: tests-ready  ## measure what the design promises, as ratios within one run
+bench: tests-ready bench-packages  ## measure what the design promises, as ratios within one run
 	@$(BIN)/python -m tests.bench $(T)
 
 $(VENV)/demo-installed: tests/demo-requirements.txt $(VENV)/installed
