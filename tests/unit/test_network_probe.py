@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 
 from stucktrace.collectors.events import SocketRecord
 from stucktrace.collectors.tcp_probe import _segment
 from stucktrace.collectors.tcp_probe_child import ACK, RST, SYN, Connection
 from stucktrace.diagnosis import diagnose
 from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Finding
-from stucktrace.facts import ProbeFact, Snapshot
+from stucktrace.facts import AmqpFact, ProbeFact, Snapshot
 
 from tests.unit import known_stacks as k
 from tests.unit.snapshots import black_hole, snapshot, tcp, thread
@@ -118,3 +119,17 @@ def test_the_segment_on_the_wire() -> None:
     assert (packet.src, packet.dst, tcp.sport, tcp.dport) == ("192.0.2.1", "192.0.2.2", 40_000, 5672)
     assert (tcp.seq, tcp.ack, tcp.window, str(tcp.flags), len(tcp.payload)) == (1000, 5000, 64, "A", 0)
     assert ("Timestamp", (4999, 9)) in tcp.options
+
+
+def test_heartbeats_that_do_not_come_from_a_peer_whose_tcp_answers() -> None:
+    fact = AmqpFact("10.0.0.1:40000", "10.0.0.2:5672", "wire", fd=7, heartbeat_s=10.0, last_frame_in_s=100.0)
+    ages = {"last_receive_s": 100.0, "last_ack_s": 100.0, "last_send_s": 100.0}
+
+    def of(**more):  # type: ignore[no-untyped-def]
+        snap = quiet_publisher(100.0, **ages, **more)
+        own = snap.sockets[0]
+        snap = replace(snap, amqp=(replace(fact, local=own.local, remote=own.remote),))
+        return {finding.code for finding in diagnose(snap, Budgets()).findings}
+
+    assert "half-open" in of()
+    assert "peer-silent" in of(probe=ALIVE) and "half-open" not in of(probe=ALIVE)
