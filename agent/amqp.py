@@ -103,7 +103,7 @@ def watch(pid: int, *, for_s: float | None, as_json: bool, pcap: Path | None = N
     sockets = outbound.of(pid)
     state = State()
     state.learn(sockets.look())
-    captured = capture.open_in(pid, [connection.flow for connection in state.followed().values()])
+    captured = capture.open_in(pid, [flow for each in state.followed().values() for flow in each.flows])
     files = () if pcap is None else (create(pcap),)
     decoder.send({"capture": True}, captured.fileno(), *files)
     _follow(state, decoder, [])
@@ -196,7 +196,7 @@ class _Watch:
 
 
 def _follow(state: State, decoder: Decoder, strangers: list[Key]) -> None:
-    flows = [(*connection.flow.names(), *key) for key, connection in state.followed().items()]
+    flows = [(*flow.names(), *key) for key, each in state.followed().items() for flow in each.flows]
     decoder.send({"follow": flows, "about": strangers})
 
 

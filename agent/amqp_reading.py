@@ -106,11 +106,11 @@ class Capture:
         if names is None:
             self._hold(ends, packet, segment)
             return
-        if self._file is not None:
-            for record in self._redaction.feed(packet, segment):
-                self._file.add(*record)
-        if names is not ends:
+        if names != ends:
             segment = segment._replace(source=names[0], destination=names[1])
+        if self._file is not None:
+            for record in self._redaction.feed(_readdressed(packet, *names) if names != ends else packet, segment):
+                self._file.add(*record)
         key = names if names in self._bytes else names[::-1]
         if key in self._bytes:
             self._bytes[key] += len(segment.payload)
@@ -194,6 +194,17 @@ class Capture:
             elif self._bytes[key] > FOREIGN_BYTES:
                 del self._bytes[key]
                 self._channel.tell({"foreign": key})
+
+
+def _readdressed(packet: bytes, source: str, destination: str) -> bytes:
+    """With the ends as the process knows them: both directions bear the same then."""
+    ends = parse_endpoint(source), parse_endpoint(destination)
+    if ends[0] is None or ends[1] is None:
+        return packet
+    addresses = ends[0][0] + ends[1][0]
+    ports = ends[0][1].to_bytes(2, "big") + ends[1][1].to_bytes(2, "big")
+    at, tcp = (12, (packet[0] & 0x0F) * 4) if packet[0] >> 4 == 4 else (8, 40)
+    return packet[:at] + addresses + packet[at + len(addresses) : tcp] + ports + packet[tcp + 4 :]
 
 
 def _forget_oldest(held: dict[Ends, Any], most: int) -> None:

@@ -34,8 +34,9 @@ class Connection:
     local: str
     """"address:port", as the process knows it."""
     remote: str
-    flow: Flow
-    """As the packets bear it."""
+    flows: tuple[Flow, ...]
+    """As its packets bear it: as the process knows it and, where addresses are translated in its namespace, as they are
+    then. A packet is seen as it is at the device, which of the two may differ from one direction to the other."""
 
 
 @dataclass
@@ -77,22 +78,21 @@ class Outbound:
                 local, remote = parse_endpoint(draft["local"]), parse_endpoint(draft["remote"])
                 if local is None or remote is None or local[1] in served:
                     continue
-                flow = self._on_wire(Flow(*local, *remote))
-                self._found[inode] = Connection(inode, fds[inode], draft["local"], draft["remote"], flow)
+                flows = self._on_wire(Flow(*local, *remote))
+                self._found[inode] = Connection(inode, fds[inode], draft["local"], draft["remote"], flows)
 
-    def _on_wire(self, flow: Flow) -> Flow:
-        """Its addresses as its packets bear them in this namespace."""
+    def _on_wire(self, flow: Flow) -> tuple[Flow, ...]:
         if self._netfilter is None:
-            return flow
+            return (flow,)
         asked = ctnetlink.Tuple(flow.local, flow.local_port, flow.remote, flow.remote_port)
         try:
             entry = ctnetlink.find(self._netfilter, asked)
         except OSError:
-            return flow
-        if entry is None or entry.orig != asked:
-            return flow
-        sent = entry.reply.reversed()
-        return Flow(sent.source, sent.source_port, sent.target, sent.target_port)
+            return (flow,)
+        sent = entry.reply.reversed() if entry is not None and entry.orig == asked else asked
+        if sent == asked:
+            return (flow,)
+        return flow, Flow(sent.source, sent.source_port, sent.target, sent.target_port)
 
     def close(self) -> None:
         self._diag.close()
