@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from stucktrace import join
 from stucktrace.facts import (
     AmqpFact,
     GreenletFact,
@@ -21,7 +22,7 @@ from stucktrace.facts import (
 )
 from stucktrace.run import Run
 
-AMQP_CLIENTS = ("/amqp/", "/kombu/", "/pika/", "/amqpstorm/", "/aiormq/", "/aio_pika/")
+AMQP_CLIENTS = ("/amqp/", "/kombu/", "/pika/", "/amqpstorm/", "/aiormq/", "/aio_pika/", "/librabbitmq/")
 """Parts of the paths of AMQP's client libraries."""
 
 
@@ -50,7 +51,11 @@ def amqp(
     *,
     tasks: tuple[GreenletFact, ...],
 ) -> tuple[AmqpFact, ...]:
-    """The state of the connections to a broker. Where no thread or task is in a client library, nothing is loaded."""
+    """The state of the connections to a broker. Where no thread or task is in a client library, nothing is loaded.
+
+    A Celery child that was started anew still has the frames of its parent's loop below those in which it is parked.
+    """
+    python = join.serving(python)
     stacks = [thread.frames for thread in python.threads] if python is not None else []
     stacks += [task.frames for task in tasks]
     if python is None or not any(part in frame.file for frames in stacks for frame in frames for part in AMQP_CLIENTS):

@@ -18,7 +18,7 @@ from stucktrace.facts import AmqpChannel, AmqpFact, AmqpMethod
 CLIENT = "pika"
 FILES = ("/pika/",)
 _CONNECTION = ("params", "callbacks", "_heartbeat_checker", "_blocked_conn_timer", "_channels", "_transport")
-_OPEN, _CLOSED = 2, 0
+_OPEN = 2
 _SHOWN_CHANNELS = 256
 
 

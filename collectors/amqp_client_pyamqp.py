@@ -65,7 +65,8 @@ def read(things: Things, connection: int, tid: int | None) -> tuple[int | None, 
     fd = things.fd(things.attribute(transport, "sock"))
     waits_for, waiting = _awaited(things, tid, connection) if tid is not None else ("", None)
     last = _last_method(things, tid, connection, held.get("_on_inbound_frame")) if tid is not None else None
-    limit_s, limited = _limit(things, tid) if tid is not None and waits_for == "confirm" else (None, False)
+    publish = _confirmed_publish(things, tid) if tid is not None and waits_for == "confirm" else {}
+    limit_s = things.number(publish.get("confirm_timeout"))
     blocked = AmqpMethod("connection.blocked") if last == amqp_methods.BLOCKED else None
     return fd, AmqpFact(
         "",
@@ -79,32 +80,35 @@ def read(things: Things, connection: int, tid: int | None) -> tuple[int | None, 
         last_heartbeat_out_s=things.age_s(held.get("last_heartbeat_sent")),
         blocked=blocked,
         blocked_assumes=ASSUMED if blocked is not None else "",
-        channels=_channels(things, held.get("channels")),
+        channels=_channels(things, held.get("channels"), publish.get("self")),
         waits_for=waits_for,
         waiting_channel=waiting,
         waiting_tid=tid,
         confirm_timeout_s=limit_s,
-        confirm_timeout_known=limited,
+        confirm_timeout_known=limit_s is not None or things.is_none(publish.get("confirm_timeout")),
     )
 
 
-def _channels(things: Things, table: int | None) -> tuple[AmqpChannel, ...]:
+def _channels(things: Things, table: int | None, publishes: int | None) -> tuple[AmqpChannel, ...]:
+    """`publishes`: the channel in whose `basic_publish_confirm` a thread waits."""
     pairs = things.values.pairs(table) if table else None
     found = []
     for key, channel in (pairs or ())[:_SHOWN_CHANNELS]:
         number = things.values.integer(key)
         if number:
-            found.append(_channel(things, number, channel))
+            found.append(_channel(things, number, channel, asked=channel == publishes))
     return tuple(sorted(found, key=lambda channel: channel.number))
 
 
-def _channel(things: Things, number: int, channel: int) -> AmqpChannel:
+def _channel(things: Things, number: int, channel: int, *, asked: bool) -> AmqpChannel:
+    """That it never asked for confirms is known only below its own call that does; a program may ask by itself."""
     held = things.attributes(channel, ("_confirm_selected", "is_open", "callbacks"))
     tags = things.values.pairs(held["callbacks"]) if "callbacks" in held else None
     names = None if tags is None else [things.values.text(tag, 255) for tag, _ in tags]
+    confirms = things.truth(held.get("_confirm_selected"))
     return AmqpChannel(
         number,
-        confirms=things.truth(held.get("_confirm_selected")),
+        confirms=confirms if confirms or asked else None,
         consumers=None if names is None else tuple(name or "" for name in names),
         is_open=things.truth(held.get("is_open")),
     )
@@ -127,14 +131,12 @@ def _awaited(things: Things, tid: int, connection: int) -> tuple[str, int | None
     return "", None
 
 
-def _limit(things: Things, tid: int) -> tuple[float | None, bool]:
-    """(the limit of its wait for a confirm, whether that is known): None and True for a wait without one."""
+def _confirmed_publish(things: Things, tid: int) -> dict[str, int]:
+    """The variables of the publish for whose confirm the thread waits; {} where it waits by itself."""
     for place in things.stacks.of(tid):
         if place.function == "basic_publish_confirm" and place.file.endswith("/amqp/channel.py"):
-            given = things.stacks.variable(place, "confirm_timeout")
-            limit_s = things.number(given)
-            return limit_s, limit_s is not None or things.is_none(given)
-    return None, False
+            return things.stacks.variables(place)
+    return {}
 
 
 def _methods(things: Things, wanted: int | None) -> str:

@@ -9,7 +9,7 @@ bodies are never read.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import ModuleType
 
@@ -32,6 +32,8 @@ from stucktrace.facts import AmqpFact, Frame, GreenletFact, ProcessFact, PythonF
 WHAT = "AMQP connections"
 CLIENTS = (amqp_client_pyamqp, amqp_client_pika, amqp_client_amqpstorm)
 FILES = tuple(part for client in (*CLIENTS, amqp_client_aiormq) for part in client.FILES)
+C_CLIENT = ("/kombu/transport/librabbitmq.py", "/librabbitmq/__init__.py")
+IN_C = "librabbitmq keeps its state in C, which is not read: `stucktrace amqp` shows its frames from now on"
 TASK = "asyncio-task"
 _TRIES = 3
 _MOST_CONNECTIONS = 64
@@ -74,7 +76,17 @@ def collect(
             fact = replace(fact, waits_for="", waiting_channel=None, waiting_s=None)
             fact = replace(fact, blocked=None, blocked_assumes="", last_in=None) if fact.blocked_assumes else fact
         found.append(_placed(fact, fd, socket))
-    return tuple(found)
+    return (*found, *_in_c(threads, python, by_fd))
+
+
+def _in_c(threads: Sequence[ThreadFact], python: PythonFact, by_fd: Mapping[int, SocketFact]) -> Iterator[AmqpFact]:
+    """Waits inside librabbitmq: all that is known of them is that nothing is."""
+    calls = {thread.tid: thread.syscall for thread in threads}
+    for thread in python.threads:
+        call = calls.get(thread.tid)
+        if call is not None and any(frame.file.endswith(C_CLIENT) for frame in thread.frames):
+            fact = AmqpFact("", "", "memory", client="librabbitmq", waiting_tid=thread.tid, unknown=(IN_C,))
+            yield _placed(fact, call.fd, by_fd.get(call.fd) if call.fd is not None else None)
 
 
 def _settled(fact: AmqpFact) -> AmqpFact:

@@ -84,7 +84,7 @@ def _call(snapshot: Snapshot, wait: Wait, fact: AmqpFact | None, socket: SocketF
     if fact.last_in is not None:
         assumed = f", assuming that {fact.blocked_assumes}" if fact.blocked_assumes and fact.heartbeat_s else ""
         yield f"the last method from the broker is {fact.last_in.name}{assumed}"
-    elif fact.blocked is None:
+    elif fact.blocked is None and not fact.unknown:
         yield "the last frames came before this look, and the client keeps no note of them"
     for name, ago_s in (("came in", fact.last_heartbeat_in_s), ("was sent", fact.last_heartbeat_out_s)):
         if ago_s is not None:

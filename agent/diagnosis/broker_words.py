@@ -19,6 +19,13 @@ BLOCKED_TIMEOUTS = {
 }
 
 
+ALARMS = Now(
+    "on the broker: rabbitmq-diagnostics alarms",
+    "none: it only asks. Under an alarm the broker reads nothing that is published, and a restart would not help",
+    "nothing",
+)
+
+
 def source(fact: AmqpFact) -> str:
     return SOURCES.get(fact.source, fact.source)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from stucktrace.diagnosis import (
     behind,
     broker,
+    broker_words,
     network,
     network_probe,
     network_remedies,
@@ -89,9 +90,7 @@ def _reason(snapshot: Snapshot, wait: Wait, socket: SocketFact, budgets: Budgets
         return known
     if purpose is Purpose.OWED:
         text = f"the protocol owes this reply at once (budget {age(budgets.owed_s)})"
-        if "confirm" in wait.reading.reason:
-            text += "; a broker that holds publishers back (a resource alarm) looks the same from here"
-        return Reason(LIKELY, text)
+        return Reason(LIKELY, text + _or_an_alarm(wait))
     budget_s = budgets.request_s(snapshot.process.worker.timeout_s, main=main)
     if purpose is Purpose.REQUEST and age_s > budget_s:
         return Reason(LIKELY, f"the budget of a request, {age(budget_s)}, is spent")
@@ -124,8 +123,16 @@ def _from_the_peer(wait: Wait, socket: SocketFact, age_s: float, budgets: Budget
         return Reason(PROVEN if spent else LIKELY, "nobody has accepted the connection at the other end")
     if unread and (expects or (subscribed and wait.reading.family in READS_ALWAYS)):
         text = f"the other end has left {size(peer.unread_bytes)} of it unread"
-        return Reason(PROVEN if spent else LIKELY, text)
+        alarm = _or_an_alarm(wait)
+        return Reason(PROVEN if spent and not alarm else LIKELY, text + alarm)
     return None
+
+
+def _or_an_alarm(wait: Wait) -> str:
+    """What else a missing confirm can mean: a broker under an alarm reads nothing more of a publisher's connection."""
+    if "confirm" not in wait.reading.reason:
+        return ""
+    return "; a broker that holds publishers back (a resource alarm) looks the same from here"
 
 
 def _asked(socket: SocketFact) -> bool:
@@ -157,7 +164,10 @@ def _finding(snapshot: Snapshot, wait: Wait, socket: SocketFact, reason: Reason)
         reason.confidence,
         summary,
         evidence=tuple(lines),
-        now=network_remedies.now(snapshot, wait, socket),
+        now=(
+            *([broker_words.ALARMS] if _or_an_alarm(wait) and reason.confidence != PROVEN else ()),
+            *network_remedies.now(snapshot, wait, socket),
+        ),
         later=network_remedies.bound_the_wait(snapshot, wait, socket),
         chain=network.chain(snapshot, wait, reason.text),
     )

@@ -38,6 +38,7 @@ def test_a_resource_alarm(rabbitmq):
         plain, pika, timed, storm, loop, gave_up, consumer = map(
             start, ("py_amqp", "pika", "pika_timed", "amqpstorm", "aio_pika", "py_amqp_gave_up", "consumer")
         )
+        own = start("own_confirms")
         found: dict[str, str] = {}
         with rabbitmq.alarm():
             for target in (celery, plain, pika, timed, storm, loop, gave_up, consumer):
@@ -72,9 +73,12 @@ def test_a_resource_alarm(rabbitmq):
         assert command.explain(plain.pid).verdict["class"] == "healthy"
         with rabbitmq.stopped():
             gave_up.go()
+            own.go()
             wait_overdue(gave_up.pid)
+            wait_overdue(own.pid)
             report = command.check(gave_up.pid, "peer-silent")
             assert "stopped" in layers(report)["broker"], report.text()
+            command.check(own.pid, "peer-silent")
 
 
 @pytest.mark.timeout(300)

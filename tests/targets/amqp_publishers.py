@@ -38,6 +38,17 @@ def py_amqp(url: str) -> None:
     threading.Event().wait()
 
 
+def own_confirms(url: str) -> None:
+    """It asks for confirms and waits for them by itself, on one channel."""
+    from amqp import spec
+
+    channel = _connected(url).channel()
+    channel.confirm_select()
+    wait_for_go()
+    channel._basic_publish(_message(), routing_key="nowhere")
+    channel.wait([spec.Basic.Ack, spec.Basic.Nack])
+
+
 def py_amqp_gave_up(url: str) -> None:
     """Its first publish gives up while the broker holds it back; that is over when it publishes again."""
     connection = _connected(url)
