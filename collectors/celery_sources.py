@@ -176,12 +176,20 @@ def _missing(found: dict[str, SettingFact], name: str, key: Any, value: Any, whe
     if not isinstance(key, str) or key not in celery_names.TRANSPORT_OPTIONS:
         return
     full = f"{name}.{key}"
-    if any(each.source != NOT_SET and (held == full or held.startswith(f"{full}[")) for held, each in found.items()):
+    if key in celery_names.OPTION_TABLES and isinstance(value, dict) and value:
+        for inner, held in value.items():
+            _lacking(found, full, f"{full}[{inner!r}]", held, where)
+    else:
+        _lacking(found, full, full, value, where)
+
+
+def _lacking(found: dict[str, SettingFact], table: str, name: str, value: Any, where: str) -> None:
+    if any(each.source != NOT_SET and (held == table or held.startswith(f"{table}[")) for held, each in found.items()):
         return
-    shown: Value = value if _scalar(value) else settings_files.COMPUTED if not isinstance(value, dict) else "{...}"
-    before = found.get(full)
+    shown: Value = value if _scalar(value) else settings_files.COMPUTED
+    before = found.get(name)
     others = (*(before.others if before is not None else ()), (where, shown))
-    found[full] = SettingFact(celery_names.SUBJECT, full, None, NOT_SET, in_force=True, others=others)
+    found[name] = SettingFact(celery_names.SUBJECT, name, None, NOT_SET, in_force=True, others=others)
 
 
 def _scalar(value: Any) -> bool:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import ast
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-COMPUTED: Final = "(computed)"
-"""Stands for a value that is not written out."""
+from stucktrace.facts.settings import COMPUTED
+
 CONFIGURE = "config_from_object"
 
 

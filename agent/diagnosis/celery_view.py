@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stucktrace.facts.settings import DEFAULT, NOT_SET, SET_IN_CODE, SettingFact, Value
+from stucktrace.facts.settings import COMPUTED, DEFAULT, NOT_SET, SET_IN_CODE, SettingFact, Value
 
 TRANSPORT = "broker_transport_options"
 SOCKET = f"{TRANSPORT}.socket_settings"
+NAMES = {
+    str(int(getattr(socket, name))): f"socket.{name}"
+    for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT", "TCP_NODELAY", "TCP_SYNCNT")
+}
+"""The keys of such a table: number -> constant."""
 _AMQP = ("amqp", "amqps", "pyamqp", "librabbitmq", "qpid")
 _REDIS = ("redis", "rediss", "sentinel", "redis+socket", "rediss+socket", "valkey", "valkeys")
 
@@ -94,19 +100,31 @@ def number(value: Value) -> float | None:
 
 
 def shown(value: Value) -> str:
-    """As it stands in a settings file."""
-    return repr(value)
+    """As it stands in a settings file; "..." for what is not written out there."""
+    return "..." if value == COMPUTED else repr(value)
 
 
 def add(view: View, options: Mapping[str, Value]) -> str:
     """The line that puts options among the transport's, to stand behind what sets them now."""
     name, fact = view.spelled(TRANSPORT), view.given(TRANSPORT)
-    table = f"{{{', '.join(f'{chr(34)}{key}{chr(34)}: {shown(value)}' for key, value in options.items())}}}"
+    table = _table(options)
     if fact is None:
         return f"{name} = {table}"
     if fact.source == SET_IN_CODE:
         return f"app.conf.{TRANSPORT}.update({table})"
     return f"{name}.update({table}), behind {fact.source}"
+
+
+def _table(options: Mapping[str, Value]) -> str:
+    """The dict itself; of "socket_settings[4]" and its like the dict inside it."""
+    inside: dict[str, list[str]] = {}
+    for name, value in options.items():
+        key, _, inner = name.partition("[")
+        word = f"{NAMES.get(inner[:-1], inner[:-1])}: {shown(value)}" if inner else shown(value)
+        inside.setdefault(key, []).append(word)
+    tables = {name.partition("[")[0] for name in options if "[" in name}
+    words = (f'"{key}": ' + (f"{{{', '.join(each)}}}" if key in tables else each[0]) for key, each in inside.items())
+    return f"{{{', '.join(words)}}}"
 
 
 def evidence(fact: SettingFact | None) -> tuple[str, ...]:

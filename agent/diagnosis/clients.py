@@ -33,11 +33,12 @@ _AMQP_LOSES = (
 _SQL_LOSES = "the open transaction is rolled back by the server; a COMMIT under way may have happened or not"
 _COMMAND_LOSES = "the command under way may have been done or not"
 
+# py-amqp turns keepalive on itself; SO_KEEPALIVE among its socket_settings would be another option, of level SOL_TCP.
 CLIENTS: dict[str, Client] = {
     "kombu": Client(
         "kombu",
         "broker_transport_options = {'socket_settings': {socket.TCP_USER_TIMEOUT: 30000}}",
-        "broker_transport_options = {'socket_settings': {socket.SO_KEEPALIVE: 1, socket.TCP_KEEPIDLE: 30, "
+        "broker_transport_options = {'socket_settings': {socket.TCP_KEEPIDLE: 30, "
         "socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}}",
         "confirm_timeout=10 in apply_async or publish; and broker_transport_options = {'heartbeat': 30} for publishers "
         "(somebody has to send it: Celery's worker does, a bare publisher has to call heartbeat_check)",
@@ -46,7 +47,8 @@ CLIENTS: dict[str, Client] = {
     "amqp": Client(
         "py-amqp",
         "amqp.Connection(..., socket_settings={socket.TCP_USER_TIMEOUT: 30000})",
-        "amqp.Connection(..., socket_settings={socket.SO_KEEPALIVE: 1, socket.TCP_KEEPIDLE: 30, ...})",
+        "amqp.Connection(..., socket_settings={socket.TCP_KEEPIDLE: 30, socket.TCP_KEEPINTVL: 5, "
+        "socket.TCP_KEEPCNT: 3})",
         "amqp.Connection(..., read_timeout=30, heartbeat=30) and basic_publish(..., confirm_timeout=10)",
         _AMQP_LOSES,
     ),

@@ -16,16 +16,12 @@ import re
 import socket
 from collections.abc import Iterator
 
-from stucktrace.diagnosis.celery_view import SOCKET, TRANSPORT, View, add, evidence, number, shown
-from stucktrace.facts.settings import ERROR, OK, WARN, Check, SettingFact, Value
+from stucktrace.diagnosis.celery_view import NAMES, SOCKET, TRANSPORT, View, add, evidence, number, shown
+from stucktrace.facts.settings import ERROR, NOT_SET, OK, WARN, Check, SettingFact, Value
 
 VISIBILITY_S = 3600.0
 """kombu/transport/redis.py."""
 _SOCKET_KEY = re.compile(r"\[(.+)\]$", re.DOTALL)
-_NAMES = {
-    str(int(getattr(socket, name))): f"socket.{name}"
-    for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT", "TCP_NODELAY", "TCP_SYNCNT")
-}
 
 
 def checks(view: View) -> Iterator[Check]:
@@ -76,7 +72,11 @@ def _heartbeat(view: View) -> Iterator[Check]:
 
 def _socket_settings(view: View) -> Iterator[Check]:
     """py-amqp hands each key and value to setsockopt(SOL_TCP, key, value) as it is."""
-    held = {match[1]: fact for name, fact in view.facts.items() if (match := _table(name, SOCKET))}
+    held = {
+        match[1]: fact
+        for name, fact in view.facts.items()
+        if fact.source != NOT_SET and (match := _table(name, SOCKET))
+    }
     wrong = {key: fact for key, fact in held.items() if not key.lstrip("-").isdigit()}
     if wrong:
         fixed = {_constant(key): fact.value for key, fact in held.items()}
@@ -187,7 +187,7 @@ def _constant(key: str) -> str:
 
 
 def _named(key: str) -> str:
-    return _NAMES.get(key, key)
+    return NAMES.get(key, key)
 
 
 def _whole(value: Value) -> str:

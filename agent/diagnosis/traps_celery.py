@@ -53,18 +53,25 @@ def _others(fact: SettingFact) -> list[tuple[SettingFact, str, Value]]:
 
 
 def _lost(view: View, gone: list[tuple[SettingFact, str, Value]]) -> Check:
-    fact, where, _ = gone[0]
-    names = ", ".join(dict.fromkeys(each.name.removeprefix(f"{TRANSPORT}.") for each, *_ in gone))
-    table = fact.name.partition(".")[0]
+    # The line of a file says more than the name of what holds it in memory.
+    told: dict[str, tuple[SettingFact, str, Value]] = {}
+    for each in gone:
+        before = told.get(each[0].name)
+        if before is None or (not before[1].startswith("/") and each[1].startswith("/")):
+            told[each[0].name] = each
+    lost = [each for name, each in told.items() if not any(other.startswith(f"{name}[") for other in told)]
+    fact, where, _ = lost[0]
+    names = list(dict.fromkeys(each.name.removeprefix(f"{TRANSPORT}.").partition("[")[0] for each, *_ in lost))
+    them, table = "it" if len(names) == 1 else "them", fact.name.partition(".")[0]
     winner = view.facts.get(table) if fact.source == NOT_SET else None
-    by = f"; {table} was replaced as a whole, by {winner.source}" if winner is not None else ""
-    options = {each.name.partition(".")[2]: value for each, _, value in gone if each.source == NOT_SET}
-    plain = [f"{view.spelled(each.name)} = {shown(value)}" for each, _, value in gone if each.source == DEFAULT]
+    by = f"; {table} was replaced as a whole ({winner.source})" if winner is not None else ""
+    options = {each.name.partition(".")[2]: value for each, _, value in lost if each.source == NOT_SET}
+    plain = [f"{view.spelled(each.name)} = {shown(value)}" for each, _, value in lost if each.source == DEFAULT]
     return Check(
         "settings-overlay",
         WARN,
-        f"{where} sets {names}, and the running process does not have {'it' if len(gone) == 1 else 'them'}{by}",
-        tuple(f"{each.name} = {shown(value)} in {place}, not in force" for each, place, value in gone),
+        f"{where} sets {', '.join(names)}, and the running process does not have {them}{by}",
+        tuple(f"{each.name} = {shown(value)} in {place}, not in force" for each, place, value in lost),
         "; ".join([*([add(view, options)] if options else []), *plain]),
     )
 

@@ -7,6 +7,7 @@ A collector returns settings; a rule (diagnosis/traps*.py) takes them and return
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 Value = str | int | float | bool | None
 MEMORY = "process memory"
@@ -16,6 +17,8 @@ CHANGED_SINCE = ", changed since the process started"
 """Ends the name of a file whose value is not in force for that reason."""
 SET_IN_CODE = "set on the application in code"
 """`SettingFact.source`: `app.conf`, or the arguments of `Celery()`."""
+COMPUTED: Final = "(computed)"
+"""A value among `others` that its file does not write out."""
 NOT_SET = "not set"
 """`SettingFact.source` of an option that the process does not have, though `others` set it."""
 

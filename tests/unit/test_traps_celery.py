@@ -7,7 +7,17 @@ from dataclasses import replace
 import pytest
 from stucktrace.diagnosis import traps_celery
 from stucktrace.facts import ProcessFact, WorkerFact
-from stucktrace.facts.settings import CHANGED_SINCE, DEFAULT, ERROR, MEMORY, OK, SET_IN_CODE, WARN, SettingFact
+from stucktrace.facts.settings import (
+    CHANGED_SINCE,
+    COMPUTED,
+    DEFAULT,
+    ERROR,
+    MEMORY,
+    OK,
+    SET_IN_CODE,
+    WARN,
+    SettingFact,
+)
 
 DEFAULTS = {
     "broker_heartbeat": 120,
@@ -180,6 +190,21 @@ def test_a_dict_that_an_overlay_replaced():
     # What this broker does not take is no loss.
     facts["broker_url"] = SettingFact("celery", "broker_url", "redis://broker", SET_IN_CODE, True)
     assert not problems(facts)
+
+
+def test_socket_settings_that_an_overlay_replaced():
+    """What is not set has no value that could be wrong, and each option is said once, with its file's line."""
+    facts = given(options={"confirm_publish": True})
+    for option, value in (("socket_settings[4]", 10), ("socket_settings['5']", 5), ("heartbeat", 20)):
+        name = f"broker_transport_options.{option}"
+        places = (("base.broker_transport_options", value), ("/srv/base.py:2", value))
+        facts[name] = SettingFact("celery", name, None, "not set", True, others=places)
+    name = "broker_transport_options.socket_settings"
+    facts[name] = SettingFact("celery", name, None, "not set", True, others=(("/srv/base.py:2", COMPUTED),))
+    check = only(facts)
+    assert check.text.startswith("/srv/base.py:2 sets socket_settings, heartbeat, and the running process")
+    assert len(check.evidence) == 3
+    assert '"socket_settings": {socket.TCP_KEEPIDLE: 10, \'5\': 5}, "heartbeat": 20' in check.fix
 
 
 def test_an_object_of_settings_that_another_replaced():
