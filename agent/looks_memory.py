@@ -67,8 +67,9 @@ def amqp(
 
 
 def subscriptions(run: Run, process: ProcessFact, python: PythonFact | None) -> tuple[Subscription, ...]:
-    """The queues that it means to consume: of a Celery worker's main process, or one that runs a kombu consumer."""
-    if process.worker.kind != "celery-main" and not _in_kombu(python):
+    """The queues that it means to consume: of a Celery worker's main process, or one that runs a kombu consumer.
+    Left, as greenlets are, to who asks for one process."""
+    if not run.options.greenlets or (process.worker.kind != "celery-main" and not _in_kombu(python)):
         return ()
     from stucktrace.collectors import subscriptions
 

@@ -40,7 +40,8 @@ class Options:
     siblings: bool = True
     """Of a stuck process it is counted how many of its siblings wait for the same: that reads their stacks too."""
     greenlets: bool = True
-    """The suspended greenlets of a hub are listed; else they are looked for only where its thread waits for a lock."""
+    """The suspended greenlets of a hub are listed; else they are looked for only where its thread waits for a lock.
+    The queues that a consumer is there for likewise."""
     probe: bool = False
     """The peer's TCP is asked whether the connection lives: the one thing that a look sends."""
     broker: View | None = None

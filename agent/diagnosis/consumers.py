@@ -1,12 +1,14 @@
 """`consumer-lost`: a worker that polls, while the broker has no consumer of it for the messages that wait.
 
 From inside, such a worker looks exactly like an idle one. Only the broker tells, so these rules need its view, read
-twice, some seconds apart, with the same connections both times:
+twice, some seconds apart, with no connection lost in between:
 - `consumer_lost`: a queue that the worker should consume has messages, and none of its connections has a consumer
   there, now and before. Proven where the worker's own command line, settings or object name the queue, the broker knows
   its connection by address, the view is complete, and nobody else consumes the queue. `likely` where others do (an
   operator may be draining this worker), or the connection was told by the client's properties alone. A Celery worker
   that polls keeps its consumers; only a start and a shutdown are without, and neither is in the loop.
+- The broker asked may be another one, to which the worker only publishes, with a queue of the same name: so the
+  connection that the loop holds has to be known there, or some consumer of the worker.
 - On Redis the consumer is a blocking pop. A worker that holds as many messages as it may does not pop, and that is
   healthy, so it has to be known from its memory that it may take more (not with worker_disable_prefetch, where that
   depends on its tasks).
@@ -115,12 +117,12 @@ def deliveries_held(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
 
 
 def _before(snapshot: Snapshot) -> BrokerFact | None:
-    """The first of two readings that met the same connections, both complete."""
+    """The first of two complete readings, if all connections that it met are there still; more may have come."""
     fact, earlier = snapshot.broker, snapshot.broker_before
     if fact is None or earlier is None or not fact.connections or not (fact.complete and earlier.complete):
         return None
-    same = {each.name for each in fact.connections} == {each.name for each in earlier.connections}
-    return earlier if same else None
+    still = {each.name for each in earlier.connections} <= {each.name for each in fact.connections}
+    return earlier if still and earlier.connections else None
 
 
 def _polls(snapshot: Snapshot) -> bool:
@@ -134,7 +136,7 @@ def _polls(snapshot: Snapshot) -> bool:
 
 def _lost(snapshot: Snapshot, fact: BrokerFact) -> Iterator[tuple[Subscription, BrokerQueue]]:
     """Queues without a consumer of this process, by one view; messages may come to them later."""
-    if not fact.complete or not fact.connections:
+    if not fact.complete or not fact.connections or not _at_home(snapshot, fact):
         return
     consumed = {consumer.queue for consumer in fact.consumers}
     for subscription in snapshot.subscriptions or _guessed(snapshot, fact):
@@ -144,6 +146,14 @@ def _lost(snapshot: Snapshot, fact: BrokerFact) -> Iterator[tuple[Subscription, 
             queue = fact.queue(name)
             if queue is not None and name not in consumed:
                 yield subscription, queue
+
+
+def _at_home(snapshot: Snapshot, fact: BrokerFact) -> bool:
+    """The broker asked is the one that the worker consumes from, and not one to which it only publishes: the connection
+    that its loop holds is known there, or some consumer of it is (remote control has one)."""
+    peers = {connection.peer for connection in fact.connections}
+    held = any(amqp.source == "memory" and amqp.local in peers for amqp in snapshot.amqp)
+    return held or bool(fact.consumers) or fact.kind == "redis"
 
 
 def _guessed(snapshot: Snapshot, fact: BrokerFact) -> tuple[Subscription, ...]:

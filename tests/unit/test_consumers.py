@@ -91,11 +91,28 @@ def test_healthy_views(now, before):
     assert codes(worker(now, before)) == [("idle", "likely")]
 
 
+def test_a_further_connection():
+    """A worker opens one to answer remote control; it is listed a little later."""
+    more = view(connections=(OURS, replace(OURS, name="for replies", peer="10.0.0.1:40009")))
+    assert verdict(worker(more, view())).confidence == "proven"
+    assert codes(worker(view(), more)) == [("idle", "likely")]
+
+
 def test_less_sure():
     others = verdict(worker(view(others=2), view(others=2)))
     assert (others.confidence, others.severity) == ("likely", "warning") and "only 2 others" in others.summary
     guessed = view(matched_by="client properties")
     assert verdict(worker(guessed, guessed)).confidence == "likely"
+
+
+def test_a_broker_to_which_it_only_publishes():
+    """It has a queue of that name too."""
+    elsewhere = view(consumers=())
+    facts = worker(elsewhere, elsewhere)
+    assert codes(facts) == [("idle", "likely")]
+    loop = AmqpFact("10.0.0.1:40007", "10.0.0.2:5672", "memory")
+    assert verdict(replace(facts, amqp=(loop,))).confidence == "proven"
+    assert codes(replace(facts, amqp=(replace(loop, local="10.0.0.1:40008"),))) == [("idle", "likely")]
 
 
 def test_a_worker_in_its_shutdown_has_no_consumer():
