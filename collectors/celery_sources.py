@@ -23,7 +23,7 @@ from stucktrace.collectors.python_values import Values
 from stucktrace.collectors.settings_files import Assigned, Parsed
 from stucktrace.errors import CannotInspect
 from stucktrace.facts import ProcessFact
-from stucktrace.facts.settings import CHANGED_SINCE, NOT_SET, SettingFact, Value, alike
+from stucktrace.facts.settings import CHANGED_SINCE, COMPUTED, NOT_SET, SettingFact, Value, alike
 
 _MOST_FILES = 24
 _LONGEST_PATH = 4096
@@ -113,7 +113,7 @@ class Sources:
         fact = found.get(name)
         if fact is None or not fact.source.endswith(f".{assigned.name}") or not self._bears(file, assigned):
             return
-        written_out = not isinstance(assigned.value, dict) and assigned.value != settings_files.COMPUTED
+        written_out = not isinstance(assigned.value, dict) and assigned.value != COMPUTED
         if not written_out or assigned.value == fact.value or name in celery_names.PRIVATE:
             for key, each in list(found.items()):
                 if (key == name or key.startswith(f"{name}.")) and each.source == fact.source:
@@ -136,7 +136,7 @@ class Sources:
     def _newer(self, found: dict[str, SettingFact], file: _File, name: str, assigned: Assigned) -> None:
         """What a file says now, and did not when the process read it."""
         fact, where = found.get(name), f"{file.at(assigned)}{CHANGED_SINCE}"
-        if fact is None or not fact.known or assigned.value == settings_files.COMPUTED or name in celery_names.PRIVATE:
+        if fact is None or not fact.known or assigned.value == COMPUTED or name in celery_names.PRIVATE:
             return
         if settings_files.final(file.parsed, assigned.name) is not assigned:
             return
@@ -162,7 +162,7 @@ class Sources:
         held, value = self._held(file, assigned.name), assigned.value
         if isinstance(value, dict):
             return isinstance(held, dict) and all(key in held for key in value)
-        return value == settings_files.COMPUTED or (type(held) is type(value) and held == value)
+        return value == COMPUTED or (type(held) is type(value) and held == value)
 
     def _replaced(self, file: _File, assigned: Assigned) -> bool:
         """The loaded module has these keys, or a later line of the file gave the name another value."""
@@ -186,14 +186,14 @@ def _missing(found: dict[str, SettingFact], name: str, key: Any, value: Any, whe
 def _lacking(found: dict[str, SettingFact], table: str, name: str, value: Any, where: str) -> None:
     if any(each.source != NOT_SET and (held == table or held.startswith(f"{table}[")) for held, each in found.items()):
         return
-    shown: Value = value if _scalar(value) else settings_files.COMPUTED
+    shown: Value = value if _scalar(value) else COMPUTED
     before = found.get(name)
     others = (*(before.others if before is not None else ()), (where, shown))
     found[name] = SettingFact(celery_names.SUBJECT, name, None, NOT_SET, in_force=True, others=others)
 
 
 def _scalar(value: Any) -> bool:
-    return value != settings_files.COMPUTED and (value is None or isinstance(value, str | int | float))
+    return value != COMPUTED and (value is None or isinstance(value, str | int | float))
 
 
 def started_between(process: ProcessFact) -> tuple[float, float]:
