@@ -28,13 +28,15 @@ from stucktrace.errors import CannotInspect, NotPermitted
 from stucktrace.facts import MASTERS, ROLES, Check, Missing, ProcessFact, SocketFact
 from stucktrace.facts.settings import ERROR, OK, WARN
 from stucktrace.inspection import Opening
-from stucktrace.output import colour_wanted, terminal_width, write, write_json
+from stucktrace.output import colour_wanted, complain, terminal_width, write, write_json
 from stucktrace.run import Options, Run
 
 Json = dict[str, Any]
 
 SCHEMA = "stucktrace.conntrack/1"
 EXIT_STATUS = {OK: 0, WARN: 5, ERROR: 1}
+STATUS_NAME = {0: OK, 5: WARN, 1: ERROR, 3: "incomplete"}
+"""Incomplete: nothing is wrong with what was seen, and a table of the processes asked for was not."""
 VENDOR = Path("/sys/class/dmi/id/sys_vendor")
 NOT_THE_NODE = Missing(
     "conntrack",
@@ -60,15 +62,18 @@ def run(pids: tuple[int, ...], window_s: float, *, as_json: bool) -> int:
         first = next(iter(seen.missing), NOT_THE_NODE)
         raise NotPermitted(first.because, first.remedy)
     checks = conntrack_table.checks(seen.tables, seen.flows, on_aws=_on_aws())
+    status = worst({0, *(EXIT_STATUS[check.status] for check in checks), *({3} if pids and seen.missing else ())})
     built = build(processes, seen, checks, tuple(dict.fromkeys(missing)), given=bool(pids))
+    built["status"] = STATUS_NAME[status]
     if as_json:
         write_json(built)
     else:
         from stucktrace.sinks import conntrack_text
 
         write(conntrack_text.render(built, colour=colour_wanted(), width=terminal_width()))
-    blind = {3} if pids and seen.missing else set()
-    return worst({0, *(EXIT_STATUS[check.status] for check in checks), *blind})
+    if status == 3:
+        complain(seen.missing[0].because, seen.missing[0].remedy)
+    return status
 
 
 def _processes(frame: Run, pids: tuple[int, ...]) -> dict[int, ProcessFact]:
@@ -130,13 +135,12 @@ def build(
     given: bool,
 ) -> Json:
     """The answer, schema stucktrace.conntrack/1."""
-    status = checks[0].status if checks else OK
     return {
         "schema": SCHEMA,
         "time": round(time.time(), 3),
         "tool": {"version": __version__},
         "host": report.host(),
-        "status": status,
+        "status": OK,
         "tracking": ctnetlink.is_there(),
         "asked_for": given,
         "checks": [

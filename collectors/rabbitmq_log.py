@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import os
 import re
 import zlib
@@ -15,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from stucktrace.collectors.rabbitmq_records import Reader, Record
@@ -40,6 +42,8 @@ LONGEST_LINE_BYTES = 1 << 20
 LONGEST_REASON = 300
 MOST_OPEN = 200_000
 """Connections whose end is still to come: ends that are not logged must not fill the memory."""
+LOOKED_AT = 1_000
+"""Lines of a file in which its first record is looked for."""
 GZIP = b"\x1f\x8b"
 Wanted = Callable[[BrokerEvent], bool]
 Bytes = io.BufferedReader | gzip.GzipFile
@@ -48,14 +52,14 @@ Bytes = io.BufferedReader | gzip.GzipFile
 def read(paths: Iterable[str], offset_s: float, wanted: Wanted, torn: Callable[[str], None]) -> BrokerLog:
     """The files, "-" for stdin, as one log. `torn` is told of a file that ends before its time. CannotInspect."""
     parser = Parser(offset_s, wanted)
-    for path in paths:
+    for path in sorted(paths, key=lambda path: _first(path, offset_s)):
         with _opened(path) as file:
             parser.feed(_lines(file, path, torn))
     return parser.log()
 
 
 class Parser:
-    """Lines of one or several files of one broker, in any order of the files."""
+    """Lines of one or several files of one broker, the oldest first."""
 
     def __init__(self, offset_s: float, wanted: Wanted) -> None:
         self._reader = Reader(offset_s, WORDS)
@@ -164,6 +168,17 @@ def alarms(said: Iterable[tuple[float, str, str, str]]) -> Iterator[Alarm]:
             yield Alarm(key[0], key[1], since.pop(key), time)
     for (resource, node), began in since.items():
         yield Alarm(resource, node, began, None)
+
+
+def _first(path: str, offset_s: float) -> float:
+    """When the file begins: rotated logs are named newest first as often as not."""
+    if path == "-":
+        return math.inf
+    reader = Reader(offset_s, WORDS)
+    with _opened(path) as file:
+        for _ in reader.read(islice(_lines(file, path, lambda _: None), LOOKED_AT)):
+            break
+    return reader.first if reader.first is not None else math.inf
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from stucktrace.sinks.page import Page, clean
 
 Json = dict[str, Any]
 
-_COLOURS = {"ok": "32", "warn": "33", "error": "31;1"}
-_WORDS = {"ok": "ok", "warn": "warning", "error": "error"}
+_COLOURS = {"ok": "32", "warn": "33", "error": "31;1", "incomplete": "33;1"}
+_WORDS = {"ok": "ok", "warn": "warning", "error": "error", "incomplete": "incomplete"}
 KNOWN_TIMEOUTS = {432_000: "the kernel's default", 86_400: "as kube-proxy sets it"}
 CONNECTIONS_SHOWN, QUIET_SHOWN = 40, 8
 LABEL = 14
@@ -49,7 +49,8 @@ def _headline(page: Page, answer: Json) -> None:
     elif status == "ok":
         tracked = sum(any(one["state"] == "tracked" for one in flow["entries"]) for flow in answer["connections"])
         tables, flows = count(len(answer["namespaces"]), "table"), count(len(answer["connections"]), "connection")
-        page.text(f"{tables} with room and without drops; {tracked} of {flows} tracked", "", "", "1")
+        text = f"{tables} with room and without drops"
+        page.text(f"{text}; {tracked} of {flows} tracked" if answer["connections"] else text, "", "", "1")
 
 
 def _scope(answer: Json) -> str:

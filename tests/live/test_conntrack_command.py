@@ -190,6 +190,11 @@ def test_without_the_capability(node: Node) -> None:
     prefix = ("ip", "netns", "exec", node.middle, "setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-all")
     done = command.run("conntrack", prefix=prefix)
     assert done.status == 3 and done.stdout == "" and done.stderr.count("\n") == 1 and "CAP_NET_ADMIN" in done.stderr
+    with contextlib.ExitStack() as stack:
+        client = node.connect(stack)
+        prefix = (*prefix[:4], "setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-all")
+        done = command.run("conntrack", client.target.pid, prefix=prefix)
+        assert done.status == 3 and done.stdout.startswith("conntrack: incomplete") and "CAP_SYS_ADMIN" in done.stderr
 
 
 def test_from_a_pod(node: Node) -> None:

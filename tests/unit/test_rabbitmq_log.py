@@ -178,10 +178,17 @@ def test_what_the_broker_left_out() -> None:
 def test_the_same_in_two_files_is_one(tmp_path: Path) -> None:
     plain, packed = tmp_path / "rabbit.log", tmp_path / "rabbit.log.1.gz"
     plain.write_text(new(ABRUPTLY) + "\n")
-    packed.write_bytes(gzip.compress((new(BEATS, "error", "11:00:00.000000") + "\n" + new(ABRUPTLY) + "\n").encode()))
+    accepted = new(f"accepting AMQP connection <0.677.0> {ENDS})", "info", "11:00:01.000000")
+    older = new(BEATS, "error", "11:00:00.000000"), accepted, new(ABRUPTLY)
+    packed.write_bytes(gzip.compress("".join(f"{one}\n" for one in older).encode()))
     torn: list[str] = []
     log = rabbitmq_log.read([str(plain), str(packed)], 0.0, lambda event: True, torn.append)
-    assert [event.kind for event in log.events] == [MISSED, ABRUPT] and log.counts == {ABRUPT: 1, MISSED: 1}
+    assert [event.kind for event in log.events] == [MISSED, ABRUPT] and log.counts == {
+        ABRUPT: 1,
+        MISSED: 1,
+        "accepted": 1,
+    }
+    assert log.events[1].accepted == NOON - 3599 and not log.open
     packed.write_bytes(packed.read_bytes()[:-9])
     log = rabbitmq_log.read([str(packed)], 0.0, lambda event: True, torn.append)
     assert len(torn) == 1 and "torn" in torn[0]
