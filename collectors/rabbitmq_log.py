@@ -172,7 +172,8 @@ def alarms(said: Iterable[tuple[float, str, str, str]]) -> Iterator[Alarm]:
 
 def _first(path: str, offset_s: float) -> float:
     """When the file begins: rotated logs are named newest first as often as not."""
-    if path == "-":
+    if not Path(path).is_file():
+        # A pipe can be read once only.
         return math.inf
     reader = Reader(offset_s, WORDS)
     with _opened(path) as file:
