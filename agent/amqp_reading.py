@@ -15,7 +15,7 @@ from stucktrace.amqp_notices import Notice, notice_of
 from stucktrace.collectors import amqp_layer, packet_file, packets
 from stucktrace.collectors.addresses import parse_endpoint
 from stucktrace.collectors.amqp_redaction import Redaction
-from stucktrace.collectors.amqp_wire import Conversations
+from stucktrace.collectors.amqp_wire import Conversations, Event
 from stucktrace.collectors.capture import Reader
 from stucktrace.collectors.packet_file import RAW_IP, PacketFile
 from stucktrace.collectors.packet_filter import Flow
@@ -25,6 +25,8 @@ from stucktrace.facts_codec import encode
 
 __all__ = ["Capture", "amqp_layer", "read_file"]
 
+SETTLED_S = 60.0
+"""So long after the last packet of a file none comes late any more."""
 EVERY_S = 1.0
 """How often the parent is told how things stand."""
 AT_A_TIME = 2000
@@ -114,7 +116,10 @@ class Capture:
         key = names if names in self._bytes else names[::-1]
         if key in self._bytes:
             self._bytes[key] += len(segment.payload)
-        for event in self._conversations.feed(segment):
+        self._note(self._conversations.feed(segment))
+
+    def _note(self, events: Iterable[Event]) -> None:
+        for event in events:
             notice = notice_of(event)
             if notice is not None:
                 alike = replace(notice, time=0.0)
@@ -173,6 +178,7 @@ class Capture:
         self._reader.follow([Flow(*one, *other) for one, other in parsed if one is not None and other is not None])
 
     def _report(self, now: float) -> None:
+        self._note(self._conversations.settle(now))
         facts = self._conversations.facts(now)
         notices = [asdict(notice) for notice in self._notices.values()]
         self._notices.clear()
@@ -233,6 +239,9 @@ def read_file(channel: Channel) -> None:
             notices += (found for event in conversations.feed(segment) if (found := notice_of(event)) is not None)
         if len(notices) > MOST_NOTICES:
             _tell(channel, conversations, last_s, notices)
+    # Nothing more will come.
+    settled = conversations.settle(last_s + SETTLED_S)
+    notices += (found for event in settled if (found := notice_of(event)) is not None)
     _tell(channel, conversations, last_s, notices)
     channel.tell({"end": True})
 

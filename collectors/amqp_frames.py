@@ -77,6 +77,11 @@ class Frames:
         return self._hunt is not None
 
     def feed(self, time_s: float, data: bytes) -> list[Frame]:
+        if self._hunt is None and not self._trusted and not self._doubtful_bytes:
+            frames: list[Frame] = []
+            self._walk(time_s, data, frames)
+            self.seen += len(frames)
+            return frames
         frames = self._feed(time_s, data)
         if self._doubtful_bytes:
             self._doubtful_bytes = max(0, self._doubtful_bytes - len(data))

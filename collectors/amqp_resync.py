@@ -102,11 +102,11 @@ class Hunt:
         return None
 
     def settle(self, now: float) -> list[tuple[float, bytes]] | None:
-        """As `feed`, when nothing came for a while: whole messages that are whole segments are believed then."""
+        """As `feed`, when nothing came for a while: whole frames that are whole segments are believed then."""
         if not self._kept or now - self._kept[-1][0] < _PAUSE_S:
             return None
         chain = self._chains.get(self._first + len(self._data))
-        if chain is None or not (chain.at_start and chain.met_ends and (chain.contents or chain.frames == 1)):
+        if chain is None or not (chain.at_start and chain.met_ends and chain.frames):
             return None
         return self._since(chain.begin)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stucktrace.collectors.amqp_wire import Connection, Direction
+    from stucktrace.collectors.amqp_connection import Connection, Direction
 
 
 def sentences(connection: Connection, directions: tuple[Direction, Direction]) -> list[str]:

@@ -9,99 +9,20 @@ so many tags in each channel.
 from __future__ import annotations
 
 from collections.abc import Set
-from dataclasses import replace
 
-from stucktrace.collectors.addresses import port_of
-from stucktrace.collectors.amqp_conversation import Conversation, Event
-from stucktrace.collectors.amqp_frames import METHOD, Frame, Frames, begins_connection
-from stucktrace.collectors.amqp_methods import BROKER, CLIENT, METHODS
-from stucktrace.collectors.amqp_unknown import sentences
+from stucktrace.collectors.amqp_connection import Connection, Direction
+from stucktrace.collectors.amqp_conversation import Event
+from stucktrace.collectors.amqp_frames import Frame, Frames, begins_connection
+from stucktrace.collectors.amqp_wire_fact import fact_of
 from stucktrace.collectors.packets import ACK, FIN, RST, SYN, Segment
 from stucktrace.collectors.tcp_streams import Piece, Stream
-from stucktrace.facts.amqp import AmqpFact, AmqpMethod
+from stucktrace.facts.amqp import AmqpFact
 
 __all__ = ["Conversations", "Event"]
 
 MOST_CONNECTIONS = 4096
 _FOREIGN_BYTES = 1 << 20
 """A connection that nobody asked for is let alone when this much of it holds no frame."""
-_FRAMES_WITHOUT_ROLES = 2048
-
-
-class Direction:
-    """What one end sends."""
-
-    def __init__(self, connection: Connection, end: str) -> None:
-        self.connection = connection
-        self.end = end
-        self.stream = Stream()
-        self.frames: Frames | None = None
-        self.from_start = False
-        """All of it is here, from the connection's first byte on (but for gaps)."""
-        self.peer: Direction = self
-        self.gaps = 0
-        self.gap_bytes = 0
-        self.bytes_seen = 0
-
-
-class Connection:
-    """Two directions and what they say to each other."""
-
-    def __init__(self, first: str, second: str, followed: bool) -> None:
-        self.followed = followed
-        self.ends = {end: Direction(self, end) for end in (first, second)}
-        self.ends[first].peer, self.ends[second].peer = self.ends[second], self.ends[first]
-        self.conversation = Conversation()
-        self.client: Direction | None = None
-        self.waiting: list[tuple[Direction, list[Frame]]] = []
-        """Frames from before it is known which end is the client."""
-        self.foreign = False
-        self.ended = False
-        self.encrypted = False
-        self.role_assumed = False
-
-    def is_amqp(self) -> bool:
-        """Whether frames were seen, or its header."""
-        return any(
-            direction.frames is not None and (direction.frames.protocol not in ("", "tls") or direction.frames.seen > 0)
-            for direction in self.ends.values()
-        )
-
-    def side(self, direction: Direction) -> str:
-        return CLIENT if direction is self.client else BROKER
-
-    def client_is(self, direction: Direction) -> None:
-        self.client = direction
-        waiting, self.waiting = self.waiting, []
-        for sender, frames in waiting:
-            self.take(sender, frames)
-
-    def take(self, direction: Direction, frames: list[Frame]) -> None:
-        """Frames of one direction."""
-        client = self.client
-        if client is None:
-            client = _client_by_methods(direction, frames)
-            if client is None:
-                if len(self.waiting) < _FRAMES_WITHOUT_ROLES:
-                    self.waiting.append((direction, frames))
-                return
-            self.client_is(client)
-        conversation = self.conversation
-        conversation.frames(self.side(direction), frames)
-        frame_max = conversation.frame_max
-        if frame_max is not None:
-            for each in self.ends.values():
-                if each.frames is not None:
-                    each.frames.frame_max = frame_max
-
-
-def _client_by_methods(direction: Direction, frames: list[Frame]) -> Direction | None:
-    for frame in frames:
-        if frame.kind == METHOD:
-            spec = METHODS.get(int.from_bytes(frame.payload[:4], "big"))
-            if spec is not None and spec.sender:
-                return direction if spec.sender == CLIENT else direction.peer
-    return None
 
 
 class Conversations:
@@ -116,6 +37,8 @@ class Conversations:
         self._directions: dict[tuple[str, str], Direction] = {}
         self._connections: dict[int, Connection] = {}
         """In the order of their beginning; those that ended or were replaced too."""
+        self._settled: list[Event] = []
+        """Events that `facts` came upon."""
         self.connections_not_kept = 0
 
     def feed(self, segment: Segment) -> tuple[Event, ...]:
@@ -128,7 +51,7 @@ class Conversations:
                 return ()
             direction = found
             if segment.flags & SYN:
-                opened = _event(direction, segment.time_s, "opened")
+                opened = direction.event(segment.time_s, "opened")
         connection = direction.connection
         if connection.foreign:
             return ()
@@ -144,21 +67,27 @@ class Conversations:
             self._take(direction.peer, late, events)
         if ends:
             connection.ended = True
-            events.append(_event(direction, segment.time_s, "ended"))
+            events.append(direction.event(segment.time_s, "ended"))
+        return tuple(events)
+
+    def settle(self, now: float) -> tuple[Event, ...]:
+        """What is said as nothing more came by `now`: gaps, and frames that were not sure while more might come."""
+        events, self._settled = self._settled, []
+        for connection in self._connections.values():
+            for direction in connection.ends.values():
+                self._take(direction, direction.stream.settle(now), events)
+                told = direction.frames.settle(now) if direction.frames is not None else []
+                if told:
+                    direction.doubtful()
+                    events.append(direction.event(now, "resynchronised"))
+                    self._tell(direction, told, events)
         return tuple(events)
 
     def facts(self, now: float) -> tuple[AmqpFact, ...]:
         """All connections that are AMQP, or that were asked for, as of `now`."""
-        ignored: list[Event] = []
-        for connection in self._connections.values():
-            for direction in connection.ends.values():
-                self._take(direction, direction.stream.settle(now), ignored)
-                told = direction.frames.settle(now) if direction.frames is not None else []
-                if told:
-                    _remember(direction)
-                    self._tell(direction, told, ignored)
+        self._settled = list(self.settle(now))
         return tuple(
-            _fact(connection, now)
+            fact_of(connection, now)
             for connection in self._connections.values()
             if connection.followed or connection.is_amqp()
         )
@@ -222,14 +151,14 @@ class Conversations:
             taken_back = frames.taken_back
             told = frames.feed(time_s, data)
             if frames.taken_back != taken_back:
-                _take_back(direction)
-                events.append(_event(direction, time_s, "lost"))
+                direction.take_back()
+                events.append(direction.event(time_s, "lost"))
             elif frames.lost != lost and connection.is_amqp():
-                _missed(direction)
-                events.append(_event(direction, time_s, "lost"))
+                direction.missed()
+                events.append(direction.event(time_s, "lost"))
             if frames.resynchronised != found:
-                _remember(direction)
-                events.append(_event(direction, time_s, "resynchronised"))
+                direction.doubtful()
+                events.append(direction.event(time_s, "resynchronised"))
             if told:
                 self._tell(direction, told, events)
             if frames.protocol != protocol:
@@ -242,23 +171,23 @@ class Conversations:
         connection.take(direction, told)
         if connection.conversation.has_told:
             for when, incoming, method in connection.conversation.told():
-                events.append(_event(direction, when, "method", incoming, method))
+                events.append(direction.event(when, "method", incoming, method))
 
     def _gap(self, direction: Direction, frames: Frames, gap_bytes: int, time_s: float, events: list[Event]) -> None:
         if frames.gap(gap_bytes):
             return
         direction.gaps += 1
         direction.gap_bytes += gap_bytes
-        _missed(direction)
+        direction.missed()
         if direction.connection.is_amqp():
-            events.append(_event(direction, time_s, "gap")._replace(gap_bytes=gap_bytes))
+            events.append(direction.event(time_s, "gap", gap_bytes=gap_bytes))
 
     def _protocol(self, direction: Direction, frames: Frames, time_s: float, events: list[Event]) -> None:
         connection = direction.connection
         if frames.protocol == "tls" and not connection.encrypted:
             connection.encrypted = True
             if connection.followed:
-                events.append(_event(direction, time_s, "encrypted"))
+                events.append(direction.event(time_s, "encrypted"))
         elif frames.protocol == "0-9-1" and connection.client is None:
             connection.client_is(direction)
 
@@ -267,88 +196,3 @@ class Conversations:
             connection.foreign = True
             for direction in connection.ends.values():
                 direction.frames, direction.stream = None, Stream()
-
-
-def _missed(direction: Direction) -> None:
-    connection = direction.connection
-    if connection.client is not None:
-        connection.conversation.missed(connection.side(direction))
-
-
-def _remember(direction: Direction) -> None:
-    connection = direction.connection
-    if connection.client is not None:
-        connection.conversation.remember(connection.side(direction))
-
-
-def _take_back(direction: Direction) -> None:
-    connection = direction.connection
-    if connection.client is not None:
-        connection.conversation.take_back(connection.side(direction))
-    connection.waiting = [each for each in connection.waiting if each[0] is not direction]
-
-
-def _event(
-    direction: Direction, time_s: float, kind: str, incoming: bool | None = None, method: AmqpMethod | None = None
-) -> Event:
-    connection = direction.connection
-    client = connection.client or next(iter(connection.ends.values()))
-    if incoming is None:
-        incoming = direction is not client
-    return Event(time_s, client.end, client.peer.end, kind, incoming, method)
-
-
-def _fact(connection: Connection, now: float) -> AmqpFact:
-    if connection.client is None:
-        # Nothing was said that only one side says. Brokers listen on a port, clients take a high one.
-        first, second = connection.ends.values()
-        connection.client_is(first if (port_of(first.end) or 0) > (port_of(second.end) or 0) else second)
-        connection.role_assumed = True
-    client = connection.client
-    assert client is not None
-    talk = connection.conversation
-    heartbeat_s, source = talk.heartbeat_s, "tune-ok"
-    if heartbeat_s is None:
-        # RabbitMQ beats twice in the interval while it has nothing else to send.
-        heartbeat_s, source = (float(round(2 * min(talk.beats))), "observed") if len(talk.beats) >= 2 else (None, "")
-
-    def age_s(time_s: float | None) -> float | None:
-        return None if time_s is None else max(now - time_s, 0.0)
-
-    def method(sender: str) -> AmqpMethod | None:
-        frame = talk.last_method[sender]
-        return None if frame is None else talk.method(frame, age_s(frame.time_s))
-
-    def last_s(sender: str) -> float | None:
-        frame = talk.last[sender]
-        return None if frame is None else age_s(frame.time_s)
-
-    directions = (client, client.peer)
-    whole = all(direction.frames is not None and direction.frames.whole for direction in directions)
-    encrypted = connection.encrypted and not connection.is_amqp()
-    seen = connection.is_amqp()
-    return AmqpFact(
-        local=client.end,
-        remote=client.peer.end,
-        source="wire",
-        client=talk.client,
-        encrypted=encrypted,
-        heartbeat_s=heartbeat_s,
-        heartbeat_source=source if heartbeat_s is not None else "",
-        last_in=method(BROKER),
-        last_out=method(CLIENT),
-        last_frame_in_s=last_s(BROKER),
-        last_frame_out_s=last_s(CLIENT),
-        heartbeats_in=talk.heartbeats[BROKER] if seen else None,
-        heartbeats_out=talk.heartbeats[CLIENT] if seen else None,
-        last_heartbeat_in_s=age_s(talk.last_heartbeat_s[BROKER]),
-        last_heartbeat_out_s=age_s(talk.last_heartbeat_s[CLIENT]),
-        blocked=replace(talk.blocked, age_s=age_s(talk.blocked_since_s)) if talk.blocked else None,
-        closed=replace(talk.closed[1], age_s=age_s(talk.closed[0])) if talk.closed else None,
-        closed_by=talk.closed[2] if talk.closed else "",
-        confirms=talk.latencies().summary(),
-        channels=tuple(channel.fact(now, whole) for _, channel in sorted(talk.channels.items()) if channel.number),
-        mid_stream=any(direction.frames is not None and not direction.from_start for direction in directions),
-        gaps=sum(direction.gaps for direction in directions),
-        unknown=tuple(sentences(connection, directions)),
-    )

@@ -214,6 +214,17 @@ def test_lost_segments_never_add_to_a_count(seed: int, lost: int) -> None:
         assert fact.unknown
 
 
+def test_what_settles_without_another_segment_is_told_too() -> None:
+    segments = segments_of([*handshake(), *confirmed(20), (False, method(0, spec.Connection.Blocked("low")) * 2)])
+    conversations = Conversations({(CLIENT, BROKER)})
+    assert not conversations.feed(segments[-1])
+    events = conversations.settle(segments[-1].time_s + 1)
+    assert [event.kind for event in events] == ["resynchronised"] + ["method"] * 2
+    assert not conversations.settle(segments[-1].time_s + 2)
+    conversations.facts(segments[-1].time_s + 2)
+    assert not conversations.settle(segments[-1].time_s + 3)
+
+
 def test_what_was_lost_while_the_connection_hangs_is_admitted() -> None:
     segments = segments_of([*handshake(), *confirmed(5), (True, publish(1, b"x")), ack(6)])
     del segments[-2]
