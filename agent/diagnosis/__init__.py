@@ -53,6 +53,7 @@ RULES: tuple[Rule, ...] = (
     network_inbound.peer_not_reading,
     network_loops.loop_connections,
     broker.broker_blocked,
+    broker.broker_says_blocked,
     broker.channel_closed,
     broker.heartbeats_missing,
     network_sharing.self_call,

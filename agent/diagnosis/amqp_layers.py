@@ -60,7 +60,7 @@ def layers(snapshot: Snapshot, finding: Finding) -> tuple[Layer, ...]:
     said = (
         _call(snapshot, wait, fact, socket),
         _socket(socket),
-        _broker(fact, socket),
+        _broker(snapshot, fact, socket),
         _conntrack(snapshot, socket),
         _settings(snapshot, fact, socket),
     )
@@ -114,7 +114,7 @@ def _socket(socket: SocketFact | None) -> Iterator[str]:
         yield f"{size(socket.receive_bytes)} that came in are not read by the program"
 
 
-def _broker(fact: AmqpFact | None, socket: SocketFact | None) -> Iterator[str]:
+def _broker(snapshot: Snapshot, fact: AmqpFact | None, socket: SocketFact | None) -> Iterator[str]:
     if fact is not None and fact.blocked is not None:
         reason = f" ({fact.blocked.text})" if fact.blocked.text else ""
         yield f"it said connection.blocked{reason}: a resource alarm holds publishers back"
@@ -123,7 +123,18 @@ def _broker(fact: AmqpFact | None, socket: SocketFact | None) -> Iterator[str]:
         state = "is stopped (state T)" if peer.holder_state in ("T", "t") else "runs on this node"
         unread = f", and has {size(peer.unread_bytes)} of this connection unread" if peer.unread_bytes else ""
         yield f"{peer.command or 'its process'} (pid {peer.pids[0]}) {state}{unread}"
-    yield "its own view was not asked for: stucktrace probe-broker URL, rabbitmq-diagnostics alarms"
+    seen = snapshot.broker
+    if seen is None:
+        yield "its own view was not asked for: --broker URL, stucktrace probe-broker URL, rabbitmq-diagnostics alarms"
+        return
+    known = broker.at_the_broker(snapshot, socket) if socket is not None else None
+    if known is None:
+        yield f"its own view ({seen.source}) does not have this connection by its address"
+        return
+    yield f"by its own view ({seen.source}) this connection is {known.state or 'there'}"
+    for channel in seen.channels:
+        if channel.connection == known.name and channel.unacked:
+            yield f"channel {channel.number} has {count(channel.unacked, 'delivery', 'deliveries')} not acknowledged"
 
 
 def _conntrack(snapshot: Snapshot, socket: SocketFact | None) -> Iterator[str]:

@@ -9,7 +9,7 @@ once an interval, whatever else it does.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stucktrace.diagnosis import broker_words as words
 from stucktrace.diagnosis import network, network_outage, network_probe
@@ -17,7 +17,8 @@ from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Evidence, Findin
 from stucktrace.diagnosis.purposes import Purpose
 from stucktrace.diagnosis.waits import Wait, waits
 from stucktrace.diagnosis.words import age
-from stucktrace.facts import AmqpChannel, AmqpFact, Snapshot, SocketFact
+from stucktrace.facts import AmqpChannel, AmqpFact, AmqpMethod, Snapshot, SocketFact
+from stucktrace.facts.broker import BrokerConnection
 
 MISSED_INTERVALS = 2
 """So many intervals without a frame mean that the peer is gone, by the specification (AMQP 0-9-1, 4.2.7)."""
@@ -131,6 +132,38 @@ def blocked(fact: AmqpFact, socket: SocketFact | None, waited: float) -> str | N
     return PROVEN if answered and fact.heartbeat_s == 0 else LIKELY
 
 
+def broker_says_blocked(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
+    """The same by the broker's own view, whatever the client is: its state of this very connection is "blocked".
+
+    Not it: "blocking" (an alarm, but nothing was published here), and a connection that is not surely this one.
+    """
+    for wait, socket in network.connected_waits(snapshot):
+        connection = at_the_broker(snapshot, socket)
+        if connection is None or connection.state != "blocked" or snapshot.broker is None:
+            continue
+        known = fact_of(snapshot, wait) or AmqpFact(socket.local, socket.remote, "broker", client=connection.client)
+        fact = replace(known, blocked=AmqpMethod("connection.blocked"), blocked_assumes="")
+        case = Case(wait, fact, socket, waited_s(wait, fact, socket))
+        if case.overdue(budgets):
+            line = Evidence(
+                snapshot.broker.source,
+                "amqp.blocked",
+                "connection.blocked",
+                f"the broker's state of this connection ({connection.name}) is blocked",
+            )
+            said = Said(words.blocked_reason(fact, PROVEN), (line,), "connection.blocked")
+            yield _finding(snapshot, case, "broker-blocked", PROVEN, said)
+
+
+def at_the_broker(snapshot: Snapshot, socket: SocketFact) -> BrokerConnection | None:
+    """The connection as the broker has it: by its address, or the only one that there is on both sides."""
+    seen = snapshot.broker
+    if seen is None or seen.kind != "rabbitmq":
+        return None
+    alone = len(seen.connections) == 1 == seen.own_connections
+    return next((each for each in seen.connections if each.peer == socket.local or alone), None)
+
+
 def channel_closed(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
     """A thread waits for a confirm on a channel that the broker closed: it forgot what was published there.
 
@@ -191,7 +224,8 @@ def silence(fact: AmqpFact, socket: SocketFact | None) -> float | None:
 
 def explained(snapshot: Snapshot, wait: Wait, budgets: Budgets) -> bool:
     """The frames say why the broker does not answer this thread."""
-    found = (*broker_blocked(snapshot, budgets), *channel_closed(snapshot, budgets))
+    rules = (broker_blocked, broker_says_blocked, channel_closed)
+    found = (finding for rule in rules for finding in rule(snapshot, budgets))
     return any(finding.tid == wait.tid for finding in found)
 
 

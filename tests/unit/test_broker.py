@@ -16,6 +16,7 @@ from stucktrace.facts import (
     Snapshot,
     WorkerFact,
 )
+from stucktrace.facts.broker import BrokerConnection, BrokerFact
 
 from tests.unit import known_stacks as k
 from tests.unit.snapshots import black_hole, call, peer, snapshot, tcp, thread
@@ -112,6 +113,33 @@ def test_a_heartbeat_that_comes_in_does_not_make_the_wait_young() -> None:
 )
 def test_not_blocked(what: str, snap: Snapshot) -> None:
     assert list(broker.broker_blocked(snap, BUDGETS)) == [], what
+
+
+def seen_by_the_broker(state: str, peer_: str = LOCAL, others: int = 1) -> BrokerFact:
+    own = BrokerConnection(f"{peer_} -> {REMOTE}", peer_, state=state)
+    return BrokerFact("rabbitmq", "rabbitmqctl", "rabbitmqctl", 0.0, (own,), own_connections=others)
+
+
+def test_the_broker_itself_says_so() -> None:
+    """Of a client whose memory tells nothing."""
+    bare = replace(publisher(), amqp=())
+    verdict = diagnose(replace(bare, broker=seen_by_the_broker("blocked")), BUDGETS).verdict
+    assert (verdict.code, verdict.confidence) == ("broker-blocked", PROVEN)
+    assert verdict.evidence[2].source == "rabbitmqctl"
+    translated = replace(bare, broker=seen_by_the_broker("blocked", "192.168.0.9:7", others=1))
+    assert diagnose(translated, BUDGETS).verdict.code == "broker-blocked", "the only one on both sides"
+    for other in (
+        seen_by_the_broker("blocking"),
+        seen_by_the_broker("running"),
+        seen_by_the_broker("blocked", "192.168.0.9:7", others=2),
+    ):
+        snap = replace(bare, broker=other)
+        verdict = diagnose(snap, BUDGETS).verdict
+        assert verdict.code == "peer-silent"
+        text = " ".join(amqp_layers.layers(snap, verdict)[2].lines)
+        assert ("does not have" in text) == (other.own_connections == 2)
+    idle = replace(consumer(FACT), broker=seen_by_the_broker("blocked"))
+    assert diagnose(idle, BUDGETS).verdict.code == "idle"
 
 
 def test_a_client_that_sleeps_between_two_looks() -> None:
