@@ -25,7 +25,7 @@ AT_ONCE_S = 2.0
 
 
 def asked(run: Run, snapshot: Snapshot, busy: tuple[int, ...]) -> Snapshot:
-    """The snapshot with the broker's view. `busy`: the children of the process that are not idle."""
+    """The snapshot with the broker's view. `busy`: the children of the process that do not wait for work."""
     view, pid = run.options.broker, snapshot.process.pid
     if view is None:
         return snapshot

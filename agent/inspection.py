@@ -159,8 +159,9 @@ def _answer(run: Run, family: tuple[int, ...], seen: _Passes) -> Inspection | St
 def _with_broker(run: Run, pid: int, found: Mapping[int, Inspection]) -> Inspection:
     """With the broker's own view of the process."""
     from stucktrace import broker_look
+    from stucktrace.diagnosis.consumers import parked
 
-    busy = tuple(member for member, each in found.items() if member != pid and each.diagnosis.verdict.code != "idle")
+    busy = tuple(member for member, each in found.items() if member != pid and not parked(each.snapshot))
     snapshot = broker_look.asked(run, found[pid].snapshot, busy)
     return Inspection(diagnose(snapshot, run.options.budgets), snapshot)
 

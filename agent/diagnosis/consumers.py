@@ -25,12 +25,16 @@ from collections.abc import Iterator
 
 from stucktrace.diagnosis import consumer_words as words
 from stucktrace.diagnosis.model import CRITICAL, LIKELY, PROVEN, WARNING, Budgets, Finding
-from stucktrace.diagnosis.statuses import IDLE, status_of
+from stucktrace.diagnosis.purposes import Purpose
 from stucktrace.diagnosis.waits import waits
 from stucktrace.facts import BrokerChannel, BrokerFact, BrokerQueue, Snapshot, Subscription
 
 _LOOP = ("asynloop", "synloop")
 _LOOP_FILE = "celery/worker/loops.py"
+_TASK_FILE = "celery/app/trace.py"
+_PARKED = (Purpose.WORK, Purpose.SUBSCRIPTION)
+_POOLS = ("prefork", "solo")
+"""Whether another pool of Celery's works on something is not known for sure: its tasks are threads or greenlets."""
 _OWN_QUEUES = (".celery.pidbox", ".reply.celery.pidbox")
 _OWN_PREFIXES = ("celeryev.",)
 """Celery's queues for remote control and events, which are no tasks."""
@@ -101,7 +105,7 @@ def deliveries_held(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
     for channel, queue in _held(fact):
         if before.get((channel.connection, channel.number)) != channel.unacked:
             continue
-        if _on_purpose(snapshot, channel, budgets) or not _all_idle(snapshot, budgets):
+        if _on_purpose(snapshot, channel, budgets) or not parked(snapshot):
             continue
         yield Finding(
             "consumer-lost",
@@ -126,12 +130,15 @@ def _before(snapshot: Snapshot) -> BrokerFact | None:
 
 
 def _polls(snapshot: Snapshot) -> bool:
-    """It is in its consumer's loop. Celery's is named; of another process all frames of a loop look alike."""
-    stacks = [thread.frames for thread in snapshot.python.threads] if snapshot.python else []
-    stacks += [greenlet.frames for greenlet in snapshot.greenlets]
+    """It is in its consumer's loop, and not in a task there. Celery's loop is named; other loops all look alike."""
     if snapshot.process.worker.kind != "celery-main":
         return True
-    return any(frame.function in _LOOP and frame.file.endswith(_LOOP_FILE) for frames in stacks for frame in frames)
+    stacks = [thread.frames for thread in snapshot.python.threads] if snapshot.python else []
+    stacks += [greenlet.frames for greenlet in snapshot.greenlets]
+    for frames in stacks:
+        if any(frame.function in _LOOP and frame.file.endswith(_LOOP_FILE) for frame in frames):
+            return not any(frame.file.endswith(_TASK_FILE) for frame in frames)
+    return False
 
 
 def _lost(snapshot: Snapshot, fact: BrokerFact) -> Iterator[tuple[Subscription, BrokerQueue]]:
@@ -197,16 +204,19 @@ def _on_purpose(snapshot: Snapshot, channel: BrokerChannel, budgets: Budgets) ->
     """Messages may be kept for later: by Celery for a rate limit or an ETA; by others for what nobody knows."""
     if snapshot.process.worker.kind == "celery-main":
         own = snapshot.subscriptions[:1]
+        if snapshot.process.worker.pool not in _POOLS:
+            return True
         return not own or own[0].rate_limited is not False or own[0].prefetch != own[0].initial_prefetch
     return channel.idle_s is None or channel.idle_s < max(budgets.stuck_after_s, 30.0)
 
 
-def _all_idle(snapshot: Snapshot, budgets: Budgets) -> bool:
-    known = {wait.thread.tid: wait for wait in waits(snapshot)}
-    return all(
-        status_of(snapshot, budgets, thread, known.get(thread.tid)).kind == IDLE
+def parked(snapshot: Snapshot) -> bool:
+    """All its threads wait for work: a task that sleeps is work in hand. Threads without Python frames do not count."""
+    known = {wait.thread.tid: wait.reading.purpose for wait in waits(snapshot)}
+    return snapshot.python is not None and all(
+        known.get(thread.tid) in _PARKED
         for thread in snapshot.threads
-        if thread.state not in "ZX"
+        if thread.state not in "ZX" and (snapshot.frames(thread.tid) or thread.tid == snapshot.process.pid)
     )
 
 

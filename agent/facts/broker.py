@@ -128,7 +128,7 @@ class BrokerFact:
     complete: bool = True
     """Everything was told; why not stands in `Seen.missing`."""
     busy: tuple[int, ...] = ()
-    """The process's children that were not idle when it was read."""
+    """The process's children that did not wait for work."""
 
     def queue(self, name: str) -> BrokerQueue | None:
         return next((queue for queue in self.queues if queue.name == name), None)

@@ -18,6 +18,7 @@ from stucktrace.facts import (
     BrokerFact,
     BrokerQueue,
     Subscription,
+    WorkerFact,
 )
 
 from tests.unit.snapshots import NOW, SITE, call, codes, epoll, process, snapshot, tcp, thread, verdict, watch
@@ -50,7 +51,7 @@ def worker(now: BrokerFact | None, before: BrokerFact | None, *subscriptions: Su
     more.setdefault("stacks", {100: LOOP})
     return snapshot(
         thread(100, call("epoll_wait", 4, timeout_s=1.0, endless=False), blocked_s=0.5),
-        worker=more.pop("worker", "celery-main"),
+        worker=more.pop("worker", WorkerFact("celery-main", pool="prefork")),
         sockets=[tcp(7, last_receive_s=1.0)],
         epolls=[epoll(4, watch(7))],
         subscriptions=subscriptions or (MINE,),
@@ -151,6 +152,8 @@ def test_deliveries_that_nobody_works_on():
         worker(view(CONSUMER, ready=0, channels=(full,)), now),
         worker(now, now, replace(MINE, rate_limited=True)),
         worker(now, now, replace(MINE, prefetch=12)),  # tasks with an ETA
+        worker(now, now, worker=WorkerFact("celery-main", pool="threads")),  # a task may sleep in a thread
+        worker(now, now, stacks={100: [f"sleep {SITE}x.py:1", f"trace_task {SITE}celery/app/trace.py:4", *LOOP]}),
         worker(now, now, worker="python"),  # nothing is known of how long
     ):
         assert codes(look_alike)[0][0] == "idle"
