@@ -134,13 +134,7 @@ def _member(run: Run, process: ProcessFact, sockets: tuple[SocketFact, ...], pol
     clients = run.collect("C clients", (), partial(c_clients.collect, pid, process.libraries), pid)
     amqp = run.collect("AMQP connections", (), partial(amqp_objects.collect, pid, sockets), pid)
     member = replace(member, c_clients=clients, amqp=amqp)
-    outside = {
-        fd
-        for each in sockets
-        if each.direction == "out" and each.state == "ESTABLISHED"
-        for fd in each.fds
-        if clients or not traps_connections.stays_here(each.local, each.remote)
-    }
+    outside = {fd for each in sockets if each.direction == "out" and each.state == "ESTABLISHED" for fd in each.fds}
     if outside:
         timeouts = run.collect(
             "socket timeouts", python_sockets.NOTHING, partial(python_sockets.read, pid, outside), pid

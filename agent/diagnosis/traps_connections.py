@@ -1,9 +1,11 @@
 """When would a process notice that the peer of a connection is gone, against its worker's own timeout? Pure.
 
 The kernel notices by keepalive while nothing is in flight, and by unacknowledged data otherwise (tcp_timers.py); a
-program may bound its waits itself; AMQP has heartbeats. Judged are connections that the process made, to peers that
-can vanish without a word: not those over loopback, and not those that clients made (a server closes them by its own
-rules). A socket that an event loop polls is not judged against the worker's timeout: its waits end elsewhere.
+program may bound its waits itself; AMQP has heartbeats. Judged are connections that the process made, not those that
+clients made (a server closes them by its own rules). A peer in the same network namespace (a sidecar proxy, a broker
+over loopback) cannot vanish without a word, but it can hang, and its kernel answers keepalive meanwhile: there only a
+timeout or a heartbeat counts. A socket that an event loop polls is not judged against the worker's timeout: its waits
+end elsewhere.
 """
 
 from __future__ import annotations
@@ -91,13 +93,13 @@ def _waits(member: Audited, fd: int) -> str:
 
 
 def _judged(member: Audited, connection: Connection, amqp: AmqpFact | None) -> Connection:
-    if (
-        connection.direction != "out"
-        or connection.state != "ESTABLISHED"
-        or stays_here(connection.local, connection.remote)
-    ):
+    if connection.direction != "out" or connection.state != "ESTABLISHED":
         return connection
-    found = _problem(connection, client_of(member, connection, amqp))
+    client = client_of(member, connection, amqp)
+    if stays_here(connection.local, connection.remote):
+        found = _silence(connection, client, polled=connection.inode in member.polled)
+    else:
+        found = _problem(connection, client)
     return connection if found is None else replace(connection, check=found)
 
 
@@ -120,10 +122,9 @@ def _problem(connection: Connection, client: Client) -> Check | None:
     """What is wrong with how a connection to elsewhere is guarded; None for nothing, or where that is not known."""
     if connection.keepalive is None:
         return None
-    budget, own_s = connection.budget_s, connection.own_timeout_s
-    if own_s is not None:
-        slow = budget is not None and own_s > budget
-        return _too_slow(connection, f"its socket timeout is {age(own_s)}", [client.timeout]) if slow else None
+    budget = connection.budget_s
+    if connection.own_timeout_s is not None:
+        return _own_timeout(connection, client)
     beats_s = connection.heartbeat_s * MISSED_HEARTBEATS if connection.heartbeat_s else None
     idle_s = min((each for each in (connection.idle_window_s, beats_s) if each is not None), default=None)
     if idle_s is None:
@@ -139,6 +140,35 @@ def _problem(connection: Connection, client: Client) -> Check | None:
         late.append(f"{age(in_flight_s)} with data in flight")
         fixes.append(client.user_timeout)
     return _too_slow(connection, f"a dead peer is noticed after {' and '.join(late)}", fixes) if late else None
+
+
+def _own_timeout(connection: Connection, client: Client) -> Check | None:
+    budget, own_s = connection.budget_s, connection.own_timeout_s
+    if own_s is None or budget is None or own_s <= budget:
+        return None
+    return _too_slow(connection, f"its socket timeout is {age(own_s)}", [client.timeout])
+
+
+def _silence(connection: Connection, client: Client, *, polled: bool) -> Check | None:
+    """What is wrong where only a peer that hangs is to be feared."""
+    remote, keepalive, budget = connection.remote, connection.keepalive, connection.budget_s
+    if connection.own_timeout_s is not None:
+        return _own_timeout(connection, client)
+    # Who turned keepalive on guards the connection, though not against this: no more than a remark elsewhere either.
+    if keepalive is None or keepalive.on or connection.heartbeat_s:
+        return None
+    if connection.heartbeat_s == 0:
+        text = f"{remote}: AMQP without a heartbeat: a broker that hangs is not noticed"
+        return Check("no-heartbeat", WARN, text, fix=client.timeout)
+    if connection.waits != "blocks" or polled:
+        return None
+    until = f"until the worker's timeout of {age(budget)} ends it" if budget is not None else "for ever"
+    return Check(
+        "no-timeout",
+        WARN,
+        f"{remote}: its socket has no timeout: when the peer on this machine hangs, a call on it waits {until}",
+        fix=client.timeout,
+    )
 
 
 def _too_slow(connection: Connection, what: str, fixes: Sequence[str]) -> Check:

@@ -141,12 +141,20 @@ def _window(connection: Connection) -> str:
     if connection.direction == "in" or connection.in_flight_window_s is None:
         return ""
     if stays_here(connection.local, connection.remote):
-        return "on this machine: the kernel tells at once when the peer ends"
+        return f"on this machine: the kernel tells at once when the peer ends{_hangs(connection)}"
     idle = [f"{age(connection.idle_window_s)} idle" if connection.idle_window_s is not None else "never while idle"]
     if connection.heartbeat_s:
         idle.append(f"{age(2 * connection.heartbeat_s)} by heartbeat")
     against = f"; the worker's timeout is {age(connection.budget_s)}" if connection.budget_s is not None else ""
     return f"notices a dead peer: {', '.join(idle)}, {age(connection.in_flight_window_s)} with data in flight{against}"
+
+
+def _hangs(connection: Connection) -> str:
+    if connection.own_timeout_s is not None:
+        return f"; one that hangs is noticed after {age(connection.own_timeout_s)}"
+    if connection.heartbeat_s:
+        return f"; one that hangs is noticed after {age(2 * connection.heartbeat_s)} by heartbeat"
+    return "; one that hangs is never noticed" if connection.waits == "blocks" or connection.heartbeat_s == 0 else ""
 
 
 def _groups(connections: Iterable[Connection]) -> list[list[Connection]]:

@@ -60,6 +60,13 @@ def test_nothing_to_say():
         (tcp(7), {"more": {"python_fds": frozenset({8})}}, "no-timeout"),
         (tcp(7, keepalive=SLOW), {"kind": "celery-main"}, "detection-too-slow"),
         (tcp(7), {"more": {"amqp": (AmqpFact("10.0.0.1:40007", "", "memory", heartbeat_s=0.0),)}}, "no-heartbeat"),
+        (tcp(7, remote="127.0.0.1:6379"), {"more": {"own_timeouts": {7: None}}}, "no-timeout"),
+        (tcp(7, remote="127.0.0.1:6379"), {"more": {"own_timeouts": {7: 60.0}}}, "detection-too-slow"),
+        (
+            tcp(7, remote="10.0.0.1:5672"),
+            {"more": {"amqp": (AmqpFact("10.0.0.1:40007", "", "memory", heartbeat_s=0.0),)}},
+            "no-heartbeat",
+        ),
     ],
 )
 def test_a_connection_that_would_hang(connection, more, code):
@@ -74,6 +81,9 @@ def test_a_connection_that_would_hang(connection, more, code):
         (tcp(7, keepalive=SLOW), {"more": {"python_fds": frozenset({7})}}),
         (tcp(7, keepalive=None), {}),
         (tcp(7, remote="127.0.0.1:6379"), {}),
+        (tcp(7, remote="127.0.0.1:6379"), {"more": {"own_timeouts": {7: 5.0}}}),
+        (tcp(7, remote="127.0.0.1:6379"), {"more": {"own_timeouts": {7: None}, "polled": frozenset({tcp(7).inode})}}),
+        (tcp(7, keepalive=SLOW, remote="127.0.0.1:6379"), {"more": {"own_timeouts": {7: None}}}),
         (tcp(7, remote="[::1]:6379"), {}),
         (tcp(7, remote="10.0.0.1:6379"), {}),
         (tcp(7, direction="in"), {}),
