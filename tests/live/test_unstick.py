@@ -15,9 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stucktrace import unstick
 from stucktrace.collectors import sock_destroy
+from stucktrace.collectors.process import read_process
+from stucktrace.diagnosis.model import Finding
 from stucktrace.errors import CannotInspect
 from stucktrace.facts import SocketFact
+from stucktrace.run import Options
 
 from tests.harness import command, kernel, namespaces, targets
 from tests.harness.brokers import Broker
@@ -145,6 +149,8 @@ try:
     connection.recv(100)
 except OSError as error:
     print("failed:", error.errno, flush=True)
+    if "again" in sys.argv:
+        connection = socket.create_connection((sys.argv[1], 8080))
 if "ends" not in sys.argv:
     time.sleep(3600)
 """
@@ -175,10 +181,10 @@ def result(done: command.Result) -> dict[str, Any]:
 
 
 def test_any_connection_of_one_process_alone(path: Route) -> None:
-    with clients(path, "goes on", "ends", "forks") as (goes_on, ends, forks):
-        done = path.unstick(goes_on.pid, "--yes", "--engine", "none")
-        assert done.status == 0 and "left its call" in done.stdout, done
-        assert "failed: 103" in goes_on.log()
+    with clients(path, "again", "ends", "forks") as (again, ends, forks):
+        done = path.unstick(again.pid, "--yes", "--engine", "none")
+        assert done.status == 0 and f"connected again to {path.address}:8080" in done.stdout, done
+        assert "failed: 103" in again.log()
         done = path.unstick(ends.pid, "--yes", "--json")
         assert (done.status, result(done)["outcome"]["what"]) == (1, "ended"), done
         (child,) = kernel.children(forks.pid)
@@ -211,7 +217,7 @@ def test_what_is_not_proven_is_refused(path: Route) -> None:
             os.kill(path.server_pid, signal.SIGCONT)
 
 
-def test_without_the_kernels_own_way_it_is_shut_down(path: Route) -> None:
+def test_without_the_kernels_own_way_it_is_shut_down(path: Route, monkeypatch: pytest.MonkeyPatch) -> None:
     """And another socket than the one that was meant is never touched, in either way."""
     program = [sys.executable, "-c", CLIENT, path.address]
     with targets.start(program, netns=path.client) as client:
@@ -230,6 +236,15 @@ def test_without_the_kernels_own_way_it_is_shut_down(path: Route) -> None:
         assert kernel.in_call(client.pid, "recvfrom")
         assert sock_destroy.can_destroy(client.pid, fact)
         assert kernel.in_call(client.pid, "recvfrom")
+        unsticker = unstick.Unsticker(client.pid, Options())
+        plan = unstick.Plan(
+            read_process(client.pid), fact, Finding("half-open", "proven", "", tid=client.pid), "", False
+        )
+        monkeypatch.setattr(unstick, "WATCH_S", 0.3)
+        unsticker._before, unsticker._call = frozenset({inode}), unstick._call(plan)
+        assert (unsticker.watch(plan).what, unsticker.watch(plan).good) == ("unchanged", False)
         sock_destroy.shut_down(client.pid, fd, fact)
         kernel.wait_for_call(client.pid, "clock_nanosleep")
         assert "failed" not in client.log()
+        outcome = unsticker.watch(plan)
+        assert outcome.what == "went-on" and "has not connected again" in outcome.text, outcome
