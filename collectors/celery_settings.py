@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from stucktrace.collectors import (
     celery_apps,
@@ -19,18 +18,13 @@ from stucktrace.collectors import (
     celery_public,
     celery_sources,
     celery_worker,
-    interpreter,
     memory,
-    python_modules,
-    regions,
     startup,
 )
 from stucktrace.collectors.celery_apps import CHANGED, DEFAULT, App, Finder
-from stucktrace.collectors.cpython_objects import Layout, Reader
-from stucktrace.collectors.interpreter import Interpreter
+from stucktrace.collectors.celery_target import Target, open_target
 from stucktrace.collectors.python_classes import Objects
 from stucktrace.collectors.python_literals import Literal, Literals, Other
-from stucktrace.collectors.python_values import Values
 from stucktrace.errors import CollectorError, StucktraceError
 from stucktrace.facts import ProcessFact, settings
 from stucktrace.facts.settings import SettingFact
@@ -39,29 +33,6 @@ WHAT = "Celery's settings"
 COMPUTED = Other("")
 """Stands for a value that has to be computed."""
 _SPELLINGS = (*celery_names.OLD, *celery_names.NEW)
-
-
-@dataclass(frozen=True)
-class Target:
-    """One process, opened for reading."""
-
-    reader: Reader
-    values: Values
-    found: Interpreter
-    minor: tuple[int, int]
-    modules: python_modules.Modules
-
-
-def open_target(pid: int) -> Target | None:
-    """None where it is not Python, or of a version that cannot be read. Raises OSError."""
-    mapped = regions.read(pid)
-    found = interpreter.find(pid, mapped)
-    if found is None or found.minor is None:
-        return None
-    reader = Reader(pid, mapped, Layout())
-    values = Values(reader, found.minor)
-    modules = python_modules.read(reader, values, found)
-    return Target(reader, values, found, found.minor, modules) if modules is not None else None
 
 
 def collect(process: ProcessFact) -> tuple[SettingFact, ...]:
@@ -106,7 +77,8 @@ def read(target: Target, process: ProcessFact | None, objects: Objects, worker: 
         return ()
     app, others, literals, found = known
     if process is not None:
-        found = celery_sources.Sources(target.values, target.modules, literals, process, app).explain(found)
+        transport = next((address for address, _ in _hits(app, celery_names.TRANSPORT)), 0)
+        found = celery_sources.Sources(target, literals, process, app, transport).explain(found)
     of_celery = process is not None and process.worker.kind.startswith("celery-")
     if worker is not None:
         found.update({fact.name: fact for fact in _of_worker(target, objects, literals, worker, found)})
@@ -181,7 +153,7 @@ def _source(layer: celery_apps.Layer, spelling: str) -> str:
         return settings.DEFAULT
     if layer.origin == CHANGED:
         return settings.SET_IN_CODE
-    return f"{layer.name}.{spelling}" if layer.name else "the application's configuration object"
+    return f"{layer.name}.{spelling}" if layer.name else settings.OF_OBJECT
 
 
 def _options(name: str, hits: list[tuple[Literal, str]]) -> Iterator[SettingFact]:

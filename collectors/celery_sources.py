@@ -9,24 +9,26 @@ started, and if the module in memory bears it out.
 from __future__ import annotations
 
 import os
+import re
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from stucktrace.collectors import celery_names, procfs, settings_files, target_files
 from stucktrace.collectors.celery_apps import PROJECT, App, spelled
+from stucktrace.collectors.celery_target import Target
+from stucktrace.collectors.python_classes import Objects
 from stucktrace.collectors.python_literals import Literals
-from stucktrace.collectors.python_modules import Modules
-from stucktrace.collectors.python_values import Values
 from stucktrace.collectors.settings_files import Assigned, Parsed
 from stucktrace.errors import CannotInspect
 from stucktrace.facts import ProcessFact
-from stucktrace.facts.settings import CHANGED_SINCE, COMPUTED, NOT_SET, SettingFact, Value, alike
+from stucktrace.facts.settings import CHANGED_SINCE, COMPUTED, NOT_SET, OF_OBJECT, SettingFact, Value, alike
 
 _MOST_FILES = 24
 _LONGEST_PATH = 4096
+_LIBRARY = re.compile(r"/(?:site|dist)-packages/|/lib/python3\.\d+t?/")
 _CLOCK_S = 1.0
 """When a process started is known to a tick, and a file's time only as well as its file system keeps it."""
 
@@ -45,12 +47,15 @@ class _File:
 
 
 class Sources:
-    def __init__(self, values: Values, modules: Modules, literals: Literals, process: ProcessFact, app: App) -> None:
-        self._values = values
-        self._modules = modules
+    def __init__(self, target: Target, literals: Literals, process: ProcessFact, app: App, transport: int) -> None:
+        """`transport`: the address of the broker's options that are in force."""
+        self._values = target.values
+        self._modules = target.modules
+        self._objects = Objects(target.reader, target.values)
         self._literals = literals
         self._process = process
         self._app = app
+        self._transport = transport
         self._spellings = {old: name for name, old in celery_names.OLD.items()} | {n: n for n in celery_names.OLD}
         if app.prefix:
             self._spellings |= {spelled(app.prefix, name): name for name in celery_names.OLD}
@@ -65,59 +70,76 @@ class Sources:
         for do, of in ((self._located, older), (self._lost, older), (self._newer, newer)):
             for file in of:
                 for name, assigned in settings_files.by_name(file.parsed.assigned, self._spellings):
-                    do(found, file, name, assigned)
+                    if not assigned.owner or self._values.attribute(file.address, assigned.owner) == self._app.address:
+                        do(found, file, name, assigned)
         return found
 
     def _files(self) -> Iterator[_File]:
-        """Those of the configuration, in the order in which the stronger comes first."""
-        names = [
-            self._app.source.partition(":")[0],
-            *(layer.name for layer in self._app.layers if layer.origin == PROJECT),
-        ]
-        makers = self._modules.holding(self._app.address)
-        waiting, seen, belongs = [*names, *makers], set[str](), set(names)
+        """Those of the configuration, the stronger first; behind them those that set something on the application."""
+        layers = [layer for layer in self._app.layers if layer.origin == PROJECT]
+        held = [name for layer in layers if not layer.name for name in self._modules.holding(layer.address)]
+        waiting = [self._app.source.partition(":")[0], *(layer.name for layer in layers), *held]
+        makers = [file for name in self._modules.holding(self._app.address) if (file := self._file(name)) is not None]
+        for maker in makers:
+            near = [maker, *(file for name in self._imported(maker) if (file := self._file(name)) is not None)]
+            waiting += [*maker.parsed.configures, *(file.module for file in near if self._has_transport(file))]
+        seen: set[str] = set()
         while waiting and len(seen) < _MOST_FILES:
             name = waiting.pop(0)
             if not self._modules.module(name):
                 # A class, or another attribute of a module.
                 name = name.rpartition(".")[0]
-                belongs.add(name)
-            if not name or name in seen:
-                continue
-            seen.add(name)
-            file = self._file(name)
+            file = self._file(name) if name not in seen else None
             if file is None:
                 continue
-            if name in makers and name not in belongs:
-                # It gives the settings by name; its own variables are none.
-                waiting = [*file.parsed.configures, *waiting]
-                belongs.update(file.parsed.configures)
-                continue
+            seen.add(name)
             yield file
-            package = file.path.endswith("/__init__.py")
-            stars = [settings_files.module_of(name, package, *star[:2]) for star in reversed(file.parsed.stars)]
-            belongs.update(stars)
-            waiting = [*stars, *waiting]
+            waiting = [*self._imported(file, {"*", *self._spellings}), *waiting]
+        for maker in makers:
+            if maker.module not in seen:
+                on_it = tuple(each for each in maker.parsed.assigned if each.owner)
+                yield replace(maker, parsed=replace(maker.parsed, assigned=on_it))
+
+    def _imported(self, file: _File, names: Collection[str] = ()) -> list[str]:
+        """The modules that it imports something from, one of these names; the last one is the strongest."""
+        package = file.path.endswith("/__init__.py")
+        return [
+            settings_files.module_of(file.module, package, each.module, each.level)
+            for each in reversed(file.parsed.imports)
+            if not names or not set(each.names).isdisjoint(names)
+        ][:_MOST_FILES]
+
+    def _has_transport(self, file: _File) -> bool:
+        """The broker's options that are in force are an object of this module."""
+        named = (each for each in file.parsed.assigned if self._spellings[each.name] == celery_names.TRANSPORT)
+        return any(self._place(file, each) == self._transport for each in named)
 
     def _file(self, name: str) -> _File | None:
+        """None also for what is no file of the project."""
         address = self._modules.module(name)
         place = self._values.attribute(address, "__file__") if address else None
         path = self._values.text(place, _LONGEST_PATH) if place else None
-        if not address or not path or not path.endswith(".py") or not path.startswith("/"):
+        if not address or not path or not path.endswith(".py") or not path.startswith("/") or _LIBRARY.search(path):
             return None
         text, changed_s = _read(self._process.pid, path)
-        return _File(name, address, path, settings_files.parse(text, self._spellings), changed_s) if text else None
+        if text is None:
+            return None
+        return _File(name, address, path, settings_files.parse(text, self._spellings), changed_s)
 
     def _located(self, found: dict[str, SettingFact], file: _File, name: str, assigned: Assigned) -> None:
         """The winner's file and line, where that file's module has this very value."""
         fact = found.get(name)
-        if fact is None or not fact.source.endswith(f".{assigned.name}") or not self._bears(file, assigned):
+        if fact is None or not self._sets(fact, assigned) or not self._bears(file, assigned):
             return
         written_out = not isinstance(assigned.value, dict) and assigned.value != COMPUTED
         if not written_out or assigned.value == fact.value or name in celery_names.PRIVATE:
             for key, each in list(found.items()):
                 if (key == name or key.startswith(f"{name}.")) and each.source == fact.source:
                     found[key] = replace(each, source=file.at(assigned))
+
+    def _sets(self, fact: SettingFact, assigned: Assigned) -> bool:
+        """This may be what the fact's value comes from, as far as names tell."""
+        return fact.source.endswith(f".{assigned.name}") or (bool(assigned.inside) and fact.source == OF_OBJECT)
 
     def _lost(self, found: dict[str, SettingFact], file: _File, name: str, assigned: Assigned) -> None:
         """What this file sets and the process does not have."""
@@ -129,7 +151,9 @@ class Sources:
                 for key, value in assigned.value.items():
                     _missing(found, name, key, value, where)
             return
-        told = name not in celery_names.PRIVATE and _scalar(assigned.value) and self._bears(file, assigned)
+        if assigned.owner or name in celery_names.PRIVATE or not _scalar(assigned.value):
+            return
+        told = self._bears(file, assigned)
         if told and not alike(assigned.value, fact.value):
             found[name] = replace(fact, others=(*fact.others, (where, assigned.value)))
 
@@ -138,9 +162,9 @@ class Sources:
         fact, where = found.get(name), f"{file.at(assigned)}{CHANGED_SINCE}"
         if fact is None or not fact.known or assigned.value == COMPUTED or name in celery_names.PRIVATE:
             return
-        if settings_files.final(file.parsed, assigned.name) is not assigned:
+        if assigned.owner or settings_files.final(file.parsed, assigned) is not assigned:
             return
-        held = self._held(file, assigned.name)
+        held = self._held(file, assigned)
         if isinstance(assigned.value, dict) and (isinstance(held, dict) or held is None):
             for key, value in assigned.value.items():
                 if key not in (held or {}):
@@ -150,26 +174,33 @@ class Sources:
         if told and not alike(held, assigned.value):
             found[name] = replace(fact, others=(*fact.others, (where, assigned.value)))
 
-    def _held(self, file: _File, name: str) -> Any:
-        """What the loaded module has under this name; None where it has nothing."""
-        address = self._values.attribute(file.address, name)
+    def _place(self, file: _File, assigned: Assigned) -> int | None:
+        """The address of what the loaded module has there."""
+        address = self._values.attribute(file.address, assigned.inside or assigned.name)
+        if address and assigned.inside:
+            return (self._objects.mapping(address, (assigned.name,)) or {}).get(assigned.name)
+        return address
+
+    def _held(self, file: _File, assigned: Assigned) -> Any:
+        """None where it has nothing."""
+        address = self._place(file, assigned)
         return self._literals.read(address) if address else None
 
     def _bears(self, file: _File, assigned: Assigned) -> bool:
         """The loaded module has what its file says last."""
-        if settings_files.final(file.parsed, assigned.name) is not assigned:
+        if settings_files.final(file.parsed, assigned) is not assigned:
             return False
-        held, value = self._held(file, assigned.name), assigned.value
+        held, value = self._held(file, assigned), assigned.value
         if isinstance(value, dict):
             return isinstance(held, dict) and all(key in held for key in value)
         return value == COMPUTED or (type(held) is type(value) and held == value)
 
     def _replaced(self, file: _File, assigned: Assigned) -> bool:
         """The loaded module has these keys, or a later line of the file gave the name another value."""
-        if self._bears(file, assigned):
+        if assigned.owner or self._bears(file, assigned):
             return True
-        later = any(each.name == assigned.name and each.line > assigned.line for each in file.parsed.assigned)
-        return later or any(line > assigned.line for *_, line in file.parsed.stars)
+        later = settings_files.final(file.parsed, assigned) is not assigned
+        return later or any(each.star and each.line > assigned.line for each in file.parsed.imports)
 
 
 def _missing(found: dict[str, SettingFact], name: str, key: Any, value: Any, where: str) -> None:

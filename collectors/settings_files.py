@@ -18,18 +18,37 @@ CONFIGURE = "config_from_object"
 
 @dataclass(frozen=True)
 class Assigned:
+    """One setting that a file sets."""
+
     name: str
     line: int
     value: Any
     """A literal; a dict has COMPUTED for each value that is not one."""
+    inside: str = ""
+    """The dict that it is a key of."""
+    owner: str = ""
+    """The name of the application whose `conf` it is set on."""
+
+
+@dataclass(frozen=True)
+class Import:
+    module: str
+    level: int
+    line: int
+    names: tuple[str, ...]
+    """What is imported from it; ("*",) for everything."""
+
+    @property
+    def star(self) -> bool:
+        return "*" in self.names
 
 
 @dataclass(frozen=True)
 class Parsed:
     assigned: tuple[Assigned, ...] = ()
     """In the order of the file."""
-    stars: tuple[tuple[str, int, int], ...] = ()
-    """(module, level, line) of each `from module import *`, also inside `try` and `if`."""
+    imports: tuple[Import, ...] = ()
+    """`from module import names`, also inside `try` and `if`."""
     configures: tuple[str, ...] = ()
     """What `app.config_from_object` is given as text."""
 
@@ -38,17 +57,19 @@ def parse(text: bytes, wanted: Collection[str]) -> Parsed:
     """Of a file that is no Python, nothing."""
     try:
         module = ast.parse(text)
-        assigned = tuple(each for statement in module.body for each in _assigned(statement, wanted))
-        touched = {name for statement in module.body for name in _touched(statement, wanted)}
+        assigned = [each for statement in module.body for each in _assigned(statement, wanted)]
+        names = {each.inside or each.name for each in assigned if not each.owner}
+        touched = {name for statement in module.body for name in _touched(statement, names)}
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return Parsed()
-    stars = tuple(
-        (node.module or "", node.level, node.lineno)
+    imports = tuple(
+        Import(node.module or "", node.level, node.lineno, tuple(alias.name for alias in node.names))
         for node in ast.walk(module)
-        if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names)
+        if isinstance(node, ast.ImportFrom)
     )
     configures = tuple(name for statement in module.body if (name := _configured(statement)))
-    return Parsed(tuple(each for each in assigned if each.name not in touched), stars, configures)
+    plain = tuple(each for each in assigned if each.owner or (each.inside or each.name) not in touched)
+    return Parsed(plain, imports, configures)
 
 
 def module_of(importer: str, is_package: bool, named: str, level: int) -> str:
@@ -66,10 +87,35 @@ def _assigned(statement: ast.stmt, wanted: Collection[str]) -> Iterator[Assigned
     elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
         targets, value = [statement.target], statement.value
     else:
+        yield from _updated(statement, wanted)
         return
+    found, line = literal(value), statement.lineno
     for target in targets:
         if isinstance(target, ast.Name) and target.id in wanted:
-            yield Assigned(target.id, statement.lineno, literal(value))
+            yield Assigned(target.id, line, found)
+        elif isinstance(target, ast.Name) and isinstance(found, dict):
+            yield from (Assigned(key, line, held, target.id) for key, held in found.items() if key in wanted)
+        elif isinstance(target, ast.Attribute) and target.attr in wanted and (owner := _owner(target.value)):
+            yield Assigned(target.attr, line, found, owner=owner)
+
+
+def _updated(statement: ast.stmt, wanted: Collection[str]) -> Iterator[Assigned]:
+    """`app.conf.update(...)`."""
+    call = statement.value if isinstance(statement, ast.Expr) else None
+    if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "update":
+        given = {word.arg: literal(word.value) for word in call.keywords if word.arg}
+        for table in map(literal, call.args):
+            given.update(table if isinstance(table, dict) else {})
+        if owner := _owner(call.func.value):
+            yield from (
+                Assigned(key, statement.lineno, held, owner=owner) for key, held in given.items() if key in wanted
+            )
+
+
+def _owner(node: ast.expr) -> str:
+    """ "app" of `app.conf`."""
+    plain = isinstance(node, ast.Attribute) and node.attr == "conf" and isinstance(node.value, ast.Name)
+    return node.value.id if plain else ""  # type: ignore[attr-defined]
 
 
 def _touched(statement: ast.stmt, wanted: Collection[str]) -> Iterator[str]:
@@ -111,9 +157,11 @@ def _named(call: ast.Call) -> bool:
     return all(word.arg for word in call.keywords)
 
 
-def final(parsed: Parsed, name: str) -> Assigned | None:
-    """What a name is at the end, as far as this file alone says: its last assignment."""
-    return next((each for each in reversed(parsed.assigned) if each.name == name), None)
+def final(parsed: Parsed, assigned: Assigned) -> Assigned:
+    """The last word of this file on a name: `assigned`, or what follows it."""
+    name = assigned.inside or assigned.name
+    last = next(each for each in reversed(parsed.assigned) if (each.inside or each.name) == name)
+    return assigned if last.line == assigned.line else last
 
 
 def by_name(assigned: Collection[Assigned], spellings: Mapping[str, str]) -> Iterator[tuple[str, Assigned]]:

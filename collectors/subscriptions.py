@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from stucktrace.collectors import celery_settings, command_line, memory, python_frames
+from stucktrace.collectors import command_line, memory, python_frames
 from stucktrace.collectors.celery_apps import Finder
-from stucktrace.collectors.celery_settings import Target
+from stucktrace.collectors.celery_target import Target, open_target
 from stucktrace.collectors.command_line import CELERY_WORKER
 from stucktrace.collectors.python_classes import Objects
 from stucktrace.collectors.python_containers import Containers
@@ -54,7 +54,7 @@ def collect(process: ProcessFact) -> tuple[Subscription, ...]:
     if not process.is_python:
         return stated
     with memory.reading(WHAT):
-        target = celery_settings.open_target(process.pid)
+        target = open_target(process.pid)
         if target is None:
             return stated
         first = _read(target, process, stated)

@@ -19,6 +19,8 @@ SET_IN_CODE = "set on the application in code"
 """`SettingFact.source`: `app.conf`, or the arguments of `Celery()`."""
 COMPUTED: Final = "(computed)"
 """A value among `others` that its file does not write out."""
+OF_OBJECT = "the application's configuration object"
+"""`SettingFact.source`: a dict that `config_from_object` was given."""
 NOT_SET = "not set"
 """`SettingFact.source` of an option that the process does not have, though `others` set it."""
 

@@ -163,8 +163,34 @@ OLD_STYLE = "BROKER_URL = 'amqp://broker'\nBROKER_TRANSPORT_OPTIONS = {'heartbea
             },
             {"heartbeat": "conf.BROKER_TRANSPORT_OPTIONS"},
         ),
+        # One dict of all settings over another one.
+        (
+            {
+                "main": SETUP + "import conf\napp.config_from_object(conf.CELERY)\n" + USE,
+                "conf": "from base import *\nCELERY = {'broker_url': 'amqp://broker'}\n",
+                "base": "CELERY = {'broker_transport_options': {'heartbeat': 30}, 'broker_heartbeat': 20}\n",
+            },
+            {"heartbeat": "base.py:1", "broker_heartbeat": "base.py:1"},
+        ),
+        # A dict that updates the application.
+        (
+            {
+                "main": SETUP + "from conf import OURS\napp.conf.update(OURS)\n" + USE,
+                "conf": "from base import *\nOURS = dict(broker_url='amqp://b', broker_transport_options={'read_timeout': 2})\n",
+                "base": "OURS = {'broker_transport_options': {'heartbeat': 30}}\n",
+            },
+            {"heartbeat": "base.py:1"},
+        ),
+        # Code, twice.
+        (
+            {
+                "main": SETUP + "app.conf.broker_transport_options = {'heartbeat': 30}\nimport more\n" + USE,
+                "more": "from main import app\napp.conf.update(broker_transport_options={'read_timeout': 20})\n",
+            },
+            {"heartbeat": "main.py:3"},
+        ),
     ],
-    ids=["local", "second", "class", "code"],
+    ids=["local", "second", "class", "code", "dict", "updated", "twice"],
 )
 def test_other_ways_to_lose_settings(tmp_path, files, gone):
     with project(tmp_path, **files) as pid:
@@ -190,7 +216,7 @@ def test_what_is_no_evidence_of_a_loss(tmp_path):
     main = SETUP + "app.config_from_object('conf')\nimport conf\n" + USE
     # Another module's variables are no settings, whatever they are called; nor is a module that nobody imported.
     others = {"other": "BROKER_TRANSPORT_OPTIONS = {'heartbeat': 1}\n", "absent": OLD_STYLE}
-    with project(tmp_path, main=main + "import other\n", conf=conf, **NO_LOSS, **others) as pid:
+    with project(tmp_path, main=main + "import other\nfrom other import *\n", conf=conf, **NO_LOSS, **others) as pid:
         assert problems(settings(pid)) == set()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from stucktrace.collectors import settings_files
 from stucktrace.collectors.celery_public import public
-from stucktrace.collectors.settings_files import COMPUTED, Assigned
+from stucktrace.collectors.settings_files import COMPUTED, Assigned, Import
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,19 @@ def test_plain_assignments_count():
         Assigned("B", 2, -3),
         Assigned("A", 4, {"x": 1}),
     )
-    assert settings_files.final(found, "A") == Assigned("A", 4, {"x": 1})
+    assert settings_files.final(found, found.assigned[0]) == Assigned("A", 4, {"x": 1})
+
+
+def test_what_stands_in_a_dict_or_is_set_on_the_application():
+    found = parse("CELERY = {'A': 1, 'other': 2, 'B': {'x': 3}}\napp.conf.A = 4\napp.conf.update({'B': 5}, A=6)\n")
+    assert found.assigned == (
+        Assigned("A", 1, 1, inside="CELERY"),
+        Assigned("B", 1, {"x": 3}, inside="CELERY"),
+        Assigned("A", 2, 4, owner="app"),
+        Assigned("A", 3, 6, owner="app"),
+        Assigned("B", 3, 5, owner="app"),
+    )
+    assert parse("CELERY = {'A': 1}\nCELERY['A'] = 2\n").assigned == ()
 
 
 @pytest.mark.parametrize(
@@ -69,7 +81,8 @@ def test_what_it_imports_and_configures():
     found = parse(
         "try:\n    from .local import *\nexcept ImportError:\n    pass\nfrom base import A\napp.config_from_object('conf')"
     )
-    assert found.stars == (("local", 1, 2),) and found.configures == ("conf",)
+    assert found.imports == (Import("base", 0, 5, ("A",)), Import("local", 1, 2, ("*",)))
+    assert found.configures == ("conf",)
 
 
 @pytest.mark.parametrize(
