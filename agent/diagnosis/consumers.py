@@ -15,8 +15,8 @@ twice, some seconds apart, with no connection lost in between:
 - `lost_tags`: the client's objects have a consumer tag that the broker does not. `likely`: its queue is not known.
 - `deliveries_held`: the broker counts as many unacknowledged deliveries as the worker may have, so it sends no more,
   and the worker works on none. `likely` at most: a consumer may keep messages on purpose. Celery's reasons to do so
-  (rate limits, ETA) are read from its memory and have to be absent; of another consumer nothing may have passed for the
-  budget of a request.
+  (rate limits, ETA) are read from its memory and have to be absent. A busy channel is always full: so nothing may have
+  passed on it for a while (only the management API tells), with another consumer for the budget of a request.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ _LOOP = ("asynloop", "synloop")
 _LOOP_FILE = "celery/worker/loops.py"
 _TASK_FILE = "celery/app/trace.py"
 _PARKED = (Purpose.WORK, Purpose.SUBSCRIPTION)
+_KEPT_S = 30.0
 _POOLS = ("prefork", "solo")
 """Whether another pool of Celery's works on something is not known for sure: its tasks are threads or greenlets."""
 _OWN_QUEUES = (".celery.pidbox", ".reply.celery.pidbox")
@@ -201,13 +202,16 @@ def _held(fact: BrokerFact) -> tuple[tuple[BrokerChannel, BrokerQueue], ...]:
 
 
 def _on_purpose(snapshot: Snapshot, channel: BrokerChannel, budgets: Budgets) -> bool:
-    """Messages may be kept for later: by Celery for a rate limit or an ETA; by others for what nobody knows."""
-    if snapshot.process.worker.kind == "celery-main":
-        own = snapshot.subscriptions[:1]
-        if snapshot.process.worker.pool not in _POOLS:
-            return True
-        return not own or own[0].rate_limited is not False or own[0].prefetch != own[0].initial_prefetch
-    return channel.idle_s is None or channel.idle_s < max(budgets.stuck_after_s, 30.0)
+    """Messages may be kept for later: by Celery for a rate limit or an ETA; by others for what nobody knows. And a
+    channel on which something passes is full whenever work waits."""
+    if channel.idle_s is None:
+        return True
+    if snapshot.process.worker.kind != "celery-main":
+        return channel.idle_s < max(budgets.stuck_after_s, _KEPT_S)
+    own = snapshot.subscriptions[:1]
+    if channel.idle_s < budgets.owed_s or snapshot.process.worker.pool not in _POOLS or not own:
+        return True
+    return own[0].rate_limited is not False or own[0].prefetch != own[0].initial_prefetch
 
 
 def parked(snapshot: Snapshot) -> bool:

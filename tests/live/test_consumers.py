@@ -66,14 +66,8 @@ def test_a_worker_that_lost_its_consumer(rabbitmq_view, view):
 
         note = command.check(worker.main, "idle")
         assert "no consumer for lost" in note.summary and "only the broker knows" in note.summary
-        for wrong, words in (
-            (view.replace(SECRET, "wrong"), "refuses user viewer"),
-            (view.replace("15672", "15673"), "cannot be asked"),
-            (f"redis://{rabbitmq_view.address}:5672", "cannot be asked"),
-        ):
-            report = command.check(worker.main, "idle", "--broker", wrong)
-            missing = [each["because"] for each in report["seen"]["missing"]]
-            assert any(words in because for because in missing), missing
+        report = command.check(worker.main, "idle", "--broker", view.replace(SECRET, "wrong"))
+        assert any("refuses user viewer" in each["because"] for each in report["seen"]["missing"])
 
         # It subscribes again, and works: with as many messages as it may hold, and more that wait.
         order(rabbitmq_view, "control", "add_consumer", "lost", "--destination", "consumers@test")

@@ -139,13 +139,15 @@ def test_redis_a_full_worker_does_not_pop():
 
 
 def test_deliveries_that_nobody_works_on():
-    full = BrokerChannel(OURS.name, 1, unacked=8, prefetch=8, consumers=1)
+    full = BrokerChannel(OURS.name, 1, unacked=8, prefetch=8, consumers=1, idle_s=20.0)
     now = view(CONSUMER, channels=(full,))
     found = verdict(worker(now, now))
     assert (found.code, found.confidence) == ("consumer-lost", "likely")
     assert "8 unacknowledged deliveries" in found.summary
     fewer = view(CONSUMER, channels=(replace(full, unacked=7),))
     for look_alike in (
+        worker(view(CONSUMER, channels=(replace(full, idle_s=1.0),)), now),  # deliveries go on
+        worker(view(CONSUMER, channels=(replace(full, idle_s=None),)), now),  # rabbitmqctl
         worker(replace(now, busy=(200,)), now),  # a child works
         worker(now, fewer),  # it moves
         worker(fewer, fewer),
