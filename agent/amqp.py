@@ -28,6 +28,7 @@ from stucktrace.collectors import capture, outbound
 from stucktrace.commands.common import worst
 from stucktrace.diagnosis import network_probe
 from stucktrace.errors import CannotInspect, UsageError
+from stucktrace.facts import AmqpFact
 from stucktrace.output import complain
 
 LOOK_S = 1.0
@@ -107,6 +108,7 @@ def watch(pid: int, *, for_s: float | None, as_json: bool, pcap: Path | None = N
     files = () if pcap is None else (create(pcap),)
     decoder.send({"capture": True}, captured.fileno(), *files)
     _follow(state, decoder, [])
+    state.remembered = _remembered(pid)
     with Show(state, as_json=as_json, title=f"process {pid}", until="" if for_s else "Ctrl-C ends it") as show:
         if probe:
             show.tell(_probe(pid, state))
@@ -119,6 +121,17 @@ def watch(pid: int, *, for_s: float | None, as_json: bool, pcap: Path | None = N
     if state.unwritten:
         complain(f"{pcap} could not be written to its end: {state.unwritten}", "what is in it is whole")
     return worst({state.status(), 3 if state.failed or state.unwritten else 0})
+
+
+def _remembered(pid: int) -> dict[Key, AmqpFact]:
+    """What the client libraries' objects in the process's memory say, as far as they can be read."""
+    from stucktrace.inspection import Inspection, Opening, inspect_all
+    from stucktrace.run import Options
+
+    options = Options("none", sample_s=0.0, children=False, siblings=False, greenlets=False)
+    answer = inspect_all((pid,), options, Opening("none").opened)[pid]
+    facts = answer.snapshot.amqp if isinstance(answer, Inspection) else ()
+    return {(fact.local, fact.remote): fact for fact in facts if fact.local and fact.remote}
 
 
 def _probe(pid: int, state: State) -> list[Notice]:

@@ -89,13 +89,15 @@ class Watcher:
     _nacks: dict[tuple[str, str, int], int] = field(default_factory=dict)
     """(local, remote, channel) -> how many were said."""
 
-    def look(self, facts: Iterable[AmqpFact], now: float) -> list[Notice]:
+    def look(self, facts: Iterable[AmqpFact], now: float, watched_s: float = 0.0) -> list[Notice]:
+        """`watched_s`: for how long every packet was seen."""
         found: list[Notice] = []
         for fact in facts:
+            quiet_s = watched_s if untouched(fact) else None
             found += self._refused(fact, now)
             found += self._confirms(fact, now)
-            found += self._silence(fact, now, "broker-silent", fact.last_frame_in_s)
-            found += self._silence(fact, now, "client-silent", fact.last_frame_out_s)
+            found += self._silence(fact, now, "broker-silent", fact.last_frame_in_s or quiet_s)
+            found += self._silence(fact, now, "client-silent", fact.last_frame_out_s or quiet_s)
         return found
 
     def _refused(self, fact: AmqpFact, now: float) -> Iterable[Notice]:
@@ -125,6 +127,11 @@ class Watcher:
         elif not silent(fact, age_s) and self._said.pop(key, None) is not None:
             by = event.removesuffix("-silent")
             yield Notice(now, fact.local, fact.remote, "heard-again", by=by)
+
+
+def untouched(fact: AmqpFact) -> bool:
+    """Not one byte of it was seen: of what passed unread the fact says so."""
+    return fact.last_frame_in_s is None and fact.last_frame_out_s is None and not (fact.encrypted or fact.unknown)
 
 
 def overdue(channel: AmqpChannel) -> bool:

@@ -156,7 +156,7 @@ class Show:
         elif state.live:
             known = listing(dict.fromkeys(row.remote for row in state.rows()))
             because = f"no AMQP frame passed in {time.time() - self._began:.0f} s" + (f" (to {known})" if known else "")
-            remedy = "watch longer: an idle connection shows its heartbeats at best"
+            remedy = "watch longer; `stucktrace pid` says what the process waits for"
         else:
             because, remedy = "no AMQP frames are in it", "only AMQP 0-9-1 is read"
         complain(f"nothing could be read: {because}", remedy)

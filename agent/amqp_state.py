@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stucktrace.amqp_notices import Notice, Watcher, stuck, total
@@ -30,6 +30,8 @@ class State:
     """Of the process now, AMQP or not."""
     gone: dict[Key, tuple[Connection, float]] = field(default_factory=dict)
     """With the (monotonic) time when it was gone."""
+    remembered: dict[Key, AmqpFact] = field(default_factory=dict)
+    """What the client's own objects said when the watching began."""
     facts: dict[Key, AmqpFact] = field(default_factory=dict)
     now: float = 0.0
     """Of `facts`, Unix time."""
@@ -46,6 +48,8 @@ class State:
     _foreign: set[Key] = field(default_factory=set)
     """Connections that speak something else."""
     _rates: dict[Key, float] = field(default_factory=dict)
+    _began: float = 0.0
+    """When the first facts came."""
     _watcher: Watcher = field(default_factory=Watcher)
     _followed: frozenset[Key] = frozenset()
 
@@ -66,19 +70,34 @@ class State:
     def _take_facts(self, message: dict[str, Any]) -> list[Notice]:
         before, past = self.facts, self.now
         self.now = message["now"]
-        self.facts = {(fact.local, fact.remote): fact for fact in (decode(AmqpFact, raw) for raw in message["facts"])}
+        # One of which nothing has passed is a connection, too.
+        untouched = (AmqpFact(*key, "wire", mid_stream=True) for key in self.remembered if key in self.connections)
+        facts = map(self._completed, (*untouched, *(decode(AmqpFact, raw) for raw in message["facts"])))
+        self.facts = {(fact.local, fact.remote): fact for fact in facts}
         for key, fact in self.facts.items():
             if key in before and self.now > past:
                 published = (total(fact, "publishes") or 0) - (total(before[key], "publishes") or 0)
                 self._rates[key] = max(0, published) / (self.now - past)
         if not self.live:
             return []
-        return self._watcher.look((fact for key, fact in self.facts.items() if key not in self.gone), self.now)
+        self._began = self._began or self.now
+        known = (fact for key, fact in self.facts.items() if key not in self.gone)
+        return self._watcher.look(known, self.now, self.now - self._began)
+
+    def _completed(self, fact: AmqpFact) -> AmqpFact:
+        """With what was agreed on before the capture began."""
+        known = self.remembered.get((fact.local, fact.remote))
+        if known is None:
+            return fact
+        fact = replace(fact, client=fact.client or known.client)
+        if known.heartbeat_s is None or fact.heartbeat_source == "tune-ok":
+            return fact
+        return replace(fact, heartbeat_s=known.heartbeat_s, heartbeat_source=known.heartbeat_source)
 
     def _concerns(self, key: Key) -> bool:
-        """It speaks AMQP, or should by its port."""
+        """It speaks AMQP, by its frames or the client's objects, or should by its port."""
         fact = self.facts.get(key)
-        return port_of(key[1]) in LIKELY_PORTS or (fact is not None and read(fact))
+        return key in self.remembered or port_of(key[1]) in LIKELY_PORTS or (fact is not None and read(fact))
 
     def learn(self, found: Collection[Connection]) -> bool:
         """Brings the connections up to date; whether others are to be followed now."""
@@ -102,19 +121,19 @@ class State:
         """The connections that speak AMQP, and those that by their port should."""
         found = []
         for key in dict.fromkeys((*self.facts, *self.connections)):
-            fact = self.facts.get(key)
             if self._concerns(key):
                 known = self.connections.get(key) or (self.gone[key][0] if key in self.gone else None)
                 is_open = not self.live or key in self.connections
                 found.append(
                     Row(
                         *key,
-                        fact if fact is None or read(fact) or fact.encrypted else None,
+                        self.facts.get(key),
                         known.fd if known else None,
                         is_open,
                         self._rates.get(key),
                         known.inode if known else None,
                         self.probes.get(key),
+                        self.now - self._began if self.live else None,
                     )
                 )
         return found

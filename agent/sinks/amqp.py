@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from stucktrace.amqp_notices import MISSED_BEATS, Notice, oldest_s, silent, stuck, total
+from stucktrace.amqp_notices import MISSED_BEATS, Notice, oldest_s, silent, stuck, total, untouched
 from stucktrace.diagnosis import network_probe
 from stucktrace.diagnosis.words import age, count
 from stucktrace.facts import AmqpFact, AmqpMethod, Latency, ProbeFact
@@ -29,7 +29,7 @@ class Row:
     local: str
     remote: str
     fact: AmqpFact | None = None
-    """None: no frame of it has passed."""
+    """None: nothing of it was seen."""
     fd: int | None = None
     open: bool = True
     """The process still has it."""
@@ -37,6 +37,8 @@ class Row:
     inode: int | None = None
     probe: ProbeFact | None = None
     """What its peer's TCP answered when the watching began (--probe)."""
+    watched_s: float | None = None
+    """For how long its packets were looked for."""
 
 
 def event_as_json(notice: Notice) -> dict[str, Any]:
@@ -131,6 +133,10 @@ def summary(row: Row) -> list[str]:
         lines.append(f"  {network_probe.words(row.probe, row.remote)}")
     if row.fact is None:
         return [*lines, "  no frame passed"]
+    if row.fact.last_frame_in_s is None and row.fact.last_frame_out_s is None and not row.fact.encrypted:
+        quiet_s = row.watched_s if untouched(row.fact) else None
+        said = [_heartbeats(row.fact, row.open, quiet_s)] if row.fact.heartbeat_s is not None else []
+        return [*lines, *(f"  {text}" for text in ("no frame passed", *said, *_unknown(row.fact)))]
     return lines + [f"  {text}" for text in _sentences(row.fact, row.open) if text]
 
 
@@ -145,8 +151,12 @@ def _sentences(fact: AmqpFact, is_open: bool) -> list[str]:
         _heartbeats(fact, is_open),
         _closed(fact),
         *(f"channel {c.number} was closed by the {c.closed_by}: {_why(c.closed)}" for c in fact.channels if c.closed),
-        *(f"not known: {clean(text, LONGEST_TEXT)}" for text in fact.unknown),
+        *_unknown(fact),
     ]
+
+
+def _unknown(fact: AmqpFact) -> list[str]:
+    return [f"not known: {clean(text, LONGEST_TEXT)}" for text in fact.unknown]
 
 
 def _stuck_words(fact: AmqpFact) -> str:
@@ -200,14 +210,15 @@ def _consuming(fact: AmqpFact) -> str:
 _SOURCES = {"tune-ok": "negotiated", "client": "by the client's own record", "observed": "as it beats"}
 
 
-def _heartbeats(fact: AmqpFact, is_open: bool) -> str:
+def _heartbeats(fact: AmqpFact, is_open: bool, quiet_s: float | None = None) -> str:
+    """`quiet_s`: for how long not a byte was seen."""
     beats = f"heartbeats: {fact.heartbeats_in or 0} in, {fact.heartbeats_out or 0} out"
     if fact.heartbeat_s is None:
         return beats
     if not fact.heartbeat_s:
         return "heartbeats: off"
     said = f"{beats}; every {age(fact.heartbeat_s)} ({_SOURCES.get(fact.heartbeat_source, fact.heartbeat_source)})"
-    for who, age_s in (("broker", fact.last_frame_in_s), ("process", fact.last_frame_out_s)):
+    for who, age_s in (("broker", fact.last_frame_in_s or quiet_s), ("process", fact.last_frame_out_s or quiet_s)):
         if is_open and silent(fact, age_s):
             said += f"; the {who} has sent nothing for {age(age_s)}, which is over {MISSED_BEATS} of them"
     return said

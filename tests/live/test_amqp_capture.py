@@ -230,3 +230,46 @@ def test_blocked_and_unblocked(rabbitmq):
     found = watched.summary()
     assert (watched.status, watched.names(), found["stuck"]) == (0, ["blocked", "unblocked"], None), found
     assert found["totals"]["publishes"] == found["totals"]["acks"] == 1000, found
+
+
+@pytest.mark.timeout(300)
+def test_what_goes_wrong_is_one_line_and_the_right_status(rabbitmq, tmp_path):
+    with (
+        rabbitmq.client() as client,
+        targets.start("amqp_load.py", "pika", client.url, "errors", 100, netns=client.pair.here) as publisher,
+    ):
+        for capability in ("net_raw", "sys_admin"):
+            dropped = ("setpriv", "--bounding-set", f"-{capability}", "--inh-caps", f"-{capability}")
+            refused = command.run("amqp", publisher.pid, "--for", "1", prefix=dropped)
+            assert (refused.status, refused.stdout, refused.stderr.count("\n")) == (3, "", 1), refused.stderr
+            assert f"CAP_{capability.upper()}" in refused.stderr
+
+        quiet = command.run("amqp", publisher.pid, "--for", "0.5s")
+        assert quiet.status == 4 and "nothing could be read: no AMQP frame passed" in quiet.stderr
+
+        full, there = tmp_path / "full.pcap", tmp_path / "there.pcap"
+        there.write_text("kept")
+        refused = command.run("amqp", publisher.pid, "--for", "1", "--pcap", there)
+        assert (refused.status, refused.stderr.count("\n"), there.read_text()) == (2, 1, "kept")
+        with watching(publisher.pid, "--pcap", full, prefix=("prlimit", "--fsize=9000")) as watched:
+            publisher.go()
+            wait_for_words(publisher, "waiting")
+        assert (watched.status, watched.summary()["totals"]["acks"]) == (3, 100)
+        assert watched.errors.splitlines()[1:] == [
+            f"stucktrace: {full} could not be written to its end: File too large; what is in it is whole"
+        ]
+        written = command.run("amqp", "--read", full, "--json")
+        assert written.status == 0 and 0 < json.loads(written.stdout)["totals"]["publishes"] < 100
+
+        with watching(publisher.pid) as watched:
+            publisher.go()
+            wait_for_words(publisher, "waiting", 2)
+            os.kill(publisher.pid, signal.SIGKILL)
+            watched.wait()
+        assert (watched.status, watched.summary()["totals"]["acks"], watched.summary()["open"]) == (0, 100, False)
+        assert "has ended" in watched.errors
+    gone = command.run("amqp", publisher.pid)
+    assert (gone.status, gone.stderr.count("\n")) == (3, 1)
+    for name, words, status in ((there, "no capture file", 3), (tmp_path, "directory", 2), ("/nowhere", "No such", 2)):
+        refused = command.run("amqp", "--read", name)
+        assert (refused.status, refused.stderr.count("\n")) == (status, 1) and words in refused.stderr, refused.stderr

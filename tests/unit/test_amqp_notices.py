@@ -86,3 +86,18 @@ def test_words():
     notice = Notice(0.25, FACT.local, FACT.remote, "returned", 1, "broker", 3, code=312, text="NO_ROUTE")
     assert shown.line(notice).endswith(".250  10.0.0.1:40000 -> 10.0.0.2:5672  3 publishes come back on channel 1 "
                                        "(basic.return): 312 NO_ROUTE")  # fmt: skip
+
+
+def test_a_connection_of_which_nothing_passes_at_all():
+    """By the interval that the client remembers it is silent; where bytes passed that cannot be read it is not known."""
+    watcher = Watcher()
+    quiet = of(last_frame_in_s=None, last_frame_out_s=None)
+    for fact, watched_s, said in (
+        (replace(quiet, encrypted=True), 100.0, []),
+        (replace(quiet, unknown=("no frame boundary was found yet",)), 100.0, []),
+        (quiet, 60.0, []),
+        (quiet, 61.0, ["broker-silent", "client-silent"]),
+    ):
+        assert [notice.event for notice in watcher.look([fact], 0.0, watched_s)] == said
+    text = "\n".join(shown.summary(Row(FACT.local, FACT.remote, quiet, watched_s=61.0)))
+    assert "no frame passed" in text and "the broker has sent nothing for 61 s" in text
