@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from stucktrace.diagnosis import consumers
-from stucktrace.facts import BrokerFact, Missing, Snapshot
+from stucktrace.facts import AmqpFact, BrokerFact, Missing, Snapshot
 
 if TYPE_CHECKING:
     from stucktrace.collectors.broker_view import View
@@ -43,7 +43,7 @@ def asked(run: Run, snapshot: Snapshot, busy: tuple[int, ...]) -> Snapshot:
                 time.sleep(AGAIN_S if first.source == "management API" else AT_ONCE_S)
             second = _read(run, view, snapshot, busy)
             if second is not None:
-                snapshot = replace(snapshot, broker=second, broker_before=first)
+                snapshot = replace(_read_again(run, snapshot), broker=second, broker_before=first)
     seen = replace(snapshot.seen, missing=(*run.missing.get(pid, ()), *run.for_all))
     return replace(snapshot, seen=seen)
 
@@ -56,6 +56,42 @@ def _read(run: Run, view: View, snapshot: Snapshot, busy: tuple[int, ...]) -> Br
     collect = partial(broker_view.collect, view, process, snapshot.sockets, queues)
     fact = run.collect("broker", None, collect, process.pid)
     return None if fact is None else replace(fact, busy=busy)
+
+
+def _read_again(run: Run, snapshot: Snapshot) -> Snapshot:
+    """With what the process's own objects say now: a consumer may have come or gone there meanwhile."""
+    from stucktrace import looks_memory
+
+    process, python = snapshot.process, snapshot.python
+    amqp = looks_memory.amqp(run, process, snapshot.threads, python, snapshot.sockets, tasks=snapshot.greenlets)
+    return replace(
+        snapshot, subscriptions=looks_memory.subscriptions(run, process, python), amqp=_both(snapshot.amqp, amqp)
+    )
+
+
+def _both(before: tuple[AmqpFact, ...], now: tuple[AmqpFact, ...]) -> tuple[AmqpFact, ...]:
+    """The connections of the first reading, without the consumer tags that the second does not have."""
+    tags = {
+        (fact.local, channel.number, tag)
+        for fact in now
+        for channel in fact.channels
+        for tag in channel.consumers or ()
+    }
+    return tuple(
+        replace(
+            fact,
+            channels=tuple(
+                replace(
+                    channel,
+                    consumers=None
+                    if channel.consumers is None
+                    else tuple(tag for tag in channel.consumers if (fact.local, channel.number, tag) in tags),
+                )
+                for channel in fact.channels
+            ),
+        )
+        for fact in before
+    )
 
 
 def _unknown(fact: BrokerFact) -> Missing:
