@@ -158,7 +158,7 @@ def _source(layer: celery_apps.Layer, spelling: str) -> str:
 
 def _options(name: str, hits: list[tuple[Literal, str]]) -> Iterator[SettingFact]:
     """A dict of options, one fact each; those that only a weaker dict has are NOT_SET."""
-    tables = [(_flat(name, literal), source) for literal, source in hits]
+    tables = [(_flat(name, literal), _filled(name, literal, source)) for literal, source in hits]
     (wins, source), others = tables[0], tables[1:]
     if wins is None:
         yield _fact(name, None, source, known=hits[0][0] is None)
@@ -166,12 +166,21 @@ def _options(name: str, hits: list[tuple[Literal, str]]) -> Iterator[SettingFact
     count = len(hits[0][0]) if isinstance(hits[0][0], dict) else 0
     yield _fact(name, f"{count} option{'' if count == 1 else 's'}", source)
     for key in dict.fromkeys(key for table, _ in tables if table for key in table):
-        lost = tuple((where, table[key][0]) for table, where in others if table and key in table)
+        lost = tuple(
+            (where, table[key][0])
+            for table, where in others
+            if table and key in table and where not in (settings.DEFAULT, source)
+        )
         if key in wins:
             value, known = wins[key]
             yield _fact(key, value, source, known=known, others=lost)
-        elif not all(where == settings.DEFAULT for where, _ in lost):
+        elif lost:
             yield _fact(key, None, settings.NOT_SET, others=lost)
+
+
+def _filled(name: str, literal: Literal, source: str) -> str:
+    """Celery's own default for the transport's options is an empty dict: what stands in it was put there in place."""
+    return settings.SET_IN_CODE if source == settings.DEFAULT and name == celery_names.TRANSPORT and literal else source
 
 
 def _flat(name: str, literal: Literal) -> dict[str, tuple[settings.Value, bool]] | None:
@@ -226,7 +235,7 @@ def _pool(objects: Objects, address: int, literal: Literal) -> Literal:
         return Other("")
     name = objects.name_of_class(address)
     match = re.fullmatch(r"celery\.concurrency\.(\w+)\.TaskPool", name)
-    return match[1] if match else name
+    return {"thread": "threads"}.get(match[1], match[1]) if match else name
 
 
 def _fact(

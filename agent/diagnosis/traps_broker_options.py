@@ -38,11 +38,12 @@ def _heartbeat(view: View) -> Iterator[Check]:
     """`broker_heartbeat` is for connections that consume; `app.connection()` of a publisher is made without it."""
     top, option = view.given("broker_heartbeat"), f"{TRANSPORT}.heartbeat"
     beat = number(view.option("heartbeat"))
-    if top is not None and not top.value and not beat:
+    if top is not None and not top.value and not beat and view.value("app_role") == "worker":
         yield Check(
             "no-consumer-heartbeat",
             WARN,
-            f"broker_heartbeat = {shown(top.value)}: neither worker nor broker notices that their connection died",
+            f"broker_heartbeat = {shown(top.value)}: a broker that hangs is not noticed, and RabbitMQ, which has TCP's "
+            "keepalive off by default, keeps the messages of a worker that vanished",
             evidence(top),
             f"{view.spelled('broker_heartbeat')} = 30",
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from stucktrace.collectors.celery_settings import _options
 from stucktrace.diagnosis import traps_celery
 from stucktrace.facts import ProcessFact, WorkerFact
 from stucktrace.facts.settings import (
@@ -107,6 +108,7 @@ def test_nothing_is_concluded_from_options_that_were_not_read():
 
 def test_consumers_without_a_heartbeat():
     assert only(given(broker_heartbeat=0)).code == "no-consumer-heartbeat"
+    assert not problems(given(broker_heartbeat=0, role="publisher")), "a process that only publishes consumes nothing"
 
 
 def test_idle_publishers_are_closed_and_no_retry():
@@ -205,6 +207,15 @@ def test_socket_settings_that_an_overlay_replaced():
     assert check.text.startswith("/srv/base.py:2 sets socket_settings, heartbeat, and the running process")
     assert len(check.evidence) == 3
     assert '"socket_settings": {socket.TCP_KEEPIDLE: 10, \'5\': 5}, "heartbeat": 20' in check.fix
+
+
+def test_options_that_were_put_into_the_default_in_place():
+    """`app.conf.broker_transport_options.update(...)` changes the dict of the defaults."""
+    facts = list(_options("broker_transport_options", [({"heartbeat": 9}, DEFAULT)]))
+    assert [(fact.value, fact.source, fact.others) for fact in facts] == [
+        ("1 option", SET_IN_CODE, ()),
+        (9, SET_IN_CODE, ()),
+    ]
 
 
 def test_an_object_of_settings_that_another_replaced():
