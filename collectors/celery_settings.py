@@ -30,6 +30,7 @@ from stucktrace.facts import ProcessFact, settings
 from stucktrace.facts.settings import SettingFact
 
 WHAT = "Celery's settings"
+_WORKERS = ("celery-main", "celery-child")
 COMPUTED = Other("")
 """Stands for a value that has to be computed."""
 _SPELLINGS = (*celery_names.OLD, *celery_names.NEW)
@@ -41,7 +42,7 @@ def collect(process: ProcessFact) -> tuple[SettingFact, ...]:
         target = open_target(process.pid)
         if target is None or target.modules.module(celery_apps.STATE) is None:
             return ()
-        objects, worker = _worker(target, search=process.worker.kind.startswith("celery-"))
+        objects, worker = _worker(target, search=process.worker.kind in _WORKERS)
         for _ in range(2):
             found, again = read(target, process, objects, worker), _app(target, worker)
             values = {fact.name: (fact.value, fact.known) for fact in found}
@@ -79,7 +80,7 @@ def read(target: Target, process: ProcessFact | None, objects: Objects, worker: 
     if process is not None:
         transport = next((address for address, _ in _hits(app, celery_names.TRANSPORT)), 0)
         found = celery_sources.Sources(target, literals, process, app, transport).explain(found)
-    of_celery = process is not None and process.worker.kind.startswith("celery-")
+    of_celery = process is not None and process.worker.kind in _WORKERS
     if worker is not None:
         found.update({fact.name: fact for fact in _of_worker(target, objects, literals, worker, found)})
     elif of_celery:

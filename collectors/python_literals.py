@@ -67,7 +67,9 @@ class Literals:
         return {self.key(key): self.read(value, depth) for key, value in pairs}
 
     def key(self, address: int) -> Key:
-        found = self.read(address, 0)
+        """Of a kind of int its value: it is as good a key."""
+        number = self._values.integer(address, kinds=True)
+        found = self.read(address, 0) if number is None else number
         return found if isinstance(found, str | int | Other) else Other(self._values.type(address))
 
     def _truth(self, address: int) -> bool:

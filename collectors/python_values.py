@@ -28,6 +28,7 @@ _EMPTY = (0, 1)
 _MANAGED_DICT = 1 << 4
 _INLINE_VALUES = 1 << 2
 _DICT_SUBCLASS = 1 << 29
+_INT_SUBCLASS = 1 << 24
 _TYPE_FLAGS, _BASIC_SIZE, _DICT_OFFSET = 168, 32, 288
 _TYPE_DICT, _TYPE_MRO = 264, 344
 
@@ -78,9 +79,12 @@ class Values:
         self._reader.type_names({struct.unpack_from("<Q", head, 8)[0] for head in heads if len(head) >= 16})
         return [self._short_text(head) for head in heads]
 
-    def integer(self, address: int) -> int | None:
-        """An int of up to 120 bits."""
+    def integer(self, address: int, *, kinds: bool = False) -> int | None:
+        """An int of up to 120 bits. `kinds`: also of a subclass, such as a constant of an enumeration."""
         head = self._object(address, "int", 24)
+        if head is None and kinds and address % 8 == 0:
+            head = self._read(address, 24)
+            head = head if head is not None and self.flags(_word(head, 8)) & _INT_SUBCLASS else None
         if head is None:
             return None
         (size,) = struct.unpack_from("<q", head, 16)

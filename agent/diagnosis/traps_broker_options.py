@@ -5,6 +5,7 @@ Measured with celery 5.7.0, kombu 5.7.0, amqp 5.4.2 and RabbitMQ 3.10 unless a r
 - A publisher with a heartbeat that sends nothing for a while is closed by the broker (nothing sends beats for it): the
   next publish meets ECONNRESET, and arrives by Celery's retry; with `task_publish_retry=False` it fails.
 - `socket_settings={"TCP_KEEPIDLE": 10}`: each connect raises TypeError; so does {"4": 10} and {4: 10.0}. A worker ends.
+  The same of `socket_keepalive_options` with redis-py 8.1.0.
 - A confirm that does not come (broker stopped): publish waits without end. `confirm_timeout` among the transport's
   options is ignored; given to `apply_async` (5.2 to 5.7) it ends the wait, and closing the channel waits instead.
   `read_timeout=3` ends all of it: after 9 s.
@@ -16,7 +17,7 @@ import re
 import socket
 from collections.abc import Iterator
 
-from stucktrace.diagnosis.celery_view import NAMES, SOCKET, TRANSPORT, View, add, evidence, number, shown
+from stucktrace.diagnosis.celery_view import NAMES, TRANSPORT, View, add, evidence, number, shown
 from stucktrace.facts.settings import ERROR, NOT_SET, OK, WARN, Check, SettingFact, Value
 
 VISIBILITY_S = 3600.0
@@ -27,9 +28,10 @@ _SOCKET_KEY = re.compile(r"\[(.+)\]$", re.DOTALL)
 def checks(view: View) -> Iterator[Check]:
     if view.amqp:
         yield from _heartbeat(view)
-        yield from _socket_settings(view)
+        yield from _socket_options(view, "socket_settings")
         yield from _confirm(view)
     if view.redis:
+        yield from _keepalive(view)
         yield from _visibility(view)
         yield from _redis_silence(view)
 
@@ -71,23 +73,24 @@ def _heartbeat(view: View) -> Iterator[Check]:
         )
 
 
-def _socket_settings(view: View) -> Iterator[Check]:
-    """py-amqp hands each key and value to setsockopt(SOL_TCP, key, value) as it is."""
+def _socket_options(view: View, table: str) -> Iterator[Check]:
+    """py-amqp and redis-py hand each key and value to setsockopt(SOL_TCP, key, value) as it is."""
     held = {
         match[1]: fact
         for name, fact in view.facts.items()
-        if fact.source != NOT_SET and (match := _table(name, SOCKET))
+        if fact.source != NOT_SET and (match := _inside(name, f"{TRANSPORT}.{table}"))
     }
-    wrong = {key: fact for key, fact in held.items() if not key.lstrip("-").isdigit()}
+    # Of a key that is neither text nor a number its kind alone is known.
+    wrong = {key: fact for key, fact in held.items() if key[0] in "'\""}
     if wrong:
         fixed = {_constant(key): fact.value for key, fact in held.items()}
         yield Check(
             "string-keys",
             ERROR,
-            f"socket_settings has {_keys(wrong)}: every connection to the broker fails with TypeError, for a key has "
-            "to be a number such as socket.TCP_KEEPIDLE",
+            f"{table} has {_keys(wrong)}: every connection to the broker fails with TypeError, for a key has to be a "
+            "number such as socket.TCP_KEEPIDLE",
             tuple(line for fact in wrong.values() for line in evidence(fact)),
-            f'import socket; in {view.spelled(TRANSPORT)}: "socket_settings": '
+            f'import socket; in {view.spelled(TRANSPORT)}: "{table}": '
             f"{{{', '.join(f'{key}: {shown(value)}' for key, value in fixed.items())}}}",
         )
         return
@@ -97,13 +100,30 @@ def _socket_settings(view: View) -> Iterator[Check]:
         yield Check(
             "socket-values",
             ERROR,
-            f"socket_settings[{key}] = {shown(fact.value)}: every connection to the broker fails with TypeError, for a "
-            "value has to be a whole number",
+            f"{table}[{key}] = {shown(fact.value)}: every connection to the broker fails with TypeError, for a value "
+            "has to be a whole number",
             evidence(fact),
-            f'in {view.spelled(TRANSPORT)}: "socket_settings": {{{_named(key)}: {_whole(fact.value)}}}',
+            f'in {view.spelled(TRANSPORT)}: "{table}": {{{_named(key)}: {_whole(fact.value)}}}',
         )
-    elif held:
-        yield Check("string-keys", OK, "the keys of socket_settings are numbers", evidence(next(iter(held.values()))))
+    elif held and all(key.isdigit() for key in held):
+        yield Check("string-keys", OK, f"the keys of {table} are numbers", evidence(next(iter(held.values()))))
+
+
+def _keepalive(view: View) -> Iterator[Check]:
+    """redis-py looks at the options only if keepalive is on (redis/connection.py); measured with 8.1.0."""
+    on, table = view.option("socket_keepalive"), "socket_keepalive_options"
+    if on:
+        yield from _socket_options(view, table)
+        return
+    options = [fact for name, fact in view.facts.items() if _inside(name, f"{TRANSPORT}.{table}")]
+    if options and options[0].source != NOT_SET and view.sure(f"{TRANSPORT}.socket_keepalive"):
+        yield Check(
+            "keepalive-options-ignored",
+            WARN,
+            f"{table} is set and socket_keepalive is not: keepalive stays off on connections to Redis",
+            evidence(options[0]),
+            add(view, {"socket_keepalive": True}),
+        )
 
 
 def _confirm(view: View) -> Iterator[Check]:
@@ -170,7 +190,7 @@ def _redis_silence(view: View) -> Iterator[Check]:
         )
 
 
-def _table(name: str, table: str) -> re.Match[str] | None:
+def _inside(name: str, table: str) -> re.Match[str] | None:
     return _SOCKET_KEY.search(name) if name.startswith(f"{table}[") else None
 
 

@@ -60,14 +60,15 @@ def lost(facts: dict[str, SettingFact]) -> dict[str, tuple[tuple[str, object], .
 
 
 OPTIONS = (
-    "{'confirm_publish': True, 'heartbeat': 7.5, 'socket_settings': {'TCP_KEEPIDLE': 10, 4: 5}, 'password': 'secret'}"
+    "{'confirm_publish': True, 'heartbeat': 7.5, 'password': 'secret', "
+    "'socket_settings': {'TCP_KEEPIDLE': 10, 4: 5, Option.COUNT: 3}}"
 )
 
 
 @pytest.mark.parametrize(("python", "use"), CASES)
 def test_what_is_set_and_what_is_not(tmp_path, python, use):
     main = (
-        "from celery import Celery\napp = Celery('shop', broker='amqp://me:secret@broker:5671/secret')\n"
+        "import enum\nfrom celery import Celery\nclass Option(enum.IntEnum):\n    COUNT = 6\napp = Celery('shop', broker='amqp://me:secret@broker:5671/secret')\n"
         f"app.conf.update(broker_transport_options={OPTIONS}, broker_pool_limit=None, task_acks_late=True)\n"
         "app.conf.result_backend = 'db+postgresql://me:secret@database/x'\n" + (USE if use else "")
     )
@@ -83,6 +84,7 @@ def test_what_is_set_and_what_is_not(tmp_path, python, use):
         ".heartbeat": 7.5,
         ".socket_settings['TCP_KEEPIDLE']": 10,
         ".socket_settings[4]": 5,
+        ".socket_settings[6]": 3,
     }
     values = {name: fact.value for name, fact in found.items()}
     assert values["broker_url"] == "amqp://broker:5671"

@@ -123,13 +123,24 @@ def test_idle_publishers_are_closed_and_no_retry():
         ("'TCP_KEEPIDLE'", "socket.TCP_KEEPIDLE: 10"),
         ("'socket.TCP_USER_TIMEOUT'", "socket.TCP_USER_TIMEOUT: 10"),
         ("'4'", "socket.TCP_KEEPIDLE: 10"),
-        ("(TcpOption)", "(number of (TcpOption)): 10"),
+        ("'nonsense'", "(number of nonsense): 10"),
     ],
 )
 def test_keys_that_are_no_numbers(key, fixed):
     check = only(given(options={f"socket_settings[{key}]": 10}))
     assert (check.code, check.status) == ("string-keys", ERROR)
     assert fixed in check.fix
+
+
+def test_a_key_of_another_kind_may_be_a_number():
+    assert not problems(given(options={"socket_settings[(TcpOption)]": 10, "socket_settings[4]": 10}))
+
+
+@pytest.mark.parametrize(("on", "code"), [(True, "string-keys"), (None, "keepalive-options-ignored")])
+def test_options_of_redis_keepalive(on, code):
+    options = {"socket_keepalive_options['TCP_KEEPIDLE']": 10, **({"socket_keepalive": on} if on else {})}
+    assert only(given("redis://broker", options=options)).code == code
+    assert not problems(given("redis://broker", options={"socket_keepalive_options[4]": 10, "socket_keepalive": True}))
 
 
 def test_a_value_that_is_no_whole_number():
