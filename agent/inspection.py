@@ -140,7 +140,8 @@ def _answer(run: Run, family: tuple[int, ...], seen: _Passes) -> Inspection | St
         if member == pid:
             snapshot, diagnosis = probing.probed(run, snapshot, diagnosis)
         snapshot, diagnosis = native.explained(run, snapshot, diagnosis)
-        snapshot = layers.deepened(run, snapshot, diagnosis)
+        if member == pid:
+            snapshot = layers.deepened(run, snapshot, diagnosis)
         if run.collect("identity", True, partial(still_same, seen.processes[member]), member):
             found[member] = Inspection(diagnosis, snapshot)
     if run.options.broker is not None and pid in found:

@@ -28,8 +28,7 @@ _CONNECTION = (
 )
 _VARIABLES = ("self", "connection", "conn", "channel")
 _DISPATCHING = ("on_inbound_method", "dispatch_method")
-_LISTENERS = {amqp_methods.BLOCKED: "_on_blocked", amqp_methods.UNBLOCKED: "_on_unblocked"}
-"""What `dispatch_method` calls for these two."""
+_ON_BLOCKED = "_on_blocked"
 _SHOWN_CHANNELS = 256
 ASSUMED = "the last method that its thread took from the broker came during this wait"
 
@@ -156,23 +155,28 @@ def _last_method(things: Things, tid: int, connection: int, handler: int | None)
     """
     places = things.stacks.of(tid)
     at = next((at for at, place in enumerate(places) if _reads(place)), 0)
-    functions = things.classes.class_attributes(things.classes.class_of(connection), _DISPATCHING)[0]
+    functions = things.classes.class_attributes(things.classes.class_of(connection), (*_DISPATCHING, _ON_BLOCKED))[0]
     codes = [things.code_of(each) for each in (handler, *map(functions.get, _DISPATCHING))]
     sizes = [dead_frames.size(things.stacks, code) if code else 0 for code in codes]
     if not at or not all(sizes):
         return None
     place = places[at - 1].frame.address + sizes[0] + sizes[1]
+    blocked = _was_told_blocked(things, place + sizes[2], connection, functions.get(_ON_BLOCKED))
     dispatched = dead_frames.variables(things.stacks, place, codes[2] or 0)
     receiver = dispatched.get("self")
-    if receiver != connection and connection_of(things, receiver) != connection:
-        return None
     method = _signature(things, dispatched.get("amqp_method"))
-    listener = _LISTENERS.get(method) if method is not None else None
-    if listener is None:
-        return method
-    dead = dead_frames.at(things.stacks, place + sizes[2])
-    listened = dead is not None and dead.function == listener and dead.variables.get("self") == connection
-    return method if listened else None
+    if method is None or (receiver != connection and connection_of(things, receiver) != connection):
+        # Under TLS the frames of the ssl module lie there; what was called last of all lies behind them.
+        return amqp_methods.BLOCKED if blocked else None
+    return method if blocked or method != amqp_methods.BLOCKED else None
+
+
+def _was_told_blocked(things: Things, place: int, connection: int, function: int | None) -> bool:
+    """At this place lie the variables of `_on_blocked`: any other listener would have written over the reason."""
+    code = things.code_of(function)
+    held = dead_frames.variables(things.stacks, place, code) if code else {}
+    reason = things.values.text(held.get("reason", 0), 64) if held.get("self") == connection else None
+    return reason is not None and "blocked" in reason
 
 
 def _reads(place: Place) -> bool:

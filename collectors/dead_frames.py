@@ -53,15 +53,6 @@ def read(stacks: Stacks, tid: int) -> Iterator[Dead]:
             yield Dead(named.function, named.file, variables(stacks, address, code))
 
 
-def at(stacks: Stacks, address: int) -> Dead | None:
-    """The one that begins at an address; None where something else was written there. Raises OSError."""
-    code = python_frames.object_of(stacks.walk.word(address + stacks.walk.offsets.code))
-    if code not in _codes(stacks, {code}):
-        return None
-    named = stacks.read.named(code)
-    return Dead(named.function, named.file, variables(stacks, address, code))
-
-
 def variables(stacks: Stacks, address: int, code: int) -> dict[str, int]:
     """Of a frame of this code that began at an address, whatever its head is now. Raises OSError."""
     names = stacks.read.named(code).variables

@@ -202,7 +202,8 @@ def heartbeats_missing(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding
         if socket is None or socket.direction == "in" or network_outage.find_outage(snapshot, socket, budgets):
             continue
         silence_s = silence(fact, socket)
-        if silence_s is None or not fact.heartbeat_s:
+        if silence_s is None or not fact.heartbeat_s or socket.receive_bytes:
+            # What has not been read here can keep the rest away.
             continue
         acked = socket.last_ack_s is not None and socket.last_ack_s < silence_s - fact.heartbeat_s
         lives = socket.peer is not None or acked or network_probe.lives(socket)

@@ -67,7 +67,7 @@ def test_a_resource_alarm(rabbitmq):
             assert "heartbeat 0" in found["settings"] and "TCP_USER_TIMEOUT 1 s" in found["settings"], found
             command.check(consumer.pid, "idle", "--stuck-after", 1)
 
-        kernel.wait_until(lambda: "published" in gave_up.log(), "a publish that is confirmed again")
+        kernel.wait_until(lambda: "unblocked" in gave_up.log(), "the end of the block")
         kernel.wait_until(lambda: "published" in celery.log(), "the publish that was held back")
         kernel.wait_for_call(plain.pid, "futex")
         assert command.explain(plain.pid).verdict["class"] == "healthy"

@@ -46,8 +46,8 @@ def test_the_last_calls_of_a_sleeping_thread(path: str) -> None:
         assert innermost.function == "outer"
         # What outer called lay right behind it.
         middle = innermost.frame.address + dead_frames.size(stacks, innermost.frame.code)
-        dead = dead_frames.at(stacks, middle)
-        assert dead is not None and dead.function == "middle", dead
-        assert read.values.text(dead.variables["mark"], 10) == "MARK"
+        code = read.walk.objects(middle + read.walk.offsets.code, 1)[0]
+        assert read.named(code).function == "middle"
+        assert read.values.text(dead_frames.variables(stacks, middle, code)["mark"], 10) == "MARK"
         names = [each.function for each in dead_frames.read(stacks, child.pid)]
         assert names[:2] == ["middle", "inner"], names

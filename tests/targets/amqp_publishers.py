@@ -58,13 +58,13 @@ def py_amqp_gave_up(url: str) -> None:
         channel.basic_publish(_message(), routing_key="nowhere", confirm_timeout=1)
     except TimeoutError:
         print("gave up", flush=True)
-    connection.on_unblocked = lambda: print("unblocked", flush=True)
-    while True:
+    over = threading.Event()
+    connection.on_unblocked = over.set
+    while not over.is_set():
         connection.drain_events()
-        channel.basic_publish(_message(), routing_key="nowhere")
-        print("published", flush=True)
-        wait_for_go()
-        channel.basic_publish(_message(), routing_key="nowhere")
+    print("unblocked", flush=True)
+    wait_for_go()
+    channel.basic_publish(_message(), routing_key="nowhere")
 
 
 def _pika(url: str, options: str) -> None:

@@ -183,6 +183,7 @@ ARMED = Keepalive(True, 30.0, 5.0, 3, 0)
         ("the peer's kernel answers", 10.0, {"last_receive_s": 25.0, "last_ack_s": 4.0}, ("peer-silent", PROVEN)),
         ("the flow is lost", 10.0, {"last_receive_s": 25.0, "conntrack": "absent"}, ("half-open", PROVEN)),
         ("two intervals are not over", 10.0, {"last_receive_s": 19.0}, None),
+        ("it does not read", 10.0, {"last_receive_s": 25.0, "receive_bytes": 900_000}, None),
         ("no heartbeat", 0.0, {"last_receive_s": 4000.0}, None),
         ("not known", None, {"last_receive_s": 4000.0}, None),
         ("the broker is on this node and stands still", 10.0, {"last_receive_s": 25.0, "peer": peer()},
