@@ -9,6 +9,7 @@ from typing import Any
 
 from stucktrace.amqp_notices import Notice, Watcher, stuck, total
 from stucktrace.collectors.addresses import port_of
+from stucktrace.collectors.amqp_unknown import HEARTBEAT_UNSEEN
 from stucktrace.collectors.outbound import Connection
 from stucktrace.facts import AmqpFact, ProbeFact
 from stucktrace.facts_codec import decode
@@ -92,7 +93,8 @@ class State:
         fact = replace(fact, client=fact.client or known.client)
         if known.heartbeat_s is None or fact.heartbeat_source == "tune-ok":
             return fact
-        return replace(fact, heartbeat_s=known.heartbeat_s, heartbeat_source=known.heartbeat_source)
+        unknown = tuple(sentence for sentence in fact.unknown if sentence != HEARTBEAT_UNSEEN)
+        return replace(fact, heartbeat_s=known.heartbeat_s, heartbeat_source=known.heartbeat_source, unknown=unknown)
 
     def _concerns(self, key: Key) -> bool:
         """It speaks AMQP, by its frames or the client's objects, or should by its port."""

@@ -8,6 +8,9 @@ if TYPE_CHECKING:
     from stucktrace.collectors.amqp_connection import Connection, Direction
 
 
+HEARTBEAT_UNSEEN = "the capture began after the connection did: the heartbeat agreed on was not seen"
+
+
 def sentences(connection: Connection, directions: tuple[Direction, Direction]) -> list[str]:
     """`directions`: the client's, the broker's."""
     found: list[str] = []
@@ -23,7 +26,7 @@ def sentences(connection: Connection, directions: tuple[Direction, Direction]) -
     talk = connection.conversation
     started_late = any(each.frames is not None and not each.from_start for each in directions)
     if started_late and talk.heartbeat_s is None:
-        found.append("the capture began after the connection did: the heartbeat agreed on was not seen")
+        found.append(HEARTBEAT_UNSEEN)
     if connection.role_assumed:
         found.append("which end is the client is taken from the port numbers alone: nothing on the wire told it yet")
     for side, direction in zip(sides, directions, strict=True):
@@ -47,8 +50,8 @@ def sentences(connection: Connection, directions: tuple[Direction, Direction]) -
             )
         elif channel.mode == "confirm" and not channel.exact:
             found.append(
-                f"channel {number} was open before: publishes from before may be unconfirmed too, and confirm times"
-                " hold if none was"
+                f"channel {number} was open before the capture: earlier publishes may be unconfirmed too; the confirm times"
+                " suppose that none was"
             )
         if channel.blurred:
             found.append(
