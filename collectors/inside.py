@@ -35,11 +35,19 @@ def main() -> None:
         os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF)
     null = os.open("/dev/null", os.O_RDONLY)
     os.dup2(null, 0)
-    for program in programs:
+    for program in (*programs, *beside(words, programs[0].rpartition("/")[2])):
         if os.access(program, os.X_OK):
             os.execve(program, [program, *arguments], environ)
     sys.stderr.write("it is not there\n")
     os._exit(127)
+
+
+def beside(words: list[tuple[str, str, str]], name: str) -> list[str]:
+    """Where else a program of this name may be: beside RabbitMQ's plugins (ERL_LIBS), and in the process's PATH."""
+    folders = next((value.split(":") for key, _, value in words if key == "PATH"), [])
+    libraries = next((value.split(":") for key, _, value in words if key == "ERL_LIBS"), [])
+    own = [f"{library.rstrip('/').rpartition('/')[0]}/sbin" for library in libraries]
+    return [f"{folder}/{name}" for folder in (*own, *folders) if folder.startswith("/")]
 
 
 def harmless() -> None:
