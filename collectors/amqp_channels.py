@@ -17,7 +17,7 @@ PLAIN, CONFIRM, TX = "plain", "confirm", "tx"
 
 MOST_DELIVERIES = 20_000
 _MOST_CONSUMERS = 1024
-_MOST_EARLY = 4096
+_MOST_EARLY = 1024
 
 
 class Channel:
@@ -138,8 +138,11 @@ class Channel:
         tags = self.tags
         if self.mode == PLAIN or (isinstance(tags, ExactTags) and tag > tags.last):
             # The capture brings the ack before its publish.
-            if len(self._early) < _MOST_EARLY:
-                self._early.append((tag, multiple, time_s, positive))
+            self._early.append((tag, multiple, time_s, positive))
+            if len(self._early) > _MOST_EARLY:
+                # So many do not come early: publishes were missed.
+                self.publishes_missed()
+                self._early.clear()
             return
         count = 0
         earlier = self._earlier
@@ -241,8 +244,8 @@ class Channel:
         if self._earlier is not None:
             latencies.add_all(self._earlier.latencies)
 
-    def fact(self, now: float, whole: bool) -> AmqpChannel:
-        """`whole`: the capture has the connection from its first byte on."""
+    def fact(self, now: float, whole: bool, up_to_date: bool) -> AmqpChannel:
+        """`whole`: the capture has the connection from its first byte on; `up_to_date`: up to now, without a hole."""
         parts = [part for part in (self._earlier, self.tags) if part is not None]
         unconfirmed = None
         oldest_s = None
@@ -251,7 +254,9 @@ class Channel:
         elif self.mode == CONFIRM:
             unconfirmed = sum(part.open + (part.forgotten if isinstance(part, ExactTags) else 0) for part in parts)
             oldest_s = min((sent for part in parts if (sent := part.oldest()) is not None), default=None)
-        exact = None if unconfirmed is None else self.mode != CONFIRM or (self.exact and not self.blurred)
+        exact = (
+            None if unconfirmed is None else self.mode != CONFIRM or (up_to_date and self.exact and not self.blurred)
+        )
         return AmqpChannel(
             number=self.number,
             confirms=None if self.mode is None else self.mode == CONFIRM,

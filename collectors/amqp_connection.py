@@ -81,6 +81,10 @@ class Connection:
             for direction in self.ends.values()
         )
 
+    def is_amqps(self) -> bool:
+        """TLS, to or from the port that is registered for AMQP over it."""
+        return self.encrypted and any(end.endswith(":5671") for end in self.ends)
+
     def side(self, direction: Direction) -> str:
         return CLIENT if direction is self.client else BROKER
 

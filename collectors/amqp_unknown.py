@@ -38,6 +38,11 @@ def sentences(connection: Connection, directions: tuple[Direction, Direction]) -
                 f"{direction.gap_bytes} bytes that the {side} sent were not captured, in {direction.gaps} places: its"
                 " counts are at least what is said"
             )
+        if direction.stream.waits:
+            found.append(
+                f"the capture has bytes that the {side} sent and not yet those before them: its counts are at least"
+                " what is said"
+            )
         if frames is not None and frames.lost:
             found.append(
                 f"what the {side} sent was no frame where one had to begin, {frames.lost} times: counts may be wrong"
@@ -55,7 +60,8 @@ def sentences(connection: Connection, directions: tuple[Direction, Direction]) -
             )
         if channel.blurred:
             found.append(
-                f"channel {number}: an ack may cover publishes that were not seen: acks are at least what is said"
+                f"channel {number}: acks of several publishes at once are counted by their tags: that may be off by"
+                " what was in flight when the capture began or had a gap"
             )
         if channel.blurred_consumer_acks:
             found.append(

@@ -89,7 +89,7 @@ class Conversations:
         return tuple(
             fact_of(connection, now)
             for connection in self._connections.values()
-            if connection.followed or connection.is_amqp()
+            if connection.followed or connection.is_amqp() or connection.is_amqps()
         )
 
     def _is_new(self, direction: Direction, segment: Segment) -> bool:

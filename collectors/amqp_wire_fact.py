@@ -38,6 +38,7 @@ def fact_of(connection: Connection, now: float) -> AmqpFact:
 
     directions = (client, client.peer)
     whole = all(direction.frames is not None and direction.frames.whole for direction in directions)
+    up_to_date = not any(direction.stream.waits for direction in directions)
     encrypted = connection.encrypted and not connection.is_amqp()
     seen = connection.is_amqp()
     return AmqpFact(
@@ -60,7 +61,9 @@ def fact_of(connection: Connection, now: float) -> AmqpFact:
         closed=replace(talk.closed[1], age_s=age_s(talk.closed[0])) if talk.closed else None,
         closed_by=talk.closed[2] if talk.closed else "",
         confirms=talk.latencies().summary(),
-        channels=tuple(channel.fact(now, whole) for _, channel in sorted(talk.channels.items()) if channel.number),
+        channels=tuple(
+            channel.fact(now, whole, up_to_date) for _, channel in sorted(talk.channels.items()) if channel.number
+        ),
         mid_stream=any(direction.frames is not None and not direction.from_start for direction in directions),
         gaps=sum(direction.gaps for direction in directions),
         unknown=tuple(sentences(connection, directions)),

@@ -58,6 +58,11 @@ class Stream:
         """Whether anything was seen of it."""
         return self._next is not None
 
+    @property
+    def waits(self) -> bool:
+        """Bytes are missing that may still come."""
+        return bool(self._held) or self._acked is not None
+
     def feed(self, segment: Segment) -> list[Piece]:
         time_s, _, _, seq, flags, payload, wire_bytes, _ = segment
         following = self._next
