@@ -55,8 +55,8 @@ def sentences(connection: Connection, directions: tuple[Direction, Direction]) -
             )
         elif channel.mode == "confirm" and not channel.exact:
             found.append(
-                f"channel {number} was open before the capture: earlier publishes may be unconfirmed too; the confirm times"
-                " suppose that none was"
+                f"channel {number} was open before the capture: earlier publishes may be unconfirmed too; confirm"
+                " times suppose that none was"
             )
         if channel.blurred:
             found.append(
