@@ -10,6 +10,7 @@ import ctypes
 import json
 import os
 import sys
+from contextlib import suppress
 
 _NAMESPACES = ("user", "ipc", "uts", "net", "pid", "mnt")
 _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 24, 38
@@ -23,10 +24,14 @@ def main() -> None:
     with open(f"/proc/{pid}/environ", "rb") as file:
         words = [word.decode(errors="surrogateescape").partition("=") for word in file.read().split(b"\0") if word]
     environ = {name: value for name, _, value in words if name in _KEPT or name.startswith(_PREFIXES)}
-    owner = os.stat(f"/proc/{pid}")
+    process = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_CLOEXEC)
     enter(pid)
+    # Who it is, as its own user namespace counts.
+    owner = os.fstat(process)
     harmless()
-    os.setgroups([])
+    with suppress(PermissionError):
+        # A user namespace may forbid it: there are no groups to drop then.
+        os.setgroups([])
     os.setgid(owner.st_gid)
     os.setuid(owner.st_uid)
     child = os.fork()
