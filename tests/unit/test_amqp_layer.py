@@ -11,8 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pika import spec
+from stucktrace.collectors import amqp_frames as wire_frames
+from stucktrace.collectors.amqp_channels import Channel
+from stucktrace.collectors.amqp_conversation import Conversation
 from stucktrace.collectors.amqp_layer import ContentHeader, Frame, arguments, method_class
-from stucktrace.collectors.amqp_methods import METHODS, NUMBERS, without_secrets
+from stucktrace.collectors.amqp_methods import BROKER, CLIENT, METHODS, NUMBERS, without_secrets
 from stucktrace.collectors.amqp_tables import Malformed, Timestamp, pack_table, read_table
 
 from tests.unit.amqp_talks import SECRET, content, handshake, method
@@ -135,6 +138,42 @@ def test_hostile_methods_are_none(seed: int) -> None:
     generator = random.Random(seed)
     number = generator.choice(list(METHODS))
     arguments(number.to_bytes(4, "big") + generator.randbytes(generator.randint(0, 60)))
+
+
+@FEW
+@given(st.integers(0, 2**64 - 1), st.booleans(), st.text(max_size=60))
+def test_the_short_way_of_the_hot_methods_reads_the_same(tag: int, multiple: bool, consumer: str) -> None:
+    """Acks, nacks, rejects and deliveries are read with struct in a conversation."""
+    frames = [
+        (CLIENT, method(3, spec.Basic.Ack(tag, multiple))),
+        (CLIENT, method(3, spec.Basic.Nack(tag, multiple, False))),
+        (CLIENT, method(3, spec.Basic.Reject(tag, multiple))),
+        (BROKER, method(3, spec.Basic.Ack(tag, multiple))),
+        (BROKER, method(3, spec.Basic.Nack(tag, multiple, True))),
+        (BROKER, method(3, spec.Basic.Deliver(consumer, tag, multiple, "x", "y"))),
+    ]
+    seen: list[tuple[Any, ...]] = []
+
+    class Spy(Channel):
+        def confirm(self, tag: int, multiple: bool, time_s: float, positive: bool) -> None:
+            seen.append((tag, multiple))
+
+        def consumer_settles(self, tag: int, multiple: bool, positive: bool) -> None:
+            seen.append((tag, multiple))
+
+        def deliver(self, tag: int, consumer: str | None, no_ack: bool = False) -> None:
+            seen.append((tag, consumer))
+
+    wanted = []
+    conversation = Conversation()
+    conversation.channels[3] = Spy(3)
+    for side, raw in frames:
+        given_ = arguments(raw[7:-1])
+        assert given_ is not None
+        second = given_["consumer_tag"].decode() if "consumer_tag" in given_ else bool(given_.get("multiple", 0))
+        wanted.append((given_["delivery_tag"], second))
+        conversation.frames(side, [wire_frames.Frame(0.0, 1, 3, raw[7:-1], len(raw) - 8)])
+    assert seen == wanted
 
 
 def test_no_trace_of_a_secret() -> None:

@@ -15,21 +15,24 @@ from scapy.packet import Packet
 from stucktrace.collectors.packets import ACK, LINK_TYPES, PSH, segment
 
 DATA = b"\x08\x00\x00\x00\x00\x00\x00\xce"
+MAC = "02:00:00:00:00:01"
+ETHER = Ether(src=MAC, dst=MAC)
+"""Without addresses scapy would ask the network for them."""
 V4 = IP(src="10.0.0.1", dst="10.0.0.2")
 V6 = IPv6(src="fe80::1", dst="fe80::2")
 MAPPED = IPv6(src="::ffff:10.0.0.1", dst="::ffff:10.0.0.2")
 OVER = TCP(sport=40000, dport=5672, seq=7, ack=9, flags="PA", options=[("Timestamp", (1, 2))])
 
 SHAPES: dict[str, tuple[int, Packet]] = {
-    "ethernet": (1, Ether() / V4),
-    "padded": (1, Ether() / V4),
-    "vlan": (1, Ether() / Dot1Q(vlan=7) / V4),
-    "vlan in vlan": (1, Ether(type=0x88A8) / Dot1Q(vlan=7) / Dot1Q(vlan=9) / V4),
+    "ethernet": (1, ETHER / V4),
+    "padded": (1, ETHER / V4),
+    "vlan": (1, ETHER / Dot1Q(vlan=7) / V4),
+    "vlan in vlan": (1, Ether(src=MAC, dst=MAC, type=0x88A8) / Dot1Q(vlan=7) / Dot1Q(vlan=9) / V4),
     "cooked": (113, CookedLinux(proto=0x0800) / V4),
     "raw": (101, V4),
     "ip options": (101, IP(src="10.0.0.1", dst="10.0.0.2", options=[b"\x01" * 4])),
-    "ipv6": (1, Ether() / V6),
-    "ipv6 extensions": (1, Ether() / V6 / IPv6ExtHdrHopByHop() / IPv6ExtHdrDestOpt()),
+    "ipv6": (1, ETHER / V6),
+    "ipv6 extensions": (1, ETHER / V6 / IPv6ExtHdrHopByHop() / IPv6ExtHdrDestOpt()),
     "ipv6 first fragment": (229, V6 / IPv6ExtHdrFragment(offset=0)),
     "mapped": (12, MAPPED),
 }
@@ -65,7 +68,7 @@ def test_merged_packets_whose_ip_length_is_zero() -> None:
 
 
 def test_what_the_snap_length_cut_is_known() -> None:
-    raw = bytes(Ether() / V4 / OVER / (b"x" * 1000))
+    raw = bytes(ETHER / V4 / OVER / (b"x" * 1000))
     found = segment(1, raw[:200], 0.0, len(raw))
     assert found is not None and found.payload_bytes_on_wire == 1000
     assert len(found.payload) == 200 - 14 - 20 - 32
@@ -74,9 +77,9 @@ def test_what_the_snap_length_cut_is_known() -> None:
 
 
 def test_what_is_no_segment() -> None:
-    assert segment(1, bytes(Ether() / V4 / UDP() / DATA), 0.0) is None
-    assert segment(1, bytes(Ether() / IP(frag=5) / DATA), 0.0) is None
-    assert segment(1, bytes(Ether(type=0x0806) / DATA), 0.0) is None
+    assert segment(1, bytes(ETHER / V4 / UDP() / DATA), 0.0) is None
+    assert segment(1, bytes(ETHER / IP(frag=5) / DATA), 0.0) is None
+    assert segment(1, bytes(Ether(src=MAC, dst=MAC, type=0x0806) / DATA), 0.0) is None
     assert segment(147, bytes(V4 / OVER), 0.0) is None
 
 
