@@ -1,14 +1,14 @@
 """What a module of settings sets, as its file says: parsed, never run.
 
-Only what is assigned at the top level of the module, unconditionally, counts; a value that is not written out there is
+Only what is assigned at the top level of the module counts, unconditionally; a value that is not written out there is
 `COMPUTED`. A name that the file changes in another way (a method call, `del`, an augmented assignment) is left out.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stucktrace.facts.settings import COMPUTED
@@ -28,6 +28,8 @@ class Assigned:
     """The dict that it is a key of."""
     owner: str = ""
     """The name of the application whose `conf` it is set on."""
+    conditional: bool = False
+    """It stands under `if` or `try`: no evidence of anything but that the name may have changed."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,14 @@ def parse(text: bytes, wanted: Collection[str]) -> Parsed:
     """Of a file that is no Python, nothing."""
     try:
         module = ast.parse(text)
-        assigned = [each for statement in module.body for each in _assigned(statement, wanted)]
+        statements = [*_statements(module.body, conditional=False)]
+        assigned = [
+            replace(each, conditional=conditional)
+            for statement, conditional in statements
+            for each in _assigned(statement, wanted)
+        ]
         names = {each.inside or each.name for each in assigned if not each.owner}
-        touched = {name for statement in module.body for name in _touched(statement, names)}
+        touched = {name for statement, _ in statements for name in _touched(statement, names)}
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return Parsed()
     imports = tuple(
@@ -70,6 +77,20 @@ def parse(text: bytes, wanted: Collection[str]) -> Parsed:
     configures = tuple(name for statement in module.body if (name := _configured(statement)))
     plain = tuple(each for each in assigned if each.owner or (each.inside or each.name) not in touched)
     return Parsed(plain, imports, configures)
+
+
+def _statements(body: Sequence[ast.stmt], *, conditional: bool) -> Iterator[tuple[ast.stmt, bool]]:
+    """The statements of a module with those under its `if` and `try`, and whether it is one of the latter."""
+    for statement in body:
+        if isinstance(statement, ast.If):
+            yield ast.Expr(statement.test), True
+            yield from _statements([*statement.body, *statement.orelse], conditional=True)
+        elif isinstance(statement, ast.Try):
+            handled = [each for handler in statement.handlers for each in handler.body]
+            within = [*statement.body, *handled, *statement.orelse, *statement.finalbody]
+            yield from _statements(within, conditional=True)
+        else:
+            yield statement, conditional
 
 
 def module_of(importer: str, is_package: bool, named: str, level: int) -> str:
@@ -165,5 +186,5 @@ def final(parsed: Parsed, assigned: Assigned) -> Assigned:
 
 
 def by_name(assigned: Collection[Assigned], spellings: Mapping[str, str]) -> Iterator[tuple[str, Assigned]]:
-    """(setting, what is assigned to it) of those that are settings; `spellings`: how it is written -> setting."""
-    return ((spellings[each.name], each) for each in assigned if each.name in spellings)
+    """(setting, what is certainly assigned to it); `spellings`: how a setting is written -> its name."""
+    return ((spellings[each.name], each) for each in assigned if each.name in spellings and not each.conditional)

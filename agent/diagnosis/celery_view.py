@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from stucktrace.facts.settings import COMPUTED, DEFAULT, NOT_SET, SET_IN_CODE, SettingFact, Value
 
 TRANSPORT = "broker_transport_options"
-SOCKET = f"{TRANSPORT}.socket_settings"
 NAMES = {
     str(int(getattr(socket, name))): f"socket.{name}"
     for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT", "TCP_NODELAY", "TCP_SYNCNT")
 }
 """The keys of such a table: number -> constant."""
-_AMQP = ("amqp", "amqps", "pyamqp", "librabbitmq", "qpid")
+_AMQP = ("amqp", "amqps", "pyamqp")
 _REDIS = ("redis", "rediss", "sentinel", "redis+socket", "rediss+socket", "valkey", "valkeys")
 
 _AMQP_ONLY = ("confirm_publish", "confirm_timeout", "heartbeat", "read_timeout", "write_timeout", "socket_settings")

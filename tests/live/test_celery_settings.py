@@ -183,6 +183,15 @@ OLD_STYLE = "BROKER_URL = 'amqp://broker'\nBROKER_TRANSPORT_OPTIONS = {'heartbea
             },
             {"heartbeat": "base.py:1"},
         ),
+        # The same file, for one environment.
+        (
+            {
+                "main": SETUP + "app.config_from_object('conf')\nimport conf\n",
+                "conf": "import os\nbroker_url = 'amqp://b'\nbroker_transport_options = {'heartbeat': 30}\n"
+                "if 'PATH' in os.environ:\n    broker_transport_options = {'read_timeout': 20}\n",
+            },
+            {"heartbeat": "conf.py:3"},
+        ),
         # Code, twice.
         (
             {
@@ -192,7 +201,7 @@ OLD_STYLE = "BROKER_URL = 'amqp://broker'\nBROKER_TRANSPORT_OPTIONS = {'heartbea
             {"heartbeat": "main.py:3"},
         ),
     ],
-    ids=["local", "second", "class", "code", "dict", "updated", "twice"],
+    ids=["local", "second", "class", "code", "dict", "updated", "environment", "twice"],
 )
 def test_other_ways_to_lose_settings(tmp_path, files, gone):
     with project(tmp_path, **files) as pid:
@@ -204,6 +213,7 @@ def test_other_ways_to_lose_settings(tmp_path, files, gone):
 
 NO_LOSS = {
     "conditional": "import os\nif 'PATH' in os.environ:\n    BROKER_TRANSPORT_OPTIONS = {'heartbeat': 30}\n",
+    "not_taken": "if 1 > 2:\n    BROKER_TRANSPORT_OPTIONS = {}\nelse:\n    BROKER_TRANSPORT_OPTIONS = {'heartbeat': 30}\n",
     "updated": "BROKER_TRANSPORT_OPTIONS = {}\nBROKER_TRANSPORT_OPTIONS.update({'heartbeat': 30})\n",
     "deleted": "BROKER_TRANSPORT_OPTIONS = {'heartbeat': 30}\ndel BROKER_TRANSPORT_OPTIONS['heartbeat']\n",
     "computed": "BROKER_TRANSPORT_OPTIONS = dict(zip(['heartbeat'], [30]))\n",
@@ -257,5 +267,4 @@ def test_what_a_worker_made_of_its_command_line(pool):
         found = settings(target.pid)
     values = {name: fact.value for name, fact in found.items()}
     assert (values["app"], values["app_role"], values["broker_url"]) == ("memory_celery", "worker", "memory://")
-    assert values["worker_concurrency"] == 3
-    assert values["worker_pool"] == {"gevent": "gevent", "threads": "thread"}[pool]
+    assert (values["worker_concurrency"], values["worker_pool"]) == (3, pool)

@@ -66,10 +66,28 @@ def test_what_stands_in_a_dict_or_is_set_on_the_application():
 
 @pytest.mark.parametrize(
     "text",
-    ["if x:\n    A = 1", "A = 1\nA += 1", "A = {}\nA['x'] = 1", "A = {}\nA.update(x=1)", "A = 1\ndel A", "A = (", ""],
+    [
+        "A = 1\nA += 1",
+        "A = {}\nif x:\n    A['x'] = 1",
+        "A = {}\nif A.pop('x'):\n    pass",
+        "A = {}\nA['x'] = 1",
+        "A = {}\nA.update(x=1)",
+        "A = 1\ndel A",
+        "A = (",
+        "",
+    ],
 )
 def test_what_is_changed_otherwise_is_left_out(text):
     assert parse(text).assigned == ()
+
+
+def test_what_is_conditional_only_says_that_a_name_may_have_changed():
+    found = parse("A = {'x': 1}\nif y:\n    A = {}\nelse:\n    try:\n        B = 2\n    finally:\n        pass\n")
+    assert [(each.name, each.line, each.conditional) for each in found.assigned] == [
+        ("A", 1, False), ("A", 3, True), ("B", 6, True)
+    ]  # fmt: skip
+    assert settings_files.final(found, found.assigned[0]).line == 3
+    assert [each.line for _, each in settings_files.by_name(found.assigned, {"A": "a", "B": "b"})] == [1]
 
 
 @pytest.mark.parametrize("text", ["A = {**B}", "A = {x: 1}", "A = dict(**B)", "A = f()", "A = dict(B)"])
