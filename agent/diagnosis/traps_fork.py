@@ -60,18 +60,23 @@ def _shared(family: Sequence[Audited], held: Sequence[tuple[Audited, SocketFact]
     )
     only = family[0].process
     siblings = sorted(set(first.shared_with) & family[0].siblings)
-    alone = len(family) == 1 and only.worker.kind in WORKERS and bool(siblings)
-    if len(workers) < 2 and not alone:
-        return None
+    alone = len(family) == 1 and only.worker.kind in WORKERS
     masters = [pid for pid in holders - set(workers) if any(_is_master(member, pid) for member in family)]
-    others = siblings if alone else [*sorted(masters), *workers]
-    using = sorted({pid for _, socket in held for pid in socket.used_by} & {*workers, *others})
+    if alone and only.worker.kind == "gunicorn-worker":
+        masters = [pid for pid in first.shared_with if pid == only.ppid]
+    # A gunicorn master keeps it for its only worker's successor, which goes on where that one stopped. Celery's main
+    # process has connections of its own that a child which replaces another inherits, and leaves alone.
+    all_workers = sum(member.process.worker.kind in WORKERS for member in family) + len(family[0].siblings)
+    kept = only.worker.kind.startswith("gunicorn-") and bool(masters) and len(workers) == all_workers == 1
+    if len(workers) < 2 and not kept and not (alone and siblings):
+        return None
+    others = [*sorted(masters), *workers, *(siblings if alone else ())]
+    using = sorted({pid for _, socket in held for pid in socket.used_by} & set(others))
     program = family[0].process.worker.kind.partition("-")[0]
-    together = f"{workers[0]} and {listing(map(str, others))}" if alone else listing(map(str, others))
     return Check(
         "inherited-connection",
         ERROR if len(using) > 1 else WARN,
-        f"the connection to {first.remote} was opened before the fork, and is one and the same in {together}",
+        f"the connection to {first.remote} was opened before the fork, and is one and the same in {listing(map(str, others))}",
         evidence=(
             f"socket inode {first.inode}",
             *((f"{listing(map(str, using))} are inside a call on it now",) if len(using) > 1 else ()),

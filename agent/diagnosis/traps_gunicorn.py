@@ -35,7 +35,9 @@ def _timeout(member: Audited) -> Iterator[Check]:
         what = (
             "a request that hangs holds its worker for ever" if kind == "sync" else "a worker that hangs is never ended"
         )
-        yield Check("timeout-off", WARN, f"timeout is 0: {what}", fix="timeout of twice the slowest request you allow")
+        yield Check(
+            "timeout-off", WARN, f"timeout is 0: {what}", fix="timeout = 60, or twice the slowest request you allow"
+        )
     elif kind == "sync":
         yield Check(
             "timeout", OK, f"timeout is {age(timeout_s)}: a sync worker whose request hangs is ended after that"

@@ -33,7 +33,7 @@ def _gunicorn(member: Audited, family: Sequence[Audited]) -> Iterator[Check]:
             WARN,
             f"max_requests is {most:.0f}: a worker ends after so few requests, and each end costs a start",
             evidence=_ages(family),
-            fix="max_requests of 1000 or more, with max_requests_jitter of a tenth of it",
+            fix="max_requests = 1000 or more, and max_requests_jitter = 100 (a tenth of it)",
         )
     elif jitter == 0 and (workers is None or workers > 1):
         yield Check(
@@ -49,4 +49,6 @@ def _gunicorn(member: Audited, family: Sequence[Audited]) -> Iterator[Check]:
 
 def _ages(family: Sequence[Audited]) -> tuple[str, ...]:
     ages = sorted(member.process.age_s for member in family if member.process.worker.kind in WORKERS)
+    if len(ages) == 1:
+        return (f"its worker is {age(ages[0])} old",)
     return (f"the workers are {age(ages[0])} to {age(ages[-1])} old",) if ages else ()

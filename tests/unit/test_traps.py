@@ -162,7 +162,10 @@ def test_a_connection_from_before_the_fork():
     assert problems(*holding(replace(one, siblings=frozenset({101})), shared_with=(101,))) == {
         "inherited-connection": WARN
     }
-    assert problems(*holding(one, shared_with=(1, 102))) == {}, "its master alone has it too, and a child of its own"
+    assert problems(*holding(replace(one, siblings=frozenset({101})), shared_with=(1, 102))) == {}, "not its sibling"
+    assert problems(*holding(one, shared_with=(102,))) == {}, "a child of its own"
+    for family in (holding(one, shared_with=(1,)), holding(master, one)):
+        assert problems(*family) == {"inherited-connection": WARN}, "the next worker will get it from the master"
     assert problems(*holding(master, one), two) == {}
     assert problems(*holding(master, one, two, direction="in")) == {}
     assert problems(*(replace(each, sockets=(listen(inode=5),)) for each in (master, one, two))) == {}
