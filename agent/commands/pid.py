@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 import click
-from stucktrace import broker_urls
 from stucktrace.commands.common import (
     PROBE_HELP,
     STARTED,
@@ -77,9 +76,11 @@ def command(
 
 def view(given: str | None) -> View | None:
     """How the broker is asked, by the option or the environment; what is secret in it is forgotten."""
-    text = given or os.environ.get(broker_urls.VIEW, "")
+    text = given or os.environ.get("STUCKTRACE_BROKER_VIEW", "")
     if not text:
         return None
+    from stucktrace import broker_urls
+
     if given:
         broker_urls.keep_secret(given)
     from stucktrace.collectors.broker_view import View
