@@ -9,15 +9,15 @@ started, and if the module in memory bears it out.
 from __future__ import annotations
 
 import os
-import re
 import stat
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
-from stucktrace.collectors import celery_names, procfs, settings_files, target_files
+from stucktrace.collectors import celery_bases, celery_names, procfs, settings_files, target_files
 from stucktrace.collectors.celery_apps import PROJECT, App, spelled
+from stucktrace.collectors.celery_bases import LIBRARY
 from stucktrace.collectors.celery_target import Target
 from stucktrace.collectors.python_classes import Objects
 from stucktrace.collectors.python_literals import Literals
@@ -28,7 +28,6 @@ from stucktrace.facts.settings import CHANGED_SINCE, COMPUTED, NOT_SET, OF_OBJEC
 
 _MOST_FILES = 24
 _LONGEST_PATH = 4096
-_LIBRARY = re.compile(r"/(?:site|dist)-packages/|/lib/python3\.\d+t?/")
 _CLOCK_S = 1.0
 """When a process started is known to a tick, and a file's time only as well as its file system keeps it."""
 
@@ -49,6 +48,7 @@ class _File:
 class Sources:
     def __init__(self, target: Target, literals: Literals, process: ProcessFact, app: App, transport: int) -> None:
         """`transport`: the address of the broker's options that are in force."""
+        self._target = target
         self._values = target.values
         self._modules = target.modules
         self._objects = Objects(target.reader, target.values)
@@ -72,7 +72,25 @@ class Sources:
                 for name, assigned in settings_files.by_name(file.parsed.assigned, self._spellings):
                     if not assigned.owner or self._values.attribute(file.address, assigned.owner) == self._app.address:
                         do(found, file, name, assigned)
+        self._overridden(found)
         return found
+
+    def _overridden(self, found: dict[str, SettingFact]) -> None:
+        """What a class's bases set in the dict that the application was given of that class."""
+        for layer in self._app.layers:
+            if layer.origin != PROJECT or layer.name or self._modules.holding(layer.address):
+                continue
+            for where, name, value in celery_bases.overridden(
+                self._target, self._objects, self._literals, layer.address, self._spellings
+            ):
+                fact = found.get(name)
+                if fact is None or name in celery_names.PRIVATE:
+                    continue
+                if name in celery_names.STRUCTURED and isinstance(value, dict):
+                    for key, each in value.items():
+                        _missing(found, name, key, each, where)
+                elif _scalar(value) and not alike(value, fact.value):
+                    found[name] = replace(fact, others=(*fact.others, (where, value)))
 
     def _files(self) -> Iterator[_File]:
         """Those of the configuration, the stronger first; behind them those that set something on the application."""
@@ -119,7 +137,7 @@ class Sources:
         address = self._modules.module(name)
         place = self._values.attribute(address, "__file__") if address else None
         path = self._values.text(place, _LONGEST_PATH) if place else None
-        if not address or not path or not path.endswith(".py") or not path.startswith("/") or _LIBRARY.search(path):
+        if not address or not path or not path.endswith(".py") or not path.startswith("/") or LIBRARY.search(path):
             return None
         text, changed_s = _read(self._process.pid, path)
         if text is None:
@@ -223,7 +241,7 @@ def _lacking(found: dict[str, SettingFact], table: str, name: str, value: Any, w
     found[name] = SettingFact(celery_names.SUBJECT, name, None, NOT_SET, in_force=True, others=others)
 
 
-def _scalar(value: Any) -> bool:
+def _scalar(value: Any) -> TypeGuard[Value]:
     return value != COMPUTED and (value is None or isinstance(value, str | int | float))
 
 

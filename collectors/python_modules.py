@@ -32,7 +32,7 @@ class Modules:
         self._reader = reader
         self._values = values
         self._keys = [key for key, _ in entries]
-        self._modules = [module for _, module in entries]
+        self.addresses = [module for _, module in entries]
         # A large application has thousands: the names are searched as one text, not each for itself.
         heads = memory.read_each(reader.pid, self._keys, _NAME_BYTES)
         self._text = b"".join(head.ljust(_NAME_BYTES, b"\xff") for head in heads)
@@ -44,12 +44,12 @@ class Modules:
         for match in re.finditer(re.escape(name.encode()) + b"\0", self._text):
             index = match.start() // _NAME_BYTES
             if self._values.text(self._keys[index], len(name) + 1) == name:
-                return self._modules[index]
+                return self.addresses[index]
         return None
 
     def holding(self, address: int) -> list[str]:
         """The names of the modules that have an object as one of their globals."""
-        dicts = memory.read_words(self._reader.pid, [module + _DICT for module in self._modules])
+        dicts = memory.read_words(self._reader.pid, [module + _DICT for module in self.addresses])
         found = self._values.holding([word or 0 for word in dicts], address)
         return self._values.short_texts([key for key, holds in zip(self._keys, found, strict=True) if holds])
 

@@ -174,6 +174,16 @@ OLD_STYLE = "BROKER_URL = 'amqp://broker'\nBROKER_TRANSPORT_OPTIONS = {'heartbea
             },
             {"heartbeat": "base.py:1", "broker_heartbeat": "base.py:1"},
         ),
+        # Flask's way: the dict of a class over that of its base.
+        (
+            {
+                "main": "from celery import Celery\nimport conf\ndef make():\n    app = Celery('shop')\n"
+                "    app.config_from_object(conf.Production.CELERY)\n    return [app]\nmade = make()\n",
+                "conf": "class Base:\n    CELERY = {'broker_transport_options': {'heartbeat': 30}, 'task_acks_late': True}\n"
+                "class Production(Base):\n    CELERY = {'broker_url': 'amqp://broker'}\n",
+            },
+            {"heartbeat": "conf.Base.CELERY", "task_acks_late": "conf.Base.CELERY"},
+        ),
         # A dict that updates the application.
         (
             {
@@ -201,7 +211,7 @@ OLD_STYLE = "BROKER_URL = 'amqp://broker'\nBROKER_TRANSPORT_OPTIONS = {'heartbea
             {"heartbeat": "main.py:3"},
         ),
     ],
-    ids=["local", "second", "class", "code", "dict", "updated", "environment", "twice"],
+    ids=["local", "second", "class", "code", "dict", "flask", "updated", "environment", "twice"],
 )
 def test_other_ways_to_lose_settings(tmp_path, files, gone):
     with project(tmp_path, **files) as pid:
