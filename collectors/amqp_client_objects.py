@@ -10,7 +10,8 @@ import struct
 import time
 from collections.abc import Collection
 
-from stucktrace.collectors import dead_frames, memory
+from stucktrace.collectors import call_counts, dead_frames, memory, python_modules
+from stucktrace.collectors.interpreter import Interpreter
 from stucktrace.collectors.pool_stacks import Stacks
 from stucktrace.collectors.python_classes import Objects
 
@@ -23,7 +24,8 @@ _MOST_MEMBERS = 64
 _NAME_BYTES = 64
 _FD = 16
 """`sock_fd` of a socket object follows its head (Modules/socketmodule.h)."""
-_FUNCTION_CODE = 48
+_FUNCTION_CODE, _FUNCTION_CODE_BEFORE = 48, 16
+"""From CPython 3.10 on, and before (funcobject.h)."""
 _SOCKET_TYPE = "_socket.socket"
 _MOST_FD = 1 << 24
 _LONGEST_UPTIME_S = 1e9
@@ -32,12 +34,13 @@ _LONGEST_UPTIME_S = 1e9
 class Things:
     """Reads the objects of one process in one reading of its stacks."""
 
-    def __init__(self, stacks: Stacks, same_clock: bool) -> None:
+    def __init__(self, stacks: Stacks, same_clock: bool, found: Interpreter | None = None) -> None:
         self.stacks = stacks
         self.values = stacks.values
         self.classes = Objects(stacks.walk.reader, stacks.values)
         self._pid = stacks.pid
         self._minor = stacks.read.minor
+        self._found = found
         self._same_clock = same_clock
         self._slots: dict[int, dict[str, int]] = {}
 
@@ -117,6 +120,22 @@ class Things:
             return None
         code = memory.read_words(self._pid, [function + _FUNCTION_CODE])[0]
         return code if code and self.values.type(code) == "code" else None
+
+    def calls(self, function: int | None) -> int | None:
+        """How often a Python function has been called; None where that is not counted."""
+        if not function or self.values.type(function) != "function":
+            return None
+        place = _FUNCTION_CODE if self._minor >= (3, 10) else _FUNCTION_CODE_BEFORE
+        code = memory.read_words(self._pid, [function + place])[0]
+        return call_counts.calls(self._pid, self._minor, code) if code and self.values.type(code) == "code" else None
+
+    def class_in(self, module: str, *names: str) -> int | None:
+        """A class by its module's name, its own, and those of the classes inside it."""
+        known = python_modules.read(self.stacks.walk.reader, self.values, self._found)
+        found = known.module(module) if known is not None else None
+        for name in names:
+            found = self.classes.attribute(found, name) if found else None
+        return found
 
     def _slots_of(self, address: int) -> dict[str, int]:
         kind = self.classes.class_of(address)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from stucktrace.collectors import dead_frames
 from stucktrace.collectors.amqp_client_objects import Things
-from stucktrace.collectors.amqp_client_pyamqp import ASSUMED
+from stucktrace.collectors.amqp_client_pyamqp import ASSUMED, ASSUMED_OF_COUNTS, more_often
 from stucktrace.facts import AmqpChannel, AmqpFact, AmqpMethod
 
 CLIENT = "pika"
@@ -50,6 +50,7 @@ def read(things: Things, connection: int, tid: int | None) -> tuple[int | None, 
     params = things.attributes(held.get("params"), ("_heartbeat", "_blocked_connection_timeout"))
     timed = not things.is_none(params.get("_blocked_connection_timeout")) and bool(params)
     timer = held.get("_blocked_conn_timer")
+    waits_for, waiting = _awaited(things, tid) if tid is not None else ("", None)
     blocked, assumes, last = None, "", None
     if timed and timer:
         blocked = None if things.is_none(timer) else AmqpMethod("connection.blocked")
@@ -57,7 +58,8 @@ def read(things: Things, connection: int, tid: int | None) -> tuple[int | None, 
         last = _last_method(things, tid, held.get("callbacks"))
         if last == "connection.blocked":
             blocked, assumes = AmqpMethod(last), ASSUMED
-    waits_for, waiting = _awaited(things, tid) if tid is not None else ("", None)
+        elif last is None and waits_for not in ("", "events") and _blocks(things) > 0:
+            blocked, assumes = AmqpMethod("connection.blocked"), ASSUMED_OF_COUNTS
     # While the connection is set up this is still what the program asked for.
     negotiated = "_heartbeat_checker" in held and bool(things.values.pairs(held.get("_channels") or 0))
     return things.fd(things.attribute(held.get("_transport"), "_sock")), AmqpFact(
@@ -111,6 +113,13 @@ def _last_method(things: Things, tid: int, callbacks: int | None) -> str | None:
             names.add(things.values.text(dead.variables.get("key") or 0, 64))
     name = names.pop() if len(names) == 1 else None
     return _spelled(name) if name else None
+
+
+def _blocks(things: Things) -> int:
+    """How many more connections of this process were blocked than unblocked, by the frames that were decoded."""
+    kinds = [things.class_in("pika.spec", "Connection", name) for name in ("Blocked", "Unblocked")]
+    decoders = [things.classes.class_attributes(kind, ("decode",))[0].get("decode") if kind else None for kind in kinds]
+    return more_often(things, *decoders)
 
 
 def _spelled(name: str) -> str:

@@ -30,6 +30,7 @@ _VARIABLES = ("self", "connection", "conn", "channel")
 _DISPATCHING = ("on_inbound_method", "dispatch_method")
 _ON_BLOCKED = "_on_blocked"
 _SHOWN_CHANNELS = 256
+ASSUMED_OF_COUNTS = "it was this connection, and no other one ended while it was blocked"
 ASSUMED = "the last method that its thread took from the broker came during this wait"
 
 
@@ -66,7 +67,10 @@ def read(things: Things, connection: int, tid: int | None) -> tuple[int | None, 
     last = _last_method(things, tid, connection, held.get("_on_inbound_frame")) if tid is not None else None
     publish = _confirmed_publish(things, tid) if tid is not None and waits_for == "confirm" else {}
     limit_s = things.number(publish.get("confirm_timeout"))
-    blocked = AmqpMethod("connection.blocked") if last == amqp_methods.BLOCKED else None
+    assumes = ASSUMED if last == amqp_methods.BLOCKED else ""
+    if last is None and waits_for not in ("", "events") and _blocks(things, connection) > 0:
+        assumes = ASSUMED_OF_COUNTS
+    blocked = AmqpMethod("connection.blocked") if assumes else None
     return fd, AmqpFact(
         "",
         "",
@@ -78,7 +82,7 @@ def read(things: Things, connection: int, tid: int | None) -> tuple[int | None, 
         last_heartbeat_in_s=things.age_s(held.get("last_heartbeat_received")),
         last_heartbeat_out_s=things.age_s(held.get("last_heartbeat_sent")),
         blocked=blocked,
-        blocked_assumes=ASSUMED if blocked is not None else "",
+        blocked_assumes=assumes,
         channels=_channels(things, held.get("channels"), publish.get("self")),
         waits_for=waits_for,
         waiting_channel=waiting,
@@ -169,6 +173,19 @@ def _last_method(things: Things, tid: int, connection: int, handler: int | None)
         # Under TLS the frames of the ssl module lie there; what was called last of all lies behind them.
         return amqp_methods.BLOCKED if blocked else None
     return method if blocked or method != amqp_methods.BLOCKED else None
+
+
+def _blocks(things: Things, connection: int) -> int:
+    """How many more connections of this process were blocked than unblocked; 0 where that is not counted."""
+    names = (_ON_BLOCKED, "_on_unblocked")
+    found = things.classes.class_attributes(things.classes.class_of(connection), names)[0]
+    return more_often(things, *map(found.get, names))
+
+
+def more_often(things: Things, one: int | None, other: int | None) -> int:
+    """How much more often one function was called than another; 0 where that is not known."""
+    calls, others = things.calls(one), things.calls(other)
+    return calls - others if calls is not None and others is not None else 0
 
 
 def _was_told_blocked(things: Things, place: int, connection: int, function: int | None) -> bool:

@@ -129,7 +129,7 @@ class _Target:
                 break
         if read is None:
             return {}
-        things = Things(Stacks(read, self._threads, self._python), self._same_clock)
+        things = Things(Stacks(read, self._threads, self._python), self._same_clock, self._found)
         found: dict[int, tuple[int | None, AmqpFact]] = {}
         for client, connection, tid in self._connections(things):
             if len(found) < _MOST_CONNECTIONS and (connection not in found or not found[connection][1].waits_for):

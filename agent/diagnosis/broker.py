@@ -129,7 +129,8 @@ def blocked(fact: AmqpFact, socket: SocketFact | None, waited: float) -> str | N
     if socket.last_receive_s > waited + _TICK_S:
         return None
     answered = socket.last_receive_s <= socket.last_send_s
-    return PROVEN if answered and fact.heartbeat_s == 0 else LIKELY
+    certain = answered and fact.heartbeat_s == 0 and fact.last_in is not None
+    return PROVEN if certain else LIKELY
 
 
 def broker_says_blocked(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:

@@ -59,6 +59,8 @@ def blocked_lines(fact: AmqpFact, socket: SocketFact | None) -> tuple[Evidence, 
         text = f"the broker sent connection.blocked{when}, and no connection.unblocked since"
     elif fact.blocked_assumes:
         text = "the last method that this thread was given by the broker is connection.blocked"
+        if fact.last_in is None:
+            text = f"{fact.client} was told connection.blocked more often than connection.unblocked in this process"
     lines = [Evidence(source(fact), "amqp.blocked", "connection.blocked", text)]
     both = socket is not None and socket.last_receive_s is not None and socket.last_send_s is not None
     if fact.blocked_assumes and socket is not None and both:

@@ -80,13 +80,19 @@ def test_the_reason_of_the_wire_is_said() -> None:
     ],
 )
 def test_the_last_method_is_as_new_as_the_last_data(heartbeat_s, received_s, confidence) -> None:  # type: ignore[no-untyped-def]
-    fact = replace(FACT, blocked=BLOCKED, blocked_assumes=ASSUMED, heartbeat_s=heartbeat_s)
+    fact = replace(FACT, blocked=BLOCKED, blocked_assumes=ASSUMED, last_in=BLOCKED, heartbeat_s=heartbeat_s)
     snap = publisher(fact, last_receive_s=received_s)
     found = list(broker.broker_blocked(snap, BUDGETS))
     assert [finding.confidence for finding in found] == ([confidence] if confidence else [])
     assert diagnose(snap, BUDGETS).verdict.code == ("broker-blocked" if confidence else "peer-silent")
     if confidence == LIKELY:
         assert ASSUMED in found[0].summary
+
+
+def test_counts_of_the_whole_process_prove_nothing() -> None:
+    fact = replace(FACT, blocked=BLOCKED, blocked_assumes="it was this connection")
+    (finding,) = broker.broker_blocked(publisher(fact, last_receive_s=34.9), BUDGETS)
+    assert finding.confidence == LIKELY and "it was this connection" in finding.summary
 
 
 def test_a_heartbeat_that_comes_in_does_not_make_the_wait_young() -> None:
