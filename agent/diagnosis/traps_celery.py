@@ -64,7 +64,8 @@ def _lost(view: View, gone: list[tuple[SettingFact, str, Value]]) -> Check:
     names = list(dict.fromkeys(each.name.removeprefix(f"{TRANSPORT}.").partition("[")[0] for each, *_ in lost))
     them, table = "it" if len(names) == 1 else "them", fact.name.partition(".")[0]
     winner = view.facts.get(table) if fact.source == NOT_SET else None
-    by = f"; {table} was replaced as a whole ({winner.source})" if winner is not None else ""
+    replaced = winner is not None and winner.source != DEFAULT
+    by = f"; {table} was replaced as a whole ({winner.source})" if winner is not None and replaced else ""
     options = {each.name.partition(".")[2]: value for each, _, value in lost if each.source == NOT_SET}
     plain = [f"{view.spelled(each.name)} = {shown(value)}" for each, _, value in lost if each.source == DEFAULT]
     return Check(
