@@ -12,9 +12,8 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
-from stucktrace import __version__
 from stucktrace.broker_urls import BrokerUrl
 from stucktrace.probe_connect import Blocked, NoReply, Phases, ProbeFailed, Tls
 
@@ -176,7 +175,7 @@ def _judge(outcome: Outcome, taken: Mapping[str, Sequence[float]]) -> None:
         return
     outcome.code = next((code for limit_s, code in BANDS if p99_s < limit_s), BROKEN)
     what = "answers" if outcome.wanted.url.kind == "redis" else "confirms"
-    outcome.summary = f"the broker {what} 99 % within {_ms(p99_s)}"
+    outcome.summary = f"the broker {what} 99 % within {milliseconds(p99_s)}"
     outcome.remedy = _REMEDIES.get(outcome.code, "")
     if outcome.over_threshold:
         outcome.summary += f", over the threshold of {outcome.wanted.threshold_ms:g} ms"
@@ -186,7 +185,7 @@ def _judge(outcome: Outcome, taken: Mapping[str, Sequence[float]]) -> None:
             outcome.remedy = "without the disk it is fast, so the disk or the queue's process is slow: iostat -x there"
 
 
-def _ms(seconds: float) -> str:
+def milliseconds(seconds: float) -> str:
     value = seconds * 1000
     return f"{value:.1f} ms" if value < 100 else f"{value:,.0f} ms"
 
@@ -208,8 +207,8 @@ class _Progress:
         self._next = now + self._every_s
         recent = Series("", tuple(seconds[-1000:]))
         line = (
-            f"{number} of {self._wanted.samples} round trips, p50 {_ms(recent.percentile_s(0.5))}, "
-            f"p99 {_ms(recent.percentile_s(0.99))}, last {_ms(seconds[-1])}"
+            f"{number} of {self._wanted.samples} round trips, p50 {milliseconds(recent.percentile_s(0.5))}, "
+            f"p99 {milliseconds(recent.percentile_s(0.99))}, last {milliseconds(seconds[-1])}"
         )
         self._drawn = self._terminal
         self._write(f"\r\x1b[K{line}" if self._terminal else f"{line}\n")
@@ -225,83 +224,3 @@ class _Progress:
             sys.stderr.flush()
         except OSError:
             pass
-
-
-def as_json(outcome: Outcome) -> dict[str, Any]:
-    """The answer by schema stucktrace.probe-broker/1. Times in milliseconds."""
-    url, p99_s = outcome.wanted.url, outcome.p99_s
-    return {
-        "schema": SCHEMA,
-        "time": outcome.began,
-        "tool": {"version": __version__},
-        "broker": {"url": str(url), "kind": url.kind, "server": outcome.server, "address": outcome.phases.address},
-        "verdict": {
-            "code": outcome.code,
-            "reason": outcome.reason,
-            "summary": outcome.summary,
-            "remedy": outcome.remedy,
-            "p99_ms": None if p99_s is None else round(p99_s * 1000, 3),
-            "threshold_ms": outcome.wanted.threshold_ms,
-            "over_threshold": outcome.over_threshold,
-        },
-        "phases_ms": {name: round(seconds * 1000, 3) for name, seconds in outcome.phases.seconds.items()},
-        "round_trips": [_series_json(series) for series in outcome.series],
-        "wanted": outcome.wanted.samples,
-        "stopped": outcome.stopped,
-        "notes": list(outcome.notes),
-    }
-
-
-def _series_json(series: Series) -> dict[str, Any]:
-    def ms(share: float) -> float:
-        return round(series.percentile_s(share) * 1000, 3)
-
-    return {
-        "kind": series.kind,
-        "count": len(series.seconds),
-        "p50_ms": ms(0.5),
-        "p95_ms": ms(0.95),
-        "p99_ms": ms(0.99),
-        "max_ms": ms(1.0),
-    }
-
-
-_PHASES = {
-    "dns": "DNS",
-    "tcp": "TCP connect",
-    "tls": "TLS",
-    "amqp": "AMQP login",
-    "redis": "login",
-    "channel": "channel",
-}
-_KINDS = {
-    "persistent": "persistent, to disk",
-    "transient": "transient, to no queue",
-    "ping": "PING",
-}
-_COLOURS = {HEALTHY: "32;1", SLOW: "33;1"}
-
-
-def as_text(outcome: Outcome, colour: bool) -> str:
-    """The answer as a person reads it."""
-    from stucktrace.sinks.page import clean
-
-    head = f"{outcome.code}: {clean(outcome.summary)}"
-    if colour:
-        head = f"\x1b[{_COLOURS.get(outcome.code, '31;1')}m{head}\x1b[0m"
-    server = f" ({clean(outcome.server, 80)})" if outcome.server else ""
-    lines = [head, f"  {clean(str(outcome.wanted.url))}{server}"]
-    if outcome.phases.seconds:
-        steps = ", ".join(f"{_PHASES[name]} {_ms(seconds)}" for name, seconds in outcome.phases.seconds.items())
-        lines.append(f"  way there: {steps}")
-    if outcome.series:
-        lines += ["", f"  {'round trips':<26}{'count':>7}{'p50':>12}{'p95':>12}{'p99':>12}{'max':>12}"]
-    for series in outcome.series:
-        figures = "".join(f"{_ms(series.percentile_s(share)):>12}" for share in (0.5, 0.95, 0.99, 1.0))
-        lines.append(f"  {_KINDS[series.kind]:<26}{len(series.seconds):>7}{figures}")
-    if outcome.stopped:
-        lines.append(f"  stopped before all {outcome.wanted.samples} were measured")
-    lines += [f"  {clean(note)}" for note in outcome.notes]
-    if outcome.remedy:
-        lines += ["", f"  {clean(outcome.remedy)}"]
-    return "\n".join(lines) + "\n"

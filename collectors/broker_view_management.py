@@ -7,6 +7,7 @@ Columns and filters keep the answers small. Lengths of queues are up to one inte
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
@@ -103,9 +104,8 @@ class _Api:
 
 
 def _why(error: Exception) -> str:
-    reason: object = getattr(error, "reason", None) or error
-    text = str(reason)
-    return text.rpartition(": ")[2] if text.startswith("<") else text
+    """Without the connection object that urllib3 names first."""
+    return re.sub(r"^(<.*?>|\w*Connection\(.*?\)): ", "", str(getattr(error, "reason", None) or error))
 
 
 def endpoint(host: object, port: object) -> str:

@@ -81,14 +81,14 @@ def command(
         keep_secret(url)
     broker = parse(text, ("amqp", "amqps", "redis", "rediss"))
     forget_environment()
-    from stucktrace import probe_broker
+    from stucktrace import probe_broker, probe_show
     from stucktrace.probe_connect import Tls
 
     outcome = probe_broker.run(probe_broker.Wanted(broker, Tls(ca, insecure), samples, interval_s, threshold_ms))
     if as_json:
-        write_json(probe_broker.as_json(outcome))
+        write_json(probe_show.as_json(outcome))
     if outcome.code == probe_broker.UNREACHED:
         complain(outcome.summary, outcome.remedy)
     elif not as_json:
-        write(probe_broker.as_text(outcome, colour_wanted()))
+        write(probe_show.as_text(outcome, colour_wanted()))
     leave(outcome.exit_status)

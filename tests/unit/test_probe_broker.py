@@ -13,8 +13,9 @@ from stucktrace.broker_urls import BrokerUrl, parse
 from stucktrace.collectors.resp import Resp, RespError
 from stucktrace.errors import UsageError
 from stucktrace.output import _SECRET
-from stucktrace.probe_broker import Outcome, Series, Wanted, _judge, as_json, as_text, run
+from stucktrace.probe_broker import Outcome, Series, Wanted, _judge, run
 from stucktrace.probe_connect import Phases, ProbeFailed, Tls, connect, greeting
+from stucktrace.probe_show import as_json, as_text
 
 HEADER = b"AMQP\x00\x00\x09\x01"
 
