@@ -204,7 +204,9 @@ def _flat(name: str, literal: Literal) -> dict[str, tuple[settings.Value, bool]]
 def _plain(name: str, hits: list[tuple[Literal, str]]) -> SettingFact:
     told = [(celery_public.public(name, literal), source) for literal, source in hits]
     (wins, source), others = told[0], told[1:]
-    lost = tuple((where, value[0]) for value, where in others if value[1] and where != settings.DEFAULT)
+    lost = tuple(
+        (where, value[0]) for value, where in others if value[1] and value[0] != wins[0] and where != settings.DEFAULT
+    )
     return _fact(name, wins[0], source, known=wins[1], others=lost)
 
 
