@@ -2,8 +2,8 @@
 
 Two processes that write on one connection mix their data, and each reads answers meant for the other. That a worker
 holds it does not prove that it uses it (a pool may have been given up after the fork), so without two at once inside a
-call on it this is a warning. Celery's main process keeps its own broker connection in its event loop, and a child that
-it starts later inherits it without knowing: such a one is not meant. A listening socket is shared on purpose.
+call on it this is a warning. Celery's main process keeps its own broker connections, and a child that it starts later
+inherits them without knowing: those are not meant. A listening socket is shared on purpose.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _shared(family: Sequence[Audited], held: Sequence[tuple[Audited, SocketFact]
     first = held[0][1]
     if first.state in ("LISTEN", "CLOSE", "TIME_WAIT", "") or first.direction == "in":
         return None
-    if any(member.process.worker.kind in _CELERY and first.inode in member.polled for member, _ in held):
+    if any(member.process.worker.kind in _CELERY for member, _ in held) and not _from_the_start(family, held):
         return None
     known = {member.process.pid for member in family}
     holders = {member.process.pid for member, _ in held} | {
@@ -76,13 +76,27 @@ def _shared(family: Sequence[Audited], held: Sequence[tuple[Audited, SocketFact]
     return Check(
         "inherited-connection",
         ERROR if len(using) > 1 else WARN,
-        f"the connection to {first.remote} was opened before the fork, and is one and the same in {listing(map(str, others))}",
+        f"the connection to {first.remote} was opened before the fork, and is one and the same in "
+        f"{listing(map(str, others))}",
         evidence=(
             f"socket inode {first.inode}",
             *((f"{listing(map(str, using))} are inside a call on it now",) if len(using) > 1 else ()),
         ),
         fix=_FIX.get(program, "open it after the fork"),
     )
+
+
+def _from_the_start(family: Sequence[Audited], held: Sequence[tuple[Audited, SocketFact]]) -> bool:
+    """A Celery child has it that was started before the main process connected to the broker for itself, which is what
+    its event loop watches: one that was started later has all that the main process had by then."""
+    if any(first.inode in member.polled for member, first in held):
+        return False
+    polled = frozenset(inode for member in family for inode in member.polled)
+    connected = {each.inode for member in family for each in member.sockets if each.state == "ESTABLISHED"}
+    if family[0].process.worker.kind == "celery-main" and not polled & connected:
+        return False
+    children = [member for member, _ in held if member.process.worker.kind == "celery-child"]
+    return any(member.polled and not polled & {each.inode for each in member.sockets} for member in children)
 
 
 def _is_master(member: Audited, pid: int) -> bool:

@@ -172,13 +172,18 @@ def test_a_connection_from_before_the_fork():
 
 
 def test_celerys_own_broker_connection_may_be_inherited():
-    main = replace(member("celery-main", 99), sockets=(inherited(),), polled=frozenset({555}))
-    children = [replace(member("celery-child", pid), sockets=(inherited(),)) for pid in (100, 101)]
-    assert problems(main, *children) == {}
-    child = replace(children[0], sockets=(inherited(shared_with=(1, 101)),), siblings=frozenset({101}))
-    assert problems(replace(child, polled=frozenset({555}))) == {}
-    assert problems(child) == {"inherited-connection": WARN}
-    assert problems(replace(main, polled=frozenset()), *children) == {"inherited-connection": WARN}
+    """The main process polls its connection to the broker: a child that has it too was started later, as a successor."""
+    polled = {"polled": frozenset({777})}
+    own, other = tcp(8, inode=777, **GOOD), inherited(shared_with=(1, 101))
+    main = replace(member("celery-main", 99), sockets=(own, other), **polled)
+    first = [replace(member("celery-child", pid), sockets=(other,), **polled) for pid in (100, 101)]
+    later = [replace(each, sockets=(own, other)) for each in first]
+    assert problems(main, *first) == {"inherited-connection": WARN}
+    assert problems(main, *later) == {}
+    unseen = [replace(each, polled=frozenset()) for each in (main, *first)]
+    assert problems(*unseen) == {}, "what the main process polls was not seen"
+    for child, code in ((first[0], {"inherited-connection": WARN}), (later[0], {})):
+        assert problems(replace(child, siblings=frozenset({101}))) == code
 
 
 def test_c_clients_under_greenlets():
