@@ -311,6 +311,7 @@ def _probe(socket: SocketFact) -> Json | None:
         "seconds": _seconds(probe.seconds),
         "after_s": None if probe.after_s is None else round(probe.after_s, 6),
         "error": probe.error or None,
+        "unreceived_bytes": probe.unreceived_bytes,
         "time": probe.time,
         "text": network_probe.words(probe, socket.remote),
     }

@@ -204,7 +204,8 @@ struct socket_record {
 	__u8 netns_retries2;
 	__u8 timestamps; /* enum timestamp_unit: its segments carry RFC 7323 time stamps */
 	__u8 receive_window_scale;
-	__u8 pad[4];
+	__u8 signed_segments; /* 1: TCP-MD5 or TCP-AO */
+	__u8 pad[3];
 	/* What a segment of this connection looks like now. */
 	__u32 snd_una;
 	__u32 snd_nxt;

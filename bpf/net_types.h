@@ -212,6 +212,12 @@ struct tcp_sock___from_6_7 {
 	__u8 tcp_usec_ts : 1;
 } CORE;
 
+/* As the kernel is configured: TCP-MD5, and from 6.7 on TCP-AO. */
+struct tcp_sock___signs {
+	void *md5sig_info;
+	void *ao_info;
+} CORE;
+
 struct sockaddr_un {
 	unsigned short sun_family;
 	char sun_path[108];

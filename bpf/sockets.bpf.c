@@ -76,6 +76,7 @@ static __always_inline void read_timer(struct socket_record *record, struct tcp_
 static __always_inline void read_sequence(struct socket_record *record, struct tcp_sock *tp)
 {
 	struct tcp_sock___from_6_7 *newer = (void *)tp;
+	struct tcp_sock___signs *signs = (void *)tp;
 	__s32 window = tp->rcv_wup + tp->rcv_wnd - tp->rcv_nxt;
 
 	record->snd_una = tp->snd_una;
@@ -83,6 +84,10 @@ static __always_inline void read_sequence(struct socket_record *record, struct t
 	record->rcv_nxt = tp->rcv_nxt;
 	record->receive_window_bytes = window > 0 ? window : 0;
 	record->receive_window_scale = BPF_CORE_READ_BITFIELD_PROBED(tp, rx_opt.rcv_wscale);
+	if (bpf_core_field_exists(signs->md5sig_info) && signs->md5sig_info)
+		record->signed_segments = 1;
+	if (bpf_core_field_exists(signs->ao_info) && signs->ao_info)
+		record->signed_segments = 1;
 	if (!BPF_CORE_READ_BITFIELD_PROBED(tp, rx_opt.tstamp_ok))
 		return;
 	record->timestamps = TIMESTAMPS_MS;

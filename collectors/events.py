@@ -241,7 +241,8 @@ class SocketRecord(ctypes.Structure):
         ("netns_retries2", c_uint8),
         ("timestamps", c_uint8),
         ("receive_window_scale", c_uint8),
-        ("pad", c_uint8 * 4),
+        ("signed_segments", c_uint8),
+        ("pad", c_uint8 * 3),
         ("snd_una", c_uint32),
         ("snd_nxt", c_uint32),
         ("rcv_nxt", c_uint32),
@@ -297,6 +298,7 @@ class SocketRecord(ctypes.Structure):
     netns_retries2: int
     timestamps: int
     receive_window_scale: int
+    signed_segments: int
     snd_una: int
     snd_nxt: int
     rcv_nxt: int

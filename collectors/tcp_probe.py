@@ -50,16 +50,19 @@ def probe(pid: int, inodes: Collection[int], kernel: Kernel | None) -> Mapping[i
     """inode -> what the peer's TCP said, for those of `inodes` that are established TCP connections of `pid`.
 
     One that ended by itself meanwhile, or that its peer closed, is left out: nothing was learned. Takes up to 3 s, all
-    at once. CollectorError where it cannot be done at all.
+    at once. CollectorError where it cannot be done at all, or for none of them.
     """
     if kernel is None:
         raise CollectorError(
             WHAT, "the sequence numbers of a connection are told by BPF alone", "CAP_BPF and CAP_PERFMON, --engine core"
         )
     records = _records(kernel, pid, inodes)
-    if not records:
+    askable = {inode: record for inode, record in records.items() if not _why_not(pid, record)}
+    if records and not askable:
+        raise CollectorError(WHAT, _why_not(pid, next(iter(records.values()))), "none; ask what it hangs on by itself")
+    if not askable:
         return {}
-    order = tuple(records)
+    order = tuple(askable)
     child = _Child(pid)
     try:
         child.begin([_connection(records[inode]) for inode in order])
@@ -75,6 +78,10 @@ class _Asked:
     began: float
     tries: int = 0
     error: str = ""
+    alive: bool = False
+    after_s: float | None = None
+    """None although it lives: it sends, but acknowledged no probe."""
+    unreceived_bytes: int = 0
 
 
 def _ask(child: _Child, kernel: Kernel, pid: int, order: tuple[int, ...]) -> dict[int, ProbeFact]:
@@ -85,25 +92,63 @@ def _ask(child: _Child, kernel: Kernel, pid: int, order: tuple[int, ...]) -> dic
         open_ones = {inode: asked for inode, asked in open_ones.items() if inode in records}
         if not open_ones:
             break
+        began = time.monotonic()
         segments = [_segment(order.index(inode), records[inode]) for inode in open_ones]
-        for answer in child.say({"segments": segments, "wait_s": TRY_S}, TRY_S + ANSWER_S):
+        answers = child.say({"segments": segments, "wait_s": TRY_S}, TRY_S + ANSWER_S)
+        after = _records(kernel, pid, open_ones)
+        for answer in answers:
             inode = order[answer["index"]]
             asked = replace(open_ones[inode], tries=number, error=answer["error"])
-            open_ones[inode] = asked
-            said = answer["answer"]
-            if answer["finished"]:
-                # It closes at this very moment: a reset now would say nothing of the time before.
+            if answer["answer"] == "reset":
+                if answer["finished"]:
+                    # It closes at this very moment: a reset now would say nothing of the time before.
+                    del open_ones[inode]
+                    continue
+                if not _outlives(kernel, pid, inode):
+                    del open_ones[inode]
+                    found[inode] = _fact("reset", replace(asked, after_s=answer["after_s"]))
+                    continue
+            elif inode not in after:
                 del open_ones[inode]
-            elif said == "reset" and _outlives(kernel, pid, inode):
                 continue
-            elif said:
+            elif answer["answer"]:
+                asked = _heard(asked, answer, after[inode])
+            open_ones[inode] = asked
+            if asked.after_s is not None and not asked.unreceived_bytes:
                 del open_ones[inode]
-                found[inode] = _fact(said, asked, answer["after_s"])
-    return found | {inode: _fact("unreachable", asked, None) for inode, asked in open_ones.items()}
+                found[inode] = _fact("alive", asked)
+        if open_ones and number < TRIES:
+            time.sleep(max(0.0, began + TRY_S - time.monotonic()))
+    for inode, asked in open_ones.items():
+        found[inode] = _fact("alive" if asked.alive else "unreachable", asked)
+    return found
 
 
-def _fact(said: str, asked: _Asked, after_s: float | None) -> ProbeFact:
-    return ProbeFact(said, asked.tries, time.monotonic() - asked.began, after_s, asked.error, time.time())
+def _heard(asked: _Asked, answer: Mapping[str, Any], now: SocketRecord) -> _Asked:
+    """With what a segment of the living peer says. One that acknowledges what was never sent is of another connection.
+
+    Its sequence number tells what the peer has sent: where that has not come in by now, it is on its way or lost.
+    """
+    if (now.snd_nxt - answer["ack"]) % WORD >= WORD // 2:
+        return asked
+    ahead = (answer["seq"] - now.rcv_nxt) % WORD
+    after_s = answer["after_s"] if answer["answer"] == "alive" else asked.after_s
+    return replace(asked, alive=True, after_s=after_s, unreceived_bytes=ahead if ahead < WORD // 2 else 0)
+
+
+def _fact(said: str, asked: _Asked) -> ProbeFact:
+    seconds = time.monotonic() - asked.began
+    return ProbeFact(said, asked.tries, seconds, asked.after_s, asked.error, time.time(), asked.unreceived_bytes)
+
+
+def _why_not(pid: int, record: SocketRecord) -> str:
+    """Why a connection cannot be asked about in the way of its owner; "": it can."""
+    if record.signed_segments:
+        return "its segments are signed (TCP-MD5 or TCP-AO), and one without a signature is dropped"
+    namespace = netns.inode_of(pid)
+    if namespace is not None and record.netns != namespace:
+        return "the connection belongs to another network namespace than its process"
+    return ""
 
 
 def _outlives(kernel: Kernel, pid: int, inode: int) -> bool:

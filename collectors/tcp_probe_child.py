@@ -27,6 +27,8 @@ NETWORK_HEADER = -0x100000
 """SKF_NET_OFF: offsets from here on count from the IP header."""
 HALF = 1 << 31
 FIN, SYN, RST, ACK = 1, 2, 4, 16
+SAYS = ("", "sends", "alive", "reset")
+"""What a segment can say, the most telling last."""
 LD_WORD, LD_HALF, LD_HALF_AT_X, LDX_HEADER, JUMP_EQUAL, RETURN = 0x20, 0x28, 0x48, 0xB1, 0x15, 0x06
 """Classic BPF (linux/bpf_common.h)."""
 
@@ -123,9 +125,9 @@ class Connection:
             return os.strerror(error.errno or 0)
         return ""
 
-    def heard(self) -> list[tuple[int, int, int]]:
-        """(flags, sequence number, acknowledged number) of each segment from the peer that waits to be read."""
-        found: list[tuple[int, int, int]] = []
+    def heard(self) -> list[tuple[int, int, int, bool]]:
+        """(flags, sequence number, acknowledged number, carries data) of each segment from the peer that waits."""
+        found: list[tuple[int, int, int, bool]] = []
         while True:
             try:
                 data = self.hears.recv(4096)
@@ -136,22 +138,26 @@ class Connection:
                 continue
             at = 4 * (data[0] & 15) if self.family == socket.AF_INET and data else 0
             if len(data) >= at + 20:
-                source, target, seq, ack, _, flags = struct.unpack_from("!HHIIBB", data, at)
+                source, target, seq, ack, header, flags = struct.unpack_from("!HHIIBB", data, at)
                 if (source, target) == (self.remote_port, self.local_port):
-                    found.append((flags, seq, ack))
+                    found.append((flags, seq, ack, len(data) > at + 4 * (header >> 4)))
                     self.finished |= bool(flags & FIN)
 
-    def answer(self, numbers: dict[str, Any]) -> str:
-        """What the segments heard since the last call say: "reset", "alive", or "" (nothing, or nothing credible)."""
-        said = ""
-        for flags, seq, ack in self.heard():
+    def answer(self, numbers: dict[str, Any]) -> dict[str, Any]:
+        """What the segments heard since the last call say: "reset", "alive", "sends" (data of its own, which need not
+        be an answer), or "" (nothing, or nothing of this connection); with the numbers of that segment."""
+        best: dict[str, Any] = {"answer": ""}
+        for flags, seq, ack, data in self.heard():
+            said = ""
             if flags & RST:
                 # A real one answers our ACK, or continues the stream: RFC 5961 asks for this very number.
-                if seq == numbers["ack"]:
-                    return "reset"
-            elif flags & ACK and not flags & SYN and (ack - numbers["seq"]) % (2 * HALF) < HALF:
-                said = "alive"
-        return said
+                said = "reset" if seq == numbers["ack"] else ""
+            elif flags & ACK and not flags & SYN and (ack - numbers["seq"] - 1) % (2 * HALF) < HALF:
+                # What is acknowledged but was never sent is for who has the newest numbers to find.
+                said = "sends" if data else "alive"
+            if SAYS.index(said) > SAYS.index(best["answer"]):
+                best = {"answer": said, "seq": seq, "ack": ack}
+        return best
 
 
 def one_try(connections: list[Connection], asked: list[dict[str, Any]], wait_s: float) -> list[dict[str, Any]]:
@@ -169,9 +175,11 @@ def one_try(connections: list[Connection], asked: list[dict[str, Any]], wait_s: 
         for fd in select.select(list(silent), [], [], left_s)[0]:
             numbers, sent = silent[fd]
             said = connections[numbers["index"]].answer(numbers)
-            if said:
+            known = answers[numbers["index"]]
+            if SAYS.index(said["answer"]) > SAYS.index(known["answer"]):
+                known.update(said, after_s=time.monotonic() - sent)
+            if known["answer"] not in ("", "sends"):
                 del silent[fd]
-                answers[numbers["index"]].update(answer=said, after_s=time.monotonic() - sent)
     return [{"index": index, "finished": connections[index].finished, **answer} for index, answer in answers.items()]
 
 

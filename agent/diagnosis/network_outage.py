@@ -2,8 +2,9 @@
 
 Proof: data sent and not acknowledged under a growing timeout; or keepalive probes without an answer; or the flow's
 conntrack entry is gone where conntrack is hooked. Retransmits prove only "no path for N s": a cut of 9.5 s healed by
-itself at 13 s. So below 30 s without an ACK it is `likely`. A probe (--probe) that was answered settles it: an ACK
-means that it is not half-open, a reset that it is.
+itself at 13 s. So below 30 s without an ACK it is `likely`. A probe (--probe) that was answered settles more: a reset
+proves it; an ACK says that the peer is there, and then only data that passes in neither way for long is an outage,
+`likely`: small segments alone come through (an MTU that nobody was told of), or the path has just come back.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def find_outage(snapshot: Snapshot, socket: SocketFact, budgets: Budgets) -> Out
     if socket.protocol != "tcp" or socket.state not in network.CONNECTED:
         return None
     if network_probe.lives(socket):
-        return None
+        return _only_small(snapshot, socket, budgets)
     if network_probe.forgotten(socket):
         return _forgotten(snapshot, socket)
     silence_s = tcp_timers.keepalive_silence_s(socket)
@@ -102,6 +103,31 @@ def _unacknowledged(snapshot: Snapshot, socket: SocketFact, budgets: Budgets) ->
         )
     lines.append(_gives_up(socket))
     return Outage(confidence, what, outage_s, tuple(lines))
+
+
+def _only_small(snapshot: Snapshot, socket: SocketFact, budgets: Budgets) -> Outage | None:
+    """The peer answered a segment without data; what carries data is lost, one way or the other."""
+    assert socket.probe is not None
+    lost = network_probe.unreceived(socket.probe)
+    outage_s = tcp_timers.outage_s(socket) if socket.timer == "retransmit" and socket.retransmits else None
+    if outage_s is not None and outage_s >= budgets.owed_s:
+        soon = f", in {age(socket.timer_expires_s)}," if socket.timer_expires_s else ""
+        what = (
+            f"what it sent has not been acknowledged for {age(outage_s)}, although {network_probe.answered(socket)}: "
+            f"only small segments pass, or the path came back since the last retransmission (the next one{soon} tells)"
+        )
+    elif lost:
+        outage_s = socket.probe.seconds
+        what = (
+            f"{network_probe.answered(socket)}, and by the number of that answer it has sent {lost} that did not come "
+            f"in for {age(outage_s)}: "
+        )
+        closed = socket.probe.unreceived_bytes == 1
+        what += "it seems to have closed the connection" if closed else "only small segments pass"
+    else:
+        return None
+    known = (line for line in network.retransmit_lines(snapshot, socket) if line.value or line.what == "unacked")
+    return Outage(LIKELY, what, outage_s, (*_probe_lines(socket), *known, _gives_up(socket)))
 
 
 def shows_early(socket: SocketFact) -> bool:
@@ -221,7 +247,7 @@ def _now(snapshot: Snapshot, wait: Wait, socket: SocketFact, outage: Outage) -> 
 
 def _unused(snapshot: Snapshot, socket: SocketFact, outage: Outage) -> Finding:
     fds = listing(f"fd {fd}" for fd in socket.fds)
-    dead = "is dead" if outage.confidence == PROVEN or not network_probe.silent_s(socket) else "seems to be dead"
+    dead = "is dead" if outage.confidence == PROVEN or socket.probe is None else "seems to be dead"
     return Finding(
         "half-open",
         POSSIBLE,

@@ -53,7 +53,7 @@ def peer_silent(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
             snapshot, wait, socket
         ):
             continue
-        if network_probe.forgotten(socket) or network_probe.silent_s(socket):
+        if network_probe.forgotten(socket) or network_probe.silent_s(socket) or network_probe.unreceived(socket.probe):
             continue
         if wait.still is False and socket.window_received_bytes:
             continue

@@ -68,6 +68,9 @@ class ProbeFact:
     """Why the last segment could not even be sent."""
     time: float = 0.0
     """CLOCK_REALTIME of the answer."""
+    unreceived_bytes: int = 0
+    """"alive": what the peer has sent by its own word, and what did not come in while it was asked all three times; its
+    FIN counts as one."""
 
 
 @dataclass(frozen=True)

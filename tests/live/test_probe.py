@@ -167,6 +167,31 @@ def test_a_cut_is_unreachable_in_under_4_s_and_may_heal(pair: Pair) -> None:
         ends.goes_on()
 
 
+@pytest.mark.parametrize("way", ["out", "in"])
+def test_a_path_that_only_small_segments_pass(pair: Pair, way: str) -> None:
+    """The peer answers the probe; the request or its reply never arrives. That is a wait that does not end."""
+    server = SERVER.replace("Length: 2", "Length: 2000").replace('ok")', '" + b"x" * 2000)')
+    netns = pair.there if way == "out" else pair.here
+    rule = "add table inet small\nadd chain inet small c { type filter hook input priority 0; }\nadd rule inet small c meta length > 500 drop\n"
+    path = "/" + "x" * (2000 if way == "out" else 1)
+    with contextlib.ExitStack() as stack:
+        address = pair.there_address
+        stack.enter_context(targets.start([sys.executable, "-c", server, address, str(PORT)], netns=pair.there))
+        program = [sys.executable, "-c", CLIENT.replace('"/"', repr(path)), address, str(PORT), str(targets.TARGETS)]
+        client = stack.enter_context(targets.start(program, netns=pair.here))
+        kernel.wait_until(lambda: f"{address}:{PORT}" in str(kernel.sockets(pair.here)), "the connection")
+        namespaces.run(netns, "nft", "-f", "-", text=rule)
+        stack.callback(namespaces.run, netns, "nft", "delete", "table", "inet", "small")
+        client.go()
+        kernel.wait_for_call(client.pid, "recvfrom")
+        if way == "out":
+            kernel.wait_until(lambda: kernel.asleep_s(client.pid) > 5.5, "an outage of 5.5 s")
+        report = command.check(client.pid, "half-open", "--probe", confidence="likely")
+        said = probe_of(report)
+        assert said["answer"] == "alive" and "only small segments pass" in report.summary, report.text()
+        assert bool(said["unreceived_bytes"]) == (way == "in"), said
+
+
 def test_a_server_that_forgot_the_connection_resets_it(pair: Pair) -> None:
     with request(pair.there_address, pair.there, pair.here) as ends:
         ends.forget(pair)

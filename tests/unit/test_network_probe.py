@@ -6,15 +6,17 @@ import socket
 from dataclasses import replace
 
 from stucktrace.collectors.events import SocketRecord
-from stucktrace.collectors.tcp_probe import _segment
+from stucktrace.collectors.tcp_probe import _Asked, _heard, _segment
 from stucktrace.collectors.tcp_probe_child import ACK, RST, SYN, Connection
 from stucktrace.diagnosis import diagnose
 from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Finding
+from stucktrace.diagnosis.network_probe import words
 from stucktrace.facts import AmqpFact, ProbeFact, Snapshot
 
 from tests.unit import known_stacks as k
 from tests.unit.snapshots import black_hole, snapshot, tcp, thread
 
+PUSH = 8
 ALIVE = ProbeFact("alive", 1, 0.002, 0.0004)
 RESET = ProbeFact("reset", 1, 0.002, 0.0004)
 SILENT = ProbeFact("unreachable", 3, 2.7)
@@ -37,11 +39,20 @@ def quiet_publisher(blocked_s: float = 35.0, **of_socket):  # type: ignore[no-un
     )
 
 
-def test_a_peer_that_answers_is_never_half_open() -> None:
-    assert verdict(publisher()).code == "half-open"
-    answered = verdict(publisher(probe=ALIVE))
-    assert answered.code != "half-open"
-    assert [line for line in answered.evidence if line.what == "probe" and "the path is there again" in line.text]
+def test_a_peer_that_answers_while_data_passes_in_neither_way() -> None:
+    """As through a tunnel whose MTU nobody was told of; and what a short cut leaves is not called that."""
+    assert verdict(publisher()).confidence == PROVEN
+    for snap in (publisher(probe=ALIVE), publisher(probe=ALIVE, last_ack_s=0.1)):
+        finding = verdict(snap)
+        assert (finding.code, finding.confidence) == ("half-open", LIKELY)
+        assert "only small segments pass, or the path came back" in finding.summary, finding.summary
+    young = verdict(publisher(rto_s=0.8, backoff=2, retransmits=2, last_send_s=0.1, probe=ALIVE))
+    assert young.code != "half-open"
+    assert [line for line in young.evidence if line.what == "probe" and "the path is there again" in line.text]
+    for missing, why in ((3000, "3000 bytes that did not come in for 1.8 s: only small"), (1, "seems to have closed")):
+        finding = verdict(quiet_publisher(probe=replace(ALIVE, tries=3, seconds=1.8, unreceived_bytes=missing)))
+        assert (finding.code, finding.confidence) == ("half-open", LIKELY)
+        assert why in finding.summary, finding.summary
 
 
 def test_a_silent_application_behind_a_tcp_that_answers() -> None:
@@ -78,22 +89,40 @@ def test_only_a_proven_one_is_to_be_unstuck() -> None:
 
 def said(*segments: tuple[int, int, int]) -> str:
     """The answer that these segments (flags, sequence number, acknowledged number) are to one that continues at 1001 and
-    acknowledges 5000."""
+    acknowledges 5000. PUSH: with data."""
     connection = Connection.__new__(Connection)
     connection.finished = False
-    connection.heard = lambda: list(segments)  # type: ignore[method-assign]
-    return connection.answer({"seq": 1000, "ack": 5000})
+    heard = [(flags, seq, ack, bool(flags & PUSH)) for flags, seq, ack in segments]
+    connection.heard = lambda: heard  # type: ignore[method-assign]
+    return str(connection.answer({"seq": 1000, "ack": 5000})["answer"])
 
 
 def test_which_segment_is_an_answer() -> None:
     assert said() == ""
     assert said((ACK, 5000, 1001)) == "alive"
-    assert said((ACK | 8, 5000, 2001)) == "alive", "data of its own is a sign of life too"
+    assert said((ACK | PUSH, 5000, 2001)) == "sends", "a sign of life, but not that our segments arrive"
+    assert said((ACK | PUSH, 5000, 1001), (ACK, 5008, 1001), (ACK | PUSH, 5008, 1001)) == "alive"
     assert said((RST, 5000, 0)) == said((RST | ACK, 5000, 1001)) == "reset"
     assert said((RST, 5001, 0)) == said((RST | ACK, 4999, 1001)) == "", "forged, or old"
     assert said((RST, 4999, 0), (ACK, 5000, 1001)) == "alive"
     assert said((SYN, 7, 0)) == said((SYN | ACK, 7, 1001)) == "", "of another connection"
-    assert said((ACK, 5000, 999)) == "", "older than what is acknowledged"
+    assert said((ACK, 5000, 1000)) == "", "older than what is acknowledged"
+
+
+def heard(answer: str, *, seq: int, ack: int) -> _Asked:
+    """What the probe knows after this answer, where the target has sent up to 1100 and received up to 5000."""
+    now = SocketRecord()
+    now.snd_nxt, now.rcv_nxt = 1100, 5000
+    return _heard(_Asked(0.0), {"answer": answer, "seq": seq, "ack": ack, "after_s": 0.001}, now)
+
+
+def test_what_the_numbers_of_an_answer_tell() -> None:
+    assert heard("alive", seq=5000, ack=1001) == _Asked(0.0, alive=True, after_s=0.001)
+    assert heard("alive", seq=4000, ack=1100).unreceived_bytes == 0
+    assert heard("alive", seq=8000, ack=1001).unreceived_bytes == 3000
+    assert heard("sends", seq=5000, ack=1001) == _Asked(0.0, alive=True)
+    assert heard("alive", seq=5000, ack=1101) == _Asked(0.0), "acknowledges what was never sent: another connection's"
+    assert "acknowledged none of 3 probes" in words(ProbeFact("alive", 3, 2.7), "10.0.0.2:5672")
 
 
 def test_a_segment_is_shaped_like_the_kernels_own() -> None:
