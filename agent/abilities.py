@@ -262,6 +262,13 @@ def _namespace(kind: str) -> Callable[[int], str]:
     return own
 
 
+def _packets(pid: int) -> str:
+    from stucktrace.collectors import capture
+
+    capture.open_in(pid, ()).close()
+    return "opened a packet socket with a filter"
+
+
 def _raw_socket(_pid: int) -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW):
         return "opened one"
@@ -327,6 +334,7 @@ TESTS = (
         ROOT + "CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, or run as the target's user",
         _other_user,
     ),
+    Test("packets", "stucktrace amqp", ROOT + "CAP_NET_RAW", _packets, needed=False),
     Test("raw-sockets", "--probe", ROOT + "CAP_NET_RAW", _raw_socket, needed=False),
     Test("sock-destroy", "stucktrace unstick", ROOT + "CAP_NET_ADMIN", _destroy, needed=False),
     Test("hidepid", "finding processes, pipes and peers", "run as root, or mount -o remount,hidepid=0 /proc", _hidepid),

@@ -86,6 +86,8 @@ class Ending:
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
         for number in _ENDS:
             signal.signal(number, lambda *_: None)
+        self.suspended = False
+        """Ctrl-Z was pressed; for whoever took SIGTSTP over."""
 
     def fileno(self) -> int:
         return self._woken
@@ -93,7 +95,9 @@ class Ending:
     def wanted(self) -> bool:
         """Since the last question."""
         with suppress(BlockingIOError):
-            return bool(set(os.read(self._woken, 4096)) & set(_ENDS))
+            told = set(os.read(self._woken, 4096))
+            self.suspended = self.suspended or signal.SIGTSTP in told
+            return bool(told & set(_ENDS))
         return False
 
 
@@ -182,6 +186,9 @@ class _Watch:
         strangers: list[Key] = []
         asked = 0.0
         while not (self.decoder.ended or self.ending.wanted() or self.show.left()):
+            if self.ending.suspended:
+                self.ending.suspended = False
+                self.show.suspend()
             now = time.monotonic()
             due = min(next_look, asked + STRANGERS_S) if strangers else next_look
             if now >= until:

@@ -18,10 +18,13 @@ import select
 import signal
 import socket
 import struct
+import sys
 from contextlib import suppress
 from typing import Any
 
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
+_PARENT_ENDED = signal.SIGUSR2
+"""Not SIGKILL: the packet file is written to its end first."""
 _CAPABILITY_VERSION = 0x20080522
 _NOT_OURS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP, signal.SIGPIPE)
 
@@ -38,7 +41,8 @@ def start() -> tuple[int, socket.socket]:
         ours.close()
         _prepare(parent)
         _serve(Channel(theirs))
-    except SystemExit:
+    except (SystemExit, BrokenPipeError, ConnectionResetError):
+        # The parent has ended.
         pass
     except BaseException as error:
         if os.environ.get("STUCKTRACE_DEBUG"):
@@ -55,8 +59,9 @@ def _prepare(parent: int) -> None:
     """Signals are the parent's affair, and no right is left that reading open files does not need."""
     for number in _NOT_OURS:
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(_PARENT_ENDED, lambda *_: sys.exit())
     libc = ctypes.CDLL(None)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    libc.prctl(PR_SET_PDEATHSIG, _PARENT_ENDED, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(0)
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)

@@ -67,6 +67,13 @@ class Capture:
         """The time of the last packet."""
 
     def run(self) -> None:
+        try:
+            self._run()
+        finally:
+            if self._file is not None:
+                self._file.flush()
+
+    def _run(self) -> None:
         poll = select.poll()
         for fd in (self._reader.fileno(), self._channel.fileno()):
             poll.register(fd, select.POLLIN)

@@ -6,6 +6,7 @@ However it ends, the terminal gets its screen, cursor and modes back before the 
 from __future__ import annotations
 
 import os
+import signal
 import termios
 import time
 import tty
@@ -46,6 +47,7 @@ class Show:
 
             self._modes = termios.tcgetattr(0)
             tty.setcbreak(0, termios.TCSANOW)
+            signal.signal(signal.SIGTSTP, lambda *_: None)
             write(ENTER)
         return self
 
@@ -58,6 +60,13 @@ class Show:
             with suppress(termios.error):
                 termios.tcsetattr(0, termios.TCSANOW, self._modes)
             self._modes = None
+
+    def suspend(self) -> None:
+        """Ctrl-Z: the terminal is somebody else's until we go on."""
+        self.__exit__()
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTSTP)
+        self.__enter__()
 
     def keyboard(self) -> tuple[int, ...]:
         """The fd on which keys come."""
@@ -152,7 +161,7 @@ class Show:
             remedy = "`stucktrace pid` reads the client's own memory"
         elif not (state.connections or state.gone or state.facts):
             because = f"{self._title} has no outbound TCP connection" if state.live else "no TCP connection is in it"
-            remedy = "give the process that talks to the broker: a worker, not its master" if state.live else ""
+            remedy = "another process of its family may have it: `stucktrace pid` lists them" if state.live else ""
         elif state.live:
             known = listing(dict.fromkeys(row.remote for row in state.rows()))
             because = f"no AMQP frame passed in {time.time() - self._began:.0f} s" + (f" (to {known})" if known else "")
