@@ -159,7 +159,8 @@ def test_ten_thousand_confirmed_publishes(rabbitmq, tmp_path):
 
     read = command.run("amqp", "--read", path, "--json")
     (again,) = map(json.loads, read.stdout.splitlines())
-    assert (read.status, again["totals"], again["confirms"]) == (0, totals, found["confirms"])
+    assert (read.status, again["totals"]) == (0, totals)
+    assert again["confirms"] == pytest.approx(found["confirms"], rel=0.02), found
     assert b"xxxx" not in path.read_bytes()
     with path.open("rb") as file:
         records = list(packet_file.read(file))
