@@ -11,9 +11,11 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from stucktrace.collectors import packet_file, packets
 from stucktrace.collectors.amqp_wire import Conversations
@@ -23,6 +25,9 @@ from tests.harness import command, kernel, namespaces, targets
 pytestmark = pytest.mark.xdist_group("rabbitmq")
 DEADLINE_S = 120
 PUBLISHES = 10_000
+SCHEMA = jsonschema.Draft202012Validator(
+    json.loads(resources.files("stucktrace").joinpath("amqp.schema.json").read_text())
+)
 
 
 @dataclass
@@ -57,7 +62,8 @@ class Watched:
         self.errors = self.err.read_text()
         assert "Traceback" not in self.errors, self.errors
         lines = [json.loads(line) for line in self.out.read_text().splitlines()]
-        assert all(line["schema"] == "stucktrace.amqp/1" for line in lines)
+        for line in lines:
+            SCHEMA.validate(line)
         self.events = [line for line in lines if line["type"] == "event"]
         self.summaries = [line for line in lines if line["type"] == "summary"]
 
