@@ -146,7 +146,7 @@ def silent(fact: AmqpFact, age_s: float | None) -> bool:
 
 def stuck(fact: AmqpFact) -> str:
     """What a publisher on this connection waits for in vain; "" when for nothing that the frames show."""
-    if fact.blocked is not None and not (fact.closed or fact.gaps):
+    if fact.blocked is not None and fact.closed is None:
         return "blocked"
     for channel in fact.channels:
         if channel.closed is not None and channel.closed_by == "broker" and channel.unconfirmed:

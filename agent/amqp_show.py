@@ -97,7 +97,8 @@ class Show:
                 f"{remote} ({number} connections)" if number > 1 else remote for remote, number in remotes.items()
             )
             others = len(self._state.connections) - len(rows)
-            also = f"{count(others, 'other connection')} that may turn out to speak AMQP" if others else ""
+            noun = "other connection" if found else "connection"
+            also = f"{count(others, noun)} that may turn out to speak AMQP" if others else ""
             what = " and ".join(word for word in (found, also) if word) or "no outbound connection yet"
             complain(f"watching {self._title}: {what}", self._until)
 

