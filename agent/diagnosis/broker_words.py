@@ -143,7 +143,6 @@ def now(snapshot: Snapshot, wait: Wait, socket: SocketFact | None, code: str) ->
 def later(snapshot: Snapshot, wait: Wait, fact: AmqpFact, socket: SocketFact | None, code: str) -> tuple[Later, ...]:
     bound = BLOCKED_TIMEOUTS.get(fact.client, client_of(snapshot, wait).timeout)
     if code == "broker-blocked":
-        bound = BLOCKED_TIMEOUTS.get(fact.client, "confirm_timeout=10 in basic_publish, apply_async or publish")
         return (
             Later(bound, "a publish that gives up can be tried again or refused, and the worker goes on"),
             Later(

@@ -58,7 +58,7 @@ def test_a_blocked_publisher() -> None:
     for word in ("35 s", "basic_publish_confirm", REMOTE, "resource alarm"):
         assert word in verdict.summary
     assert "rabbitmq-diagnostics alarms" in verdict.now[0].do
-    assert "confirm_timeout" in verdict.later[0].do
+    assert "read_timeout" in verdict.later[0].do
     assert "peer-silent" not in {finding.code for finding in diagnose(snap, BUDGETS).findings}
 
 

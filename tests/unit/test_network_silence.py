@@ -47,7 +47,7 @@ def test_the_summary_says_what_and_since_when() -> None:
     assert "alarm" in finding.summary, "the assumption that is left has a name"
     text = " ".join(line.text for line in finding.evidence)
     assert "nobody knows whether the peer still lives" in text
-    assert "confirm_timeout" in finding.later[0].do
+    assert "read_timeout" in finding.later[0].do
 
 
 def test_armed_keepalive_says_that_the_peer_lives() -> None:
