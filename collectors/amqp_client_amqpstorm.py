@@ -44,7 +44,7 @@ def read(things: Things, connection: int, tid: int | None) -> tuple[int | None, 
     held = things.attributes(connection, ("_io", "_channel0", "_channels", "_state"))
     channel0 = things.attributes(held.get("_channel0"), ("is_blocked", "_heartbeat"))
     blocked = things.truth(channel0.get("is_blocked"))
-    waits_for, channel, waiting_s = _awaited(things, tid) if tid is not None else ("", None, None)
+    waits_for, channel, waiting_s = _awaited(things, tid, connection) if tid is not None else ("", None, None)
     return things.fd(things.attribute(held.get("_io"), "socket")), AmqpFact(
         "",
         "",
@@ -73,7 +73,7 @@ def _channels(things: Things, table: int | None) -> tuple[AmqpChannel, ...]:
     return tuple(sorted(found, key=lambda channel: channel.number))
 
 
-def _awaited(things: Things, tid: int) -> tuple[str, int | None, float | None]:
+def _awaited(things: Things, tid: int, connection: int) -> tuple[str, int | None, float | None]:
     """(what for, on which channel, for how long)."""
     waited_s: float | None = None
     waits_for, channel = "", None
@@ -82,6 +82,8 @@ def _awaited(things: Things, tid: int) -> tuple[str, int | None, float | None]:
             variables = things.stacks.variables(place)
             waited_s = things.age_s(variables.get("start_time"), or_wall_clock=True)
             adapter = variables.get("connection_adapter")
+            if _connection_of(things, adapter) != connection:
+                return "", None, None
             channel = things.values.integer(things.attribute(adapter, "_channel_id") or 0)
             waits_for = "an answer"
         if waits_for and place.file.endswith("/amqpstorm/basic.py") and place.function == "_publish_confirm":

@@ -19,6 +19,8 @@ CLIENT = "pika"
 FILES = ("/pika/",)
 _CONNECTION = ("params", "callbacks", "_heartbeat_checker", "_blocked_conn_timer", "_channels", "_transport")
 _OPEN = 2
+_CONSUMES = ("process_data_events", "start_consuming", "consume")
+_WAITS = ("basic_publish", *_CONSUMES)
 _SHOWN_CHANNELS = 256
 
 
@@ -50,7 +52,7 @@ def read(things: Things, connection: int, tid: int | None) -> tuple[int | None, 
     params = things.attributes(held.get("params"), ("_heartbeat", "_blocked_connection_timeout"))
     timed = not things.is_none(params.get("_blocked_connection_timeout")) and bool(params)
     timer = held.get("_blocked_conn_timer")
-    waits_for, waiting = _awaited(things, tid) if tid is not None else ("", None)
+    waits_for, waiting = _awaited(things, tid, connection) if tid is not None else ("", None)
     blocked, assumes, last = None, "", None
     if timed and timer:
         blocked = None if things.is_none(timer) else AmqpMethod("connection.blocked")
@@ -89,18 +91,20 @@ def _channels(things: Things, table: int | None) -> tuple[AmqpChannel, ...]:
     return tuple(sorted(found, key=lambda channel: channel.number))
 
 
-def _awaited(things: Things, tid: int) -> tuple[str, int | None]:
-    """What its blocking channel waits for, and on which one."""
+def _awaited(things: Things, tid: int, connection: int) -> tuple[str, int | None]:
+    """What a blocking channel of this connection waits for, and which one: a callback may wait for another one's."""
     for place in things.stacks.of(tid):
-        if not place.file.endswith("/pika/adapters/blocking_connection.py"):
+        if not place.file.endswith("/pika/adapters/blocking_connection.py") or place.function not in _WAITS:
             continue
-        if place.function == "basic_publish":
-            channel = things.attributes(things.stacks.variable(place, "self"), ("_impl", "_delivery_confirmation"))
-            number = things.values.integer(things.attribute(channel.get("_impl"), "channel_number") or 0)
-            confirms = things.truth(channel.get("_delivery_confirmation"))
-            return ("confirm" if confirms else "room to send", number)
-        if place.function in ("process_data_events", "start_consuming", "consume"):
+        this = things.stacks.variable(place, "self")
+        if _connection_of(things, this) != connection:
+            return "", None
+        if place.function in _CONSUMES:
             return "events", None
+        channel = things.attributes(this, ("_impl", "_delivery_confirmation"))
+        number = things.values.integer(things.attribute(channel.get("_impl"), "channel_number") or 0)
+        confirms = things.truth(channel.get("_delivery_confirmation"))
+        return "confirm" if confirms else "room to send", number
     return "", None
 
 
