@@ -28,6 +28,8 @@ from stucktrace.facts.settings import CHANGED_SINCE, COMPUTED, NOT_SET, OF_OBJEC
 
 _MOST_FILES = 24
 _LONGEST_PATH = 4096
+_LONGEST_FILE = 1 << 18
+"""Of source text: longer ones take seconds to parse."""
 _CLOCK_S = 1.0
 """When a process started is known to a tick, and a file's time only as well as its file system keeps it."""
 
@@ -271,6 +273,8 @@ def _read(pid: int, path: str) -> tuple[bytes | None, float]:
             status = os.fstat(fd)
         finally:
             os.close(fd)
-        return (target_files.read_file(pid, path) if stat.S_ISREG(status.st_mode) else None), status.st_mtime
+        return (
+            target_files.read_file(pid, path, _LONGEST_FILE, whole=True) if stat.S_ISREG(status.st_mode) else None
+        ), status.st_mtime
     except OSError:
         return None, 0.0

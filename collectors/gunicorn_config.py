@@ -17,6 +17,8 @@ from typing import Any
 from stucktrace.collectors import command_line
 from stucktrace.collectors.target_files import read_file
 
+LONGEST_FILE = 1 << 17
+"""Of source text, which takes a second to parse at ten times that."""
 _OPTIONS = {
     "timeout": ("-t", "--timeout"),
     "worker_class": ("-k", "--worker-class"),
@@ -94,7 +96,7 @@ def config_file(
         return name, None
     path = posixpath.normpath(posixpath.join(folder, name))
     try:
-        text = read_file(pid, path)
+        text = read_file(pid, path, LONGEST_FILE, whole=True)
     except FileNotFoundError:
         return (path, {}) if not given else (given, None)
     except OSError:

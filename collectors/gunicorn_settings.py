@@ -44,6 +44,8 @@ DEFAULTS: Mapping[str, Value] = {
     "max_requests_jitter": 0,
     "worker_tmp_dir": None,
 }
+_UNREAD = object()
+"""Stands for a value of a source that cannot be read: it may set it, or not."""
 _FLAGS = frozenset({"preload_app"})
 _TEXTS = frozenset({"worker_class", "worker_tmp_dir"})
 
@@ -81,11 +83,11 @@ def _layers(
     words = command_line.split((environ or {}).get("GUNICORN_CMD_ARGS", ""))
     layers = [_Layer("command line", _from_words(arguments))]
     layers.append(
-        _Layer("GUNICORN_CMD_ARGS", _from_words(words) if environ is not None else dict.fromkeys(OPTIONS, COMPUTED))
+        _Layer("GUNICORN_CMD_ARGS", _from_words(words) if environ is not None else dict.fromkeys(OPTIONS, _UNREAD))
     )
     given, folder = gunicorn_config.named(arguments, words, environ or {}, cwd)
     path, values = gunicorn_config.config_file(pid, given, folder, cwd, OPTIONS)
-    layers.append(_Layer(path, dict.fromkeys(OPTIONS, COMPUTED) if values is None else values))
+    layers.append(_Layer(path, dict.fromkeys(OPTIONS, _UNREAD) if values is None else values))
     if concurrency := (environ or {}).get("WEB_CONCURRENCY"):
         layers.append(_Layer("WEB_CONCURRENCY", {"workers": _typed("workers", concurrency)}))
     return [*layers, _Layer(DEFAULT, DEFAULTS)], path if values is None or values else ""
@@ -121,22 +123,31 @@ def _fact(name: str, memory: Mapping[str, Value], layers: Sequence[_Layer], know
         return SettingFact(
             SUBJECT,
             name,
-            None if value is COMPUTED else _plain(value),
+            None if _hidden(value) else _plain(value),
             source,
-            known=value is not COMPUTED,
+            known=not _hidden(value),
             others=_others(rest),
         )
     value = memory[name]
-    # The first source that agrees, or that computes what cannot be read, explains the value.
-    for place, (source, theirs) in enumerate(said):
-        if theirs is COMPUTED or alike(_plain(theirs), value):
-            rest = [*said[:place], *said[place + 1 :]]
-            return SettingFact(SUBJECT, name, value, source, in_force=True, others=_others(rest))
+    # The first source that agrees, or that computes it, explains the value; without one, a source that cannot be read.
+    explains = [place for place, (_, theirs) in enumerate(said) if theirs is COMPUTED or _same(theirs, value)]
+    explains += [place for place, (_, theirs) in enumerate(said) if theirs is _UNREAD]
+    for place in explains[:1]:
+        rest = [*said[:place], *said[place + 1 :]]
+        return SettingFact(SUBJECT, name, value, said[place][0], in_force=True, others=_others(rest))
     return SettingFact(SUBJECT, name, value, MEMORY, in_force=True, others=_others(said))
 
 
 def _others(said: Sequence[tuple[str, Any]]) -> tuple[tuple[str, Value], ...]:
-    return tuple((source, _plain(value)) for source, value in said if value is not COMPUTED and source != DEFAULT)
+    return tuple((source, _plain(value)) for source, value in said if not _hidden(value) and source != DEFAULT)
+
+
+def _hidden(value: Any) -> bool:
+    return value is COMPUTED or value is _UNREAD
+
+
+def _same(theirs: Any, value: Value) -> bool:
+    return not _hidden(theirs) and alike(_plain(theirs), value)
 
 
 def _plain(value: Any) -> Value:
@@ -155,5 +166,5 @@ def _config_file(pid: int, path: str, layers: Sequence[_Layer]) -> ConfigFile:
     finally:
         os.close(fd)
     values = next((layer.values for layer in layers if layer.source == path), {})
-    literal = tuple((name, _plain(value)) for name, value in values.items() if value is not COMPUTED)
+    literal = tuple((name, _plain(value)) for name, value in values.items() if not _hidden(value))
     return ConfigFile(path, changed, literal)

@@ -40,15 +40,18 @@ def open_inside(pid: int, path: str, flags: int = os.O_RDONLY) -> int:
         os.close(root)
 
 
-def read_file(pid: int, path: str, limit: int = 1 << 20) -> bytes:
-    """The first `limit` bytes of a regular file. Raises OSError."""
+def read_file(pid: int, path: str, limit: int = 1 << 20, *, whole: bool = False) -> bytes:
+    """The first `limit` bytes of a regular file; `whole`: a longer one is an error. Raises OSError."""
     # Looked at before it is opened: opening a pipe's reading end would let go a writer that waits for a reader.
     found = open_inside(pid, path, os.O_PATH)
     try:
         if not stat.S_ISREG(os.fstat(found).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", path)
         with open(f"/proc/self/fd/{found}", "rb") as file:
-            return file.read(limit)
+            text = file.read(limit + 1 if whole else limit)
+        if len(text) > limit:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
+        return text
     finally:
         os.close(found)
 

@@ -85,24 +85,36 @@ def _config_file(member: Audited, family: Sequence[Audited]) -> Iterator[Check]:
     file = member.config_file
     if not file.path or file.changed is None:
         return
-    different = [
-        name
+    different = {
+        name: (value, setting.value)
         for name, value in file.values
         if (setting := member.setting(name)) is not None
         and setting.in_force
         and setting.known
         and setting.source not in _STRONGER
         and not alike(setting.value, value)
-    ]
-    began = [each.process.age_s for each in family]
-    age_s = member.config_age_s
-    if different or (age_s is not None and age_s < min(began)):
-        what = f" ({', '.join(different)})" if different else ""
+    }
+    age_s, ages = member.config_age_s, [each.process.age_s for each in family]
+    newer, newer_than_all = (age_s is not None and age_s < of for of in (max(ages), min(ages)))
+    said = ", ".join(f"{name} = {here!r}" for name, (here, _) in different.items())
+    if different and newer:
         yield Check(
             "config-not-in-force",
             WARN,
-            f"{file.path} was changed after this gunicorn read it{what}: what it says now is not in force",
+            f"{file.path} was changed after this gunicorn read it: {said} is not in force",
+            evidence=tuple(f"{name} = {held!r} is in force" for name, (_, held) in different.items()),
             fix="reload: kill -HUP the master; or restart it",
         )
+    elif different:
+        yield Check(
+            "config-not-in-force",
+            WARN,
+            f"{file.path} says {said}, which is not in force: a hook set it again, or the file was replaced since",
+            evidence=tuple(f"{name} = {held!r} is in force" for name, (_, held) in different.items()),
+            fix="reload: kill -HUP the master; if it stays so, look in the hooks for what sets it",
+        )
+    elif newer_than_all:
+        text = f"{file.path} was changed after this gunicorn read it; nothing that is shown here differs"
+        yield Check("config-file", OK, text)
     else:
         yield Check("config-file", OK, f"{file.path} is not newer than what is in force")

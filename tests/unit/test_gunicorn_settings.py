@@ -55,6 +55,14 @@ def test_memory_is_the_truth_and_the_sources_explain_it(found):
     assert facts["threads"] == (1, DEFAULT)
 
 
+def test_a_file_that_cannot_be_read_explains_only_what_nothing_else_does(found):
+    facts = found({"timeout": 44, "keepalive": 2, "threads": 4}, "--threads 4", {}, "timeout = (((")
+    assert facts["timeout"] == (44, "gunicorn.conf.py")
+    assert facts["keepalive"] == (2, DEFAULT)
+    assert facts["threads"] == (4, "command line")
+    assert found({"timeout": 44}, "", {}, "timeout = 44\n" + "#" * (1 << 18))["keepalive"] == ("?", "gunicorn.conf.py")
+
+
 def test_what_is_not_known(found):
     facts = found({}, "", {}, "timeout = later()\nworker_tmp_dir = None")
     assert facts["timeout"] == ("?", "gunicorn.conf.py")
