@@ -17,6 +17,9 @@ from stucktrace.facts.amqp import Latency
 MOST_OUTSTANDING = 100_000
 """Tags kept of one channel. Of older ones only their number is known."""
 _MOST_SKIPPED = 4096
+_LATE_S = 0.1
+_DISORDER_S = 0.001
+"""So much may the capture's clock mistake the order of the two directions."""
 _COMPACT_AT = 4096
 _FARTHEST = 1 << 24
 """No ack is so far ahead of the one before."""
@@ -185,7 +188,7 @@ class ExactTags:
 class InferredTags:
     """Publishes whose tags are not known for sure."""
 
-    __slots__ = ("_acked_s", "_highest", "_skipped", "_tail", "blurred", "latencies", "overflow")
+    __slots__ = ("_acked_s", "_highest", "_owed", "_owed_s", "_skipped", "_tail", "blurred", "latencies", "overflow")
 
     def __init__(self, highest: int | None = None) -> None:
         self._acked_s = 0.0
@@ -194,29 +197,39 @@ class InferredTags:
         """The highest tag acked; or, None, no ack was seen."""
         self._tail: deque[float] = deque()
         """Publishes that have a higher one."""
+        self._owed, self._owed_s = 0, 0.0
+        """So many publishes are acked that were not seen; since when. Unless they come late, the tags are higher than
+        thought, and what was timed by them is wrong."""
         self._skipped: set[int] = set()
         """Tags below the highest that no ack covered, of the time since the first ack."""
         self.blurred = False
         self.latencies = Latencies()
         """Taken as if every publish from before were confirmed; forgotten when that turns out to be wrong."""
         self.overflow = 0
+        """More of them, behind the tail, than are kept."""
 
     @property
     def open(self) -> int:
+        """Publishes that have a higher tag."""
         return len(self._tail) + self.overflow
 
     def publish(self, time_s: float) -> None:
         if time_s <= self._acked_s:
-            return  # it comes late in the capture: the last ack was sent after it
-        if len(self._tail) < MOST_OUTSTANDING:
-            self._tail.append(time_s)
-        else:
+            # It comes late in the capture: the last ack was sent after it, and may be its own.
+            self._owed = max(0, self._owed - 1)
+            return
+        if self.overflow or len(self._tail) >= MOST_OUTSTANDING:
             self.overflow += 1
+        else:
+            self._tail.append(time_s)
 
     def settle(self, tag: int, multiple: bool, time_s: float) -> int:
         highest = self._highest
         if highest is not None and tag - highest > _FARTHEST:
             return 0
+        if self._owed and time_s - self._owed_s > _LATE_S:
+            self._owed = 0
+            self.latencies.clear()
         self._acked_s = max(self._acked_s, time_s)
         if highest is None:
             self.blurred = multiple
@@ -233,8 +246,8 @@ class InferredTags:
         else:
             self.blurred = True
         sent_s = self._pass(tag - highest, time_s)
-        if sent_s:
-            self.latencies.add(time_s - sent_s[-1])
+        if len(sent_s) == tag - highest:
+            self.latencies.add(max(0.0, time_s - sent_s[-1]))
         self._highest = tag
         return 1
 
@@ -247,17 +260,22 @@ class InferredTags:
         self._skipped -= covered
         if tag <= highest:
             return len(covered)
-        seen = len(self._tail)
+        seen = self.open
         for sent_s in self._pass(tag - highest, time_s):
             self.latencies.add(time_s - sent_s)
         self._highest = tag
         # Beyond those seen it settles some from before; more of them than that many are nobody's.
-        return len(covered) + min(tag - highest, seen - len(self._tail) + _MOST_SKIPPED)
+        return len(covered) + min(tag - highest, seen - self.open + _MOST_SKIPPED)
 
     def _pass(self, number: int, time_s: float) -> list[float]:
         """Takes so many publishes from the tail; none, when there are fewer: then the tags are higher than thought."""
-        if number > len(self._tail) or self._tail[number - 1] > time_s:
-            self.latencies.clear()
+        if len(self._tail) < number <= self.open:
+            self.overflow -= number - len(self._tail)
+            number = len(self._tail)
+        elif number > len(self._tail) or self._tail[number - 1] > time_s + _DISORDER_S:
+            if not self._owed:
+                self._owed_s = time_s
+            self._owed += max(1, number - len(self._tail))
             self._drop_tail(time_s)
             return []
         return [self._tail.popleft() for _ in range(number)]
@@ -267,7 +285,7 @@ class InferredTags:
         if self.overflow:
             self._tail.clear()
             self.overflow = 0
-        while self._tail and self._tail[0] <= time_s:
+        while self._tail and self._tail[0] <= time_s + _DISORDER_S:
             self._tail.popleft()
 
     def acks_missed(self) -> None:

@@ -136,7 +136,9 @@ class Frames:
         if header == PROTOCOL_HEADER:
             self.protocol = "0-9-1"
         else:
-            self.protocol = ".".join(map(str, header[5:8]))
+            # 0-8 and 0-9 wrote 1, 1 and then their number; AMQP 1.0 a protocol id and its version.
+            old = header[4:6] == b"\x01\x01"
+            self.protocol = f"0-{max(header[6:8])}" if old else ".".join(map(str, header[5:8]))
             self._start_hunt()
 
     def _walk(self, time_s: float, data: bytes, frames: list[Frame]) -> None:
