@@ -132,7 +132,7 @@ def _remembered(pid: int) -> dict[Key, AmqpFact]:
     from stucktrace.inspection import Inspection, Opening, inspect_all
     from stucktrace.run import Options
 
-    options = Options("none", sample_s=0.0, children=False, siblings=False, greenlets=False)
+    options = Options("none", sample_s=0.0, children=False, siblings=False)
     answer = inspect_all((pid,), options, Opening("none").opened)[pid]
     facts = answer.snapshot.amqp if isinstance(answer, Inspection) else ()
     return {(fact.local, fact.remote): fact for fact in facts if fact.local and fact.remote}

@@ -21,6 +21,7 @@ from stucktrace.collectors.capture import Capture
 from stucktrace.diagnosis.words import count, listing
 from stucktrace.output import OutputFailed, colour_wanted, complain, screen, write, write_json
 from stucktrace.sinks import amqp as words
+from stucktrace.sinks import amqp_table
 from stucktrace.sinks.page import clean
 
 EVENTS_SHOWN = 8
@@ -122,7 +123,7 @@ class Show:
         width = columns - 1
         lost = f"  {count(self.lost, 'packet')} LOST" if self.lost else ""
         head = f"stucktrace amqp  {self._title}  {time.strftime('%H:%M:%S')}{lost}  (q ends)"
-        body = words.table(self._state.rows()) or ["no AMQP connection yet"]
+        body = amqp_table.table(self._state.rows()) or ["no AMQP connection yet"]
         room = max(2, height - 3 - min(len(self._events), EVENTS_SHOWN))
         lines = [head, "", *body[:room], "", *self._events]
         if colour_wanted() and len(lines) > 2:

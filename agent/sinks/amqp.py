@@ -1,4 +1,4 @@
-"""What `stucktrace amqp` saw, as lines, as a table, and as JSON objects of schema stucktrace.amqp/1.
+"""What `stucktrace amqp` saw, as lines, and as JSON objects of schema stucktrace.amqp/1 (amqp.schema.json).
 
 Texts from the wire are escaped (`page.clean`).
 """
@@ -6,7 +6,6 @@ Texts from the wire are escaped (`page.clean`).
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +15,6 @@ from stucktrace.diagnosis.words import age, count
 from stucktrace.facts import AmqpFact, AmqpMethod, Latency, ProbeFact
 from stucktrace.facts_codec import encode
 from stucktrace.sinks.page import clean
-from stucktrace.sinks.table import GAP, padded
 
 SCHEMA = "stucktrace.amqp/1"
 LONGEST_TEXT = 200
@@ -150,7 +148,7 @@ def _sentences(fact: AmqpFact, is_open: bool) -> list[str]:
         _consuming(fact),
         _heartbeats(fact, is_open),
         _closed(fact),
-        *(f"channel {c.number} was closed by the {c.closed_by}: {_why(c.closed)}" for c in fact.channels if c.closed),
+        *(f"channel {c.number} was closed by the {c.closed_by}: {why(c.closed)}" for c in fact.channels if c.closed),
         *_unknown(fact),
     ]
 
@@ -163,7 +161,7 @@ def _stuck_words(fact: AmqpFact) -> str:
     match stuck(fact):
         case "blocked":
             assert fact.blocked is not None
-            return f"STUCK: blocked by the broker for {age(fact.blocked.age_s)}: {_why(fact.blocked)}"
+            return f"STUCK: blocked by the broker for {age(fact.blocked.age_s)}: {why(fact.blocked)}"
         case "channel-closed":
             return "STUCK: a publish waits for its confirm on a channel that the broker has closed"
         case "unconfirmed":
@@ -225,82 +223,11 @@ def _heartbeats(fact: AmqpFact, is_open: bool, quiet_s: float | None = None) -> 
 
 
 def _closed(fact: AmqpFact) -> str:
-    return f"closed by the {fact.closed_by or 'peer'}: {_why(fact.closed)}" if fact.closed is not None else ""
+    return f"closed by the {fact.closed_by or 'peer'}: {why(fact.closed)}" if fact.closed is not None else ""
 
 
-def _why(method: AmqpMethod | None) -> str:
+def why(method: AmqpMethod | None) -> str:
     if method is None:
         return ""
     words = " ".join(word for word in (str(method.code or ""), clean(method.text, LONGEST_TEXT)) if word)
     return (words or "no reason given") + (f" (because of {clean(method.method, 60)})" if method.method else "")
-
-
-# Table
-
-
-def table(rows: Sequence[Row]) -> list[str]:
-    """Its heading first."""
-    columns: dict[str, list[str]] = {}
-    for row in rows:
-        for name, text in _cells(row).items():
-            columns.setdefault(name, [name]).append(text)
-    for name in _LEFT_OUT_WHEN_EMPTY:
-        if {"0", "-"}.issuperset(columns.get(name, ())[1:]):
-            columns.pop(name, None)
-    widths = {name: max(map(len, texts)) for name, texts in columns.items()}
-    return [
-        GAP.join(padded(columns[name][index], wide, name not in _TO_THE_LEFT) for name, wide in widths.items()).rstrip()
-        for index in range(len(rows) + 1 if rows else 0)
-    ]
-
-
-_LEFT_OUT_WHEN_EMPTY = ("REFUSED", "DELIVERED")
-_TO_THE_LEFT = frozenset({"CONNECTION", "STATE"})
-
-
-def _cells(row: Row) -> Mapping[str, str]:
-    fact = row.fact
-    latency = fact.confirms if fact is not None else None
-
-    def number(name: str) -> str:
-        found = total(fact, name) if fact is not None else None
-        return "-" if found is None else str(found)
-
-    return {
-        "CONNECTION": (f"fd {row.fd} " if row.fd is not None else "") + row.remote,
-        "PUBLISHED": number("publishes"),
-        "PER S": "-" if row.published_per_s is None else f"{row.published_per_s:.0f}",
-        "CONFIRMED": number("acks"),
-        "REFUSED": number("nacks"),
-        "OPEN": number("unconfirmed"),
-        "P50": milliseconds(latency.p50_s) if latency is not None and latency.count else "-",
-        "P99": milliseconds(latency.p99_s) if latency is not None and latency.count else "-",
-        "DELIVERED": number("deliveries"),
-        "BEATS": "-" if fact is None else f"{fact.heartbeats_in or 0}/{fact.heartbeats_out or 0}",
-        "STATE": state(row),
-    }
-
-
-def state(row: Row) -> str:
-    """The last column."""
-    fact = row.fact
-    if not row.open or (fact is not None and fact.closed is not None):
-        return "closed"
-    if fact is None:
-        return "no frame yet"
-    if fact.encrypted:
-        return "encrypted"
-    match stuck(fact):
-        case "blocked":
-            assert fact.blocked is not None
-            return f"blocked {age(fact.blocked.age_s)}: {_why(fact.blocked)}"
-        case "channel-closed":
-            return "channel closed by the broker, confirm open"
-        case "unconfirmed":
-            return f"no confirm for {age(oldest_s(fact))}"
-    if silent(fact, fact.last_frame_in_s):
-        return f"broker silent {age(fact.last_frame_in_s)}"
-    if silent(fact, fact.last_frame_out_s):
-        return f"process silent {age(fact.last_frame_out_s)}"
-    ages = [age_s for age_s in (fact.last_frame_in_s, fact.last_frame_out_s) if age_s is not None]
-    return f"quiet {age(min(ages))}" if ages else "no frame yet"

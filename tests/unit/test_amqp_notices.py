@@ -6,6 +6,7 @@ import pytest
 from stucktrace.amqp_notices import Notice, Watcher, stuck
 from stucktrace.facts import AmqpChannel, AmqpFact, AmqpMethod, Latency
 from stucktrace.sinks import amqp as shown
+from stucktrace.sinks import amqp_table
 from stucktrace.sinks.amqp import Row
 
 CHANNEL = AmqpChannel(1, confirms=True, publishes=7, acks=7, nacks=0, returns=0, unconfirmed=0)
@@ -81,7 +82,7 @@ def test_words():
     assert "published 7, confirmed 7" in text and "p50 0.40 ms  p95 10 ms  p99 100 ms  max 1.5 s" in text
     assert "every 30 s (negotiated)" in text
     assert "closed by the broker: 404 NOT_FOUND\\x1b[2J (because of basic.publish)" in text
-    table = "\n".join(shown.table([row, Row("10.0.0.1:40001", "10.0.0.2:5672")]))
+    table = "\n".join(amqp_table.table([row, Row("10.0.0.1:40001", "10.0.0.2:5672")]))
     assert "REFUSED" not in table and "quiet 1 s" in table and "no frame yet" in table
     notice = Notice(0.25, FACT.local, FACT.remote, "returned", 1, "broker", 3, code=312, text="NO_ROUTE")
     assert shown.line(notice).endswith(".250  10.0.0.1:40000 -> 10.0.0.2:5672  3 publishes come back on channel 1 "
