@@ -134,6 +134,9 @@ def _member(run: Run, process: ProcessFact, sockets: tuple[SocketFact, ...], pol
     clients = run.collect("C clients", (), partial(c_clients.collect, pid, process.libraries), pid)
     amqp = run.collect("AMQP connections", (), partial(amqp_objects.collect, pid, sockets), pid)
     member = replace(member, c_clients=clients, amqp=amqp)
+    if clients:
+        patched_by = run.collect("greenlets", "", partial(monkey_patches.by, pid, process.libraries), pid)
+        member = replace(member, greenlets=patched_by)
     outside = {fd for each in sockets if each.direction == "out" and each.state == "ESTABLISHED" for fd in each.fds}
     if outside:
         timeouts = run.collect(

@@ -18,12 +18,16 @@ from stucktrace.facts.audited import CClient
 _MODULES = {
     "_psycopg": "psycopg2",
     "_mysql": "MySQLdb",
+    "_mysql_connector": "mysql.connector",
     "_librabbitmq": "librabbitmq",
     "_pymssql": "pymssql",
     "_mssql": "pymssql",
     "_pylibmc": "pylibmc",
+    "pyodbc": "pyodbc",
 }
 """Extension module -> the client. psycopg (3) waits in Python code that gevent and eventlet can patch."""
+_OF_PSYCOPG_3 = re.compile(r"/psycopg_(?:binary|c)/[^/]*$")
+"""Its extension has the name of psycopg2's."""
 _MODULE = re.compile(r"^(\w+)\.(?:cpython-|abi3|pypy|so$)")
 _FUNCTIONS = frozenset({"function", "method", "functools.partial", "cython_function_or_method"})
 _MOST_BYTES = 1 << 20
@@ -33,13 +37,28 @@ def collect(pid: int, libraries: Sequence[str]) -> tuple[CClient, ...]:
     """`libraries`: base names of what is mapped. Raises nothing: what cannot be read is not known."""
     stems = [match.group(1) for name in libraries if (match := _MODULE.match(name))]
     found = dict.fromkeys(_MODULES[stem] for stem in stems if stem in _MODULES)
+    if "psycopg2" in found and not _module_path(pid):
+        del found["psycopg2"]
     return tuple(CClient(name, _has_callback(pid) if name == "psycopg2" else False) for name in found)
+
+
+def _module_path(pid: int) -> str:
+    try:
+        return _path(regions.read(pid))
+    except OSError:
+        return ""
+
+
+def _path(mapped: regions.Regions) -> str:
+    """Of psycopg2's extension; "" where there is none."""
+    paths = (each.path for each in mapped.regions if each.path.rpartition("/")[2].startswith("_psycopg."))
+    return next((path for path in paths if not _OF_PSYCOPG_3.search(path)), "")
 
 
 def _has_callback(pid: int) -> bool | None:
     try:
         mapped = regions.read(pid)
-        path = next((each.path for each in mapped.regions if each.path.rpartition("/")[2].startswith("_psycopg.")), "")
+        path = _path(mapped)
         module = elf.module_of(pid, mapped, path) if path else None
         if module is None:
             return None

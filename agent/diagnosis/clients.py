@@ -42,7 +42,7 @@ CLIENTS: dict[str, Client] = {
         "socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}}",
         # confirm_timeout of a publish ends the wait for the confirm alone: the channel is closed then, and that waits
         # for the same broker (celery 5.2 to 5.7).
-        "broker_transport_options = {'read_timeout': 10, 'write_timeout': 10}; and 'heartbeat': 30 there for publishers "
+        "broker_transport_options = {'read_timeout': 10, 'write_timeout': 10}; and 'heartbeat': 30 for publishers "
         "(somebody has to send it: Celery's worker does, a bare publisher has to call heartbeat_check)",
         _AMQP_LOSES,
     ),

@@ -14,10 +14,12 @@ from stucktrace.facts.audited import Audited, CClient
 from stucktrace.facts.settings import ERROR, OK, WARN, Check
 
 GREENLETS = ("gevent", "eventlet")
+_WITHOUT = ("sync", "thread", "tornado", "uvicorn", "asgi", "prefork", "processes", "solo")
 _FIX = {
     "psycopg2": "psycogreen.gevent.patch_psycopg() (eventlet: psycogreen.eventlet.patch_psycopg()) before the first "
     "connection; or psycopg 3",
     "MySQLdb": "PyMySQL, which is Python (pymysql.install_as_MySQLdb()); or gthread workers",
+    "mysql.connector": "mysql.connector.connect(..., use_pure=True), which is Python",
     "librabbitmq": "py-amqp, which is Python: a broker URL that begins with pyamqp://",
     "pymssql": "gthread workers, or pymssql.set_wait_callback()",
     "pylibmc": "pymemcache, which is Python; or gthread workers",
@@ -30,7 +32,9 @@ def greenlets(member: Audited) -> str:
     kinds = {"gunicorn-worker": member.value("worker_class") or worker.worker_class}
     kinds["celery-main"] = kinds["celery-child"] = member.value("worker_pool") or worker.pool
     found = str(kinds.get(worker.kind) or "").lower()
-    return next((name for name in GREENLETS if name in found), "")
+    named = next((name for name in GREENLETS if name in found), "")
+    # A class of the project's own may be theirs too; those that are known to serve without greenlets are not.
+    return named or ("" if any(name in found for name in _WITHOUT) else member.greenlets)
 
 
 def checks(family: Sequence[Audited]) -> Iterator[Check]:

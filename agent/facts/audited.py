@@ -42,6 +42,8 @@ class Audited:
     config_age_s: float | None = None
     """How long ago the config file was changed."""
     c_clients: tuple[CClient, ...] = ()
+    greenlets: str = ""
+    """"gevent" or "eventlet": it replaced the standard library's sockets."""
     heartbeat_filesystem: str = ""
     """Type of the filesystem that gunicorn's heartbeat file of this worker is on ("tmpfs", "ext4", ...)."""
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+from stucktrace.collectors import c_clients
 from stucktrace.diagnosis import traps, traps_connections
 from stucktrace.facts import AmqpChannel, AmqpFact, Keepalive, ProcessFact, SettingFact, WorkerFact
 from stucktrace.facts.audited import Audited, CClient
@@ -192,6 +194,15 @@ def test_celerys_own_broker_connection_may_be_inherited():
         assert problems(replace(child, siblings=frozenset({101}))) == code
 
 
+def test_psycopg_3_has_an_extension_of_the_same_name():
+    def paths(*names):
+        return SimpleNamespace(regions=[SimpleNamespace(path=f"/usr/lib/{name}") for name in names])
+
+    two, three = "psycopg2/_psycopg.cpython-311-x86_64-linux-gnu.so", "psycopg_binary/_psycopg.cpython-311-x86_64.so"
+    assert c_clients._path(paths(three)) == ""
+    assert c_clients._path(paths(three, two)).endswith(two)
+
+
 def test_c_clients_under_greenlets():
     def serving(worker_class, patched, *sockets):
         more = {"c_clients": (CClient("psycopg2", patched),), "python_fds": frozenset()}
@@ -203,6 +214,9 @@ def test_c_clients_under_greenlets():
     assert serving("gevent", True) == {}
     assert serving("gevent", None) == {}
     assert serving("gthread", False) == {}
+    own = member(worker_class="proj.Worker", more={"c_clients": (CClient("psycopg2", False),)})
+    assert problems(own) == {}
+    assert problems(replace(own, greenlets="gevent")) == {"c-client-in-greenlets": WARN}
     pool = replace(member("celery-main"), c_clients=(CClient("MySQLdb", False),))
     assert problems(pool) == {}
     assert problems(replace(pool, settings=(SettingFact("celery", "worker_pool", "gevent", "x"),))) == {
