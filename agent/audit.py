@@ -128,7 +128,7 @@ def _member(run: Run, process: ProcessFact, sockets: tuple[SocketFact, ...], pol
     member = Audited(process, sockets, polled=polled)
     if not process.is_python:
         return member
-    from stucktrace.collectors import amqp_objects, c_clients, procfs, python_sockets
+    from stucktrace.collectors import amqp_objects, c_clients, monkey_patches, procfs, python_sockets
 
     pid = process.pid
     clients = run.collect("C clients", (), partial(c_clients.collect, pid, process.libraries), pid)
