@@ -1,7 +1,9 @@
 """Ends the one dead connection that a process hangs on, so that its own retry takes over instead of a kill.
 
-It acts on a proof alone: the verdict is `half-open` and `proven`, nobody else holds the socket, and a second look just
-before says the same of the same process, socket and tuple. Everything else is refused with its reason.
+It acts on a proof alone: the verdict is `half-open` and `proven`, nobody else holds the socket, a second look just
+before says the same of the same process, socket and tuple, and the peer's TCP, asked once more, does not answer: a path
+that came back heals the connection with the next retransmission, which may be two minutes away. Everything else is
+refused with its reason.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from stucktrace import probing
+from stucktrace.diagnosis import network_probe
 from stucktrace.diagnosis.model import PROVEN, Finding
 from stucktrace.diagnosis.words import age, listing, process, size
 from stucktrace.errors import CollectorError, Refused, StucktraceError
@@ -56,7 +60,7 @@ class Plan:
             f"will end one connection of {process(target.pid, target.command)}: {fds}, {connection.local} -> "
             f"{connection.remote}",
             f"why: {self.finding.summary}",
-            f"how: {how}",
+            f"how: {how}; before that its peer is asked once more, and nothing is done if it answers",
             f"may be lost or doubled: what was sent and not acknowledged{unacked} may have arrived all the same; "
             f"{self.loses}",
         )
@@ -114,8 +118,11 @@ class Unsticker:
 
         return replace(made, destroys=sock_destroy.can_destroy(target.pid, connection))
 
-    def end(self, plan: Plan) -> None:
-        """Ends it, if a last look says the same. Raises Refused, or CannotInspect where that is not permitted."""
+    def end(self, plan: Plan) -> str:
+        """Ends it, if a last look says the same: returns how ("destroyed", "shut-down", "ended-by-probe").
+
+        Raises Refused, or CannotInspect where that is not permitted.
+        """
         from stucktrace.collectors import sock_destroy
 
         inspection = self._look(probe=False)
@@ -125,14 +132,31 @@ class Unsticker:
         if (target.pid, target.start_time, *_identity(connection)) != before:
             raise Refused("the process hangs on another connection by now", f"{NOTHING_DONE}; look again")
         _alone(target.pid, connection)
+        self._before, self._call = frozenset(self._connections() or ()), _call(plan)
+        said = self._asked(target.pid, connection)
+        if said == "reset":
+            return "ended-by-probe"
         known = self._connections() or {}
         if not _unheard(connection, known.get(connection.inode)):
             raise Refused(f"{connection.remote} was heard again at this moment", NOTHING_DONE)
-        self._before, self._call = frozenset(known), _call(plan)
+        self._before = frozenset(known)
         if plan.destroys:
             sock_destroy.destroy(target.pid, connection)
-        else:
-            sock_destroy.shut_down(target.pid, connection.fds[0], connection)
+            return "destroyed"
+        sock_destroy.shut_down(target.pid, connection.fds[0], connection)
+        return "shut-down"
+
+    def _asked(self, pid: int, connection: SocketFact) -> str:
+        """What the peer's TCP answers at the last moment; "": it cannot be asked here. Raises Refused when it lives."""
+        try:
+            answer = probing.ask(pid, (connection.inode,), self._opening.opened().kernel).get(connection.inode)
+        except CollectorError:
+            return ""
+        if answer is not None and answer.answer == "alive":
+            raise Refused(
+                f"{network_probe.words(answer, connection.remote)}, and may heal", f"{NOTHING_DONE}; look again"
+            )
+        return answer.answer if answer is not None else ""
 
     def watch(self, plan: Plan) -> Outcome:
         """Looks on until the process has connected again or ended, or for a while."""

@@ -13,11 +13,12 @@ import ctypes
 import errno
 import os
 import socket
+import struct
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from stucktrace.collectors import netlink, netns, sock_diag
-from stucktrace.collectors.addresses import parse_endpoint
+from stucktrace.collectors.addresses import both_ends, parse_endpoint
 from stucktrace.collectors.socket_options import SYS_PIDFD_GETFD
 from stucktrace.errors import CannotInspect
 from stucktrace.facts import SocketFact
@@ -27,8 +28,10 @@ UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.ENOSYS})
 GONE = frozenset({errno.ENOENT, errno.ESTALE})
 NOBODY = b"\xfe" * 8
 """A cookie that no socket has."""
-COOKIE_AT = 4 + 4 + 32 + 4
-"""In struct inet_diag_msg: after four bytes, the ports, the addresses and the interface."""
+HEAD = struct.Struct("=BBBxI")
+"""struct inet_diag_req_v2 up to its id."""
+ID_AT, ID_BYTES = 4, 48
+"""Where struct inet_diag_sockid is in struct inet_diag_msg: ports, addresses, interface, cookie."""
 T = TypeVar("T")
 
 
@@ -39,7 +42,8 @@ class Gone(CannotInspect):
 def can_destroy(pid: int, connection: SocketFact) -> bool:
     """Whether the kernel has SOCK_DESTROY: it is told to destroy a socket that is not there. CannotInspect: may not."""
     try:
-        _inside(pid, lambda diag: _destroy(diag, connection, NOBODY))
+        request = sock_diag.INET_REQUEST.pack(*_wanted(connection), NOBODY)
+        _inside(pid, lambda diag: netlink.tell(diag, SOCK_DESTROY, request, within_s=sock_diag.REPLY_S))
     except OSError as error:
         if error.errno in UNSUPPORTED:
             return False
@@ -52,10 +56,7 @@ def destroy(pid: int, connection: SocketFact) -> None:
     """Raises Gone where the tuple belongs to another socket by now, CannotInspect where it may not be done."""
 
     def work(diag: socket.socket) -> None:
-        inode, cookie = _cookie(diag, connection)
-        if inode != connection.inode:
-            raise OSError(errno.ENOENT, "another socket")
-        _destroy(diag, connection, cookie)
+        netlink.tell(diag, SOCK_DESTROY, _found(diag, connection), within_s=sock_diag.REPLY_S)
 
     try:
         _inside(pid, work)
@@ -92,40 +93,40 @@ def _inside(pid: int, work: Callable[[socket.socket], T]) -> T:
         return work(diag)
 
 
-def _request(connection: SocketFact, cookie: bytes) -> bytes:
+def _wanted(connection: SocketFact) -> tuple[Any, ...]:
+    """The fields of a request for this tuple, up to the cookie."""
     local, remote = parse_endpoint(connection.local), parse_endpoint(connection.remote)
     if local is None or remote is None:
         raise OSError(errno.EINVAL, "not the tuple of a TCP connection")
     family = socket.AF_INET if len(local[0]) == 4 else socket.AF_INET6
-    return sock_diag.INET_REQUEST.pack(
-        family,
-        socket.IPPROTO_TCP,
-        0,
-        0xFFF,
-        local[1].to_bytes(2, "big"),
-        remote[1].to_bytes(2, "big"),
-        local[0],
-        remote[0],
-        0,
-        cookie,
-    )
+    ports = (port.to_bytes(2, "big") for _, port in (local, remote))
+    return family, socket.IPPROTO_TCP, 0, 0xFFF, *ports, local[0], remote[0], 0
 
 
-def _cookie(diag: socket.socket, connection: SocketFact) -> tuple[int, bytes]:
-    """(inode, cookie) of the socket that has this tuple."""
-    request = _request(connection, sock_diag.NO_COOKIE)
-    for body in netlink.ask(diag, sock_diag.SOCK_DIAG_BY_FAMILY, request, dump=False, within_s=sock_diag.REPLY_S):
-        fields = sock_diag.INET_MESSAGE.unpack_from(body)
-        return fields[15], body[COOKIE_AT : COOKIE_AT + 8]
+def _found(diag: socket.socket, connection: SocketFact) -> bytes:
+    """A request for the socket with this inode, by the kernel's own word: with its cookie, and with the interface that
+    it is bound to, without which it would not be found again."""
+    family, *rest = _wanted(connection)
+    # A dual-stack socket that talks IPv4 is listed with the IPv6 ones.
+    for listed in dict.fromkeys((family, socket.AF_INET6)):
+        request = sock_diag.INET_REQUEST.pack(listed, *rest[:-3], b"", b"", 0, sock_diag.NO_COOKIE)
+        asked = netlink.ask(diag, sock_diag.SOCK_DIAG_BY_FAMILY, request, dump=True, within_s=sock_diag.REPLY_S)
+        # All of it: what is left unread would be taken for the answer to the next request.
+        for body in tuple(asked):
+            fields = sock_diag.INET_MESSAGE.unpack_from(body)
+            local_port, remote_port = map(socket.ntohs, fields[4:6])
+            ends = both_ends(fields[0], fields[6], local_port, fields[7], remote_port)
+            if fields[15] == connection.inode and ends == (connection.local, connection.remote):
+                return HEAD.pack(fields[0], socket.IPPROTO_TCP, 0, 0xFFF) + body[ID_AT : ID_AT + ID_BYTES]
     raise OSError(errno.ENOENT, "no such connection")
 
 
-def _destroy(diag: socket.socket, connection: SocketFact, cookie: bytes) -> None:
-    netlink.tell(diag, SOCK_DESTROY, _request(connection, cookie), within_s=sock_diag.REPLY_S)
-
-
 def _gone(connection: SocketFact) -> Gone:
-    return Gone(f"the connection to {connection.remote} ended by itself in the meantime", "look again")
+    return Gone(
+        f"the connection to {connection.remote} is not in the process's network namespace: it ended by itself "
+        "meanwhile, or was made in another one",
+        "nothing was done; look again",
+    )
 
 
 def _refused(error: OSError) -> CannotInspect:

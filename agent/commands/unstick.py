@@ -75,8 +75,7 @@ def run(pid: int, *, yes: bool, dry_run: bool, as_json: bool, probe: bool, engin
             _ask(plan if as_json else None)
         guard = watchdog(options)
         guard.start()
-        unsticker.end(plan)
-        action = "destroyed" if plan.destroys else "shut-down"
+        action = unsticker.end(plan)
         return _tell(began, plan, unsticker.watch(plan), unsticker.verdict(), as_json, action=action)
     except (Refused, CannotInspect) as error:
         if as_json:
