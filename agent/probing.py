@@ -31,6 +31,17 @@ def ask(pid: int, inodes: Iterable[int], kernel: Kernel | None) -> Mapping[int, 
     return tcp_probe.probe(pid, tuple(inodes)[:MOST_CONNECTIONS], kernel)
 
 
+def possible(kernel: Kernel | None) -> bool:
+    """Whether this process may ask at all: the sequence numbers, and a raw socket."""
+    import socket
+
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP).close()
+    except OSError:
+        return False
+    return kernel is not None
+
+
 def ask_alone(pid: int, inodes: Iterable[int]) -> Mapping[int, ProbeFact]:
     """The same for a command that looks at nothing else through BPF."""
     from stucktrace.collectors.kernel import open_kernel

@@ -39,6 +39,8 @@ class Plan:
     loses: str
     destroys: bool
     """The kernel has SOCK_DESTROY."""
+    asks: bool = False
+    """The peer's TCP can be asked just before."""
 
     @property
     def ended(self) -> bool:
@@ -55,12 +57,17 @@ class Plan:
             else "by shutdown(2) on a duplicate of its fd, for this kernel has no SOCK_DESTROY: its call ends with an "
             "end of file; what is queued may still be delivered, so that a message which is sent again arrives twice"
         )
+        asks = (
+            "; before that its peer is asked once more (a probe), and nothing is done if it answers"
+            if self.asks
+            else ""
+        )
         unacked = f" ({size(connection.send_bytes)})" if connection.send_bytes else ""
         return (
             f"will end one connection of {process(target.pid, target.command)}: {fds}, {connection.local} -> "
             f"{connection.remote}",
             f"why: {self.finding.summary}",
-            f"how: {how}; before that its peer is asked once more, and nothing is done if it answers",
+            f"how: {how}{asks}",
             f"may be lost or doubled: what was sent and not acknowledged{unacked} may have arrived all the same; "
             f"{self.loses}",
         )
@@ -116,7 +123,8 @@ class Unsticker:
         _alone(target.pid, connection)
         from stucktrace.collectors import sock_destroy
 
-        return replace(made, destroys=sock_destroy.can_destroy(target.pid, connection))
+        destroys = sock_destroy.can_destroy(target.pid, connection)
+        return replace(made, destroys=destroys, asks=probing.possible(self._opening.opened().kernel))
 
     def end(self, plan: Plan) -> str:
         """Ends it, if a last look says the same: returns how ("destroyed", "shut-down", "ended-by-probe").
@@ -133,8 +141,7 @@ class Unsticker:
             raise Refused("the process hangs on another connection by now", f"{NOTHING_DONE}; look again")
         _alone(target.pid, connection)
         self._before, self._call = frozenset(self._connections() or ()), _call(plan)
-        said = self._asked(target.pid, connection)
-        if said == "reset":
+        if plan.asks and self._asked(target.pid, connection) == "reset":
             return "ended-by-probe"
         known = self._connections() or {}
         if not _unheard(connection, known.get(connection.inode)):
@@ -147,11 +154,11 @@ class Unsticker:
         return "shut-down"
 
     def _asked(self, pid: int, connection: SocketFact) -> str:
-        """What the peer's TCP answers at the last moment; "": it cannot be asked here. Raises Refused when it lives."""
+        """What the peer's TCP answers at the last moment. Raises Refused when it lives, or was not asked after all."""
         try:
             answer = probing.ask(pid, (connection.inode,), self._opening.opened().kernel).get(connection.inode)
-        except CollectorError:
-            return ""
+        except CollectorError as error:
+            raise Refused(f"the peer could not be asked: {error.missing.because}", NOTHING_DONE) from None
         if answer is not None and answer.answer == "alive":
             raise Refused(
                 f"{network_probe.words(answer, connection.remote)}, and may heal", f"{NOTHING_DONE}; look again"
@@ -172,25 +179,23 @@ class Unsticker:
             moved = call != self._call and not (call or "").startswith("running")
             if left_s is None and (moved or (connections is not None and plan.connection.inode not in connections)):
                 left_s = after_s
-            for inode, other in (connections or {}).items():
-                if inode not in self._before and other.state == "ESTABLISHED" and _same_service(plan.connection, other):
-                    text = f"the process connected again to {other.remote} {_after(after_s)} and goes on"
-                    return Outcome("reconnected", after_s, text, other.remote)
+            fresh = [other for inode, other in (connections or {}).items() if inode not in self._before]
+            new = [other.remote for other in fresh if other.state == "ESTABLISHED"]
+            again = next((remote for remote in new if _same_service(plan.connection, remote)), "")
+            # Another thread of it may connect at any time: what hung must have gone on too.
+            if again and left_s is not None:
+                text = f"the process connected again to {again} {_after(after_s)} and goes on"
+                return Outcome("reconnected", after_s, text, again)
             if after_s > WATCH_S:
                 break
             time.sleep(WATCH_EVERY_S)
-        trying = next(
-            (
-                other.remote
-                for inode, other in (connections or {}).items()
-                if inode not in self._before and other.state == "SYN_SENT"
-            ),
-            "",
-        )
+        trying = next((other.remote for other in fresh if other.state == "SYN_SENT"), "")
         if left_s is None:
             return Outcome("unchanged", after_s, f"nothing changed for {age(after_s)}: the thread is still in its call")
         text = f"the thread left its call {_after(left_s)} and the process goes on; it has not connected again"
-        if trying:
+        if new:
+            text += f" to that service, but to {listing(new)}"
+        elif trying:
             text += f": {trying} does not answer"
         return Outcome("went-on", left_s, text)
 
@@ -217,6 +222,12 @@ class Unsticker:
 def _proven(inspection: Inspection) -> tuple[Finding, SocketFact]:
     """The verdict and its connection. Raises Refused when that is no proven half-open one."""
     pid, verdict = inspection.snapshot.process.pid, inspection.diagnosis.verdict
+    if verdict.code == "inconclusive":
+        remedies = (each.remedy for each in inspection.snapshot.seen.missing if each.remedy)
+        raise Refused(
+            f"what pid {pid} hangs on cannot be told: {verdict.summary}",
+            "; ".join((NOTHING_DONE, *dict.fromkeys(remedies))[:2]),
+        )
     if verdict.code != "half-open":
         raise Refused(
             f"pid {pid} does not hang on a dead connection: its verdict is {verdict.code} ({verdict.summary})",
@@ -269,9 +280,9 @@ def _identity(connection: SocketFact) -> tuple[int, str, str]:
     return connection.inode, connection.local, connection.remote
 
 
-def _same_service(old: SocketFact, new: SocketFact) -> bool:
+def _same_service(old: SocketFact, remote: str) -> bool:
     """The address may change with a name's; the port tells which service it is."""
-    return new.remote.rpartition(":")[2] == old.remote.rpartition(":")[2]
+    return remote.rpartition(":")[2] == old.remote.rpartition(":")[2]
 
 
 def _loses(finding: Finding) -> str:

@@ -29,7 +29,9 @@ Exit status:
 @click.command("unstick", epilog=EPILOG)
 @click.argument("pid", shell_complete=complete_pid)
 @click.option("--yes", is_flag=True, help="Do not ask. Needed where there is no terminal to ask on.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Say what would be done, and do nothing more than look (with --probe: ask)."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object (schema stucktrace.unstick/1).")
 @click.option("--probe", is_flag=True, help=PROBE_HELP)
 @click.option(

@@ -19,7 +19,7 @@ from stucktrace import unstick
 from stucktrace.collectors import sock_destroy
 from stucktrace.collectors.process import read_process
 from stucktrace.diagnosis.model import Finding
-from stucktrace.errors import CannotInspect
+from stucktrace.errors import CannotInspect, Refused
 from stucktrace.facts import SocketFact
 from stucktrace.run import Options
 
@@ -138,7 +138,10 @@ while True:
 CLIENT = """
 import os, signal, socket, sys, time
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
-connection = socket.create_connection((sys.argv[1], 8080))
+connection = socket.socket()
+if "bound" in sys.argv:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"veth0")
+connection.connect((sys.argv[1], 8080))
 heir = os.fork() if "forks" in sys.argv else 1
 if heir == 0:
     time.sleep(3600)
@@ -217,6 +220,17 @@ def test_what_is_not_proven_is_refused(path: Route) -> None:
             os.kill(path.server_pid, signal.SIGCONT)
 
 
+def test_a_socket_that_is_bound_to_a_device_is_found(path: Route) -> None:
+    with targets.start([sys.executable, "-c", CLIENT, path.address, "bound"], netns=path.client) as client:
+        client.go()
+        kernel.wait_for_call(client.pid, "recvfrom")
+        fd = kernel.call(client.pid)[1][0]  # type: ignore[index]
+        inode = kernel.socket_inode(client.pid, fd)
+        fact = SocketFact((fd,), inode, "inet", "tcp", "ESTABLISHED", client.said, f"{path.address}:8080")
+        sock_destroy.destroy(client.pid, fact)
+        kernel.wait_until(lambda: "failed: 103" in client.log(), "its end")
+
+
 def test_without_the_kernels_own_way_it_is_shut_down(path: Route, monkeypatch: pytest.MonkeyPatch) -> None:
     """And another socket than the one that was meant is never touched, in either way."""
     program = [sys.executable, "-c", CLIENT, path.address]
@@ -237,6 +251,9 @@ def test_without_the_kernels_own_way_it_is_shut_down(path: Route, monkeypatch: p
         assert sock_destroy.can_destroy(client.pid, fact)
         assert kernel.in_call(client.pid, "recvfrom")
         unsticker = unstick.Unsticker(client.pid, Options())
+        # As where the path came back behind the verdict: the next retransmission would heal it.
+        with pytest.raises(Refused, match="acknowledged a probe"):
+            unsticker._asked(client.pid, fact)
         plan = unstick.Plan(
             read_process(client.pid), fact, Finding("half-open", "proven", "", tid=client.pid), "", False
         )
