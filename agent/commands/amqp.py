@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NoReturn
 
 import click
-from stucktrace.commands.common import PROBE_HELP, complete_pid, leave, parse_pid
+from stucktrace.commands.common import PROBE_HELP, complete_pid, duration, json_option, leave, parse_pid
 from stucktrace.errors import UsageError
 
 STATUS = """\b
@@ -21,13 +21,19 @@ Exit status:
 
 @click.command("amqp", epilog=STATUS)
 @click.argument("pid", metavar="[PID]", required=False, shell_complete=complete_pid)
-@click.option("--for", "duration", metavar="TIME", help="Watch so long: 30s, 2m, 30.  [default: until Ctrl-C]")
-@click.option("--json", "as_json", is_flag=True, help="JSON lines: events as they come, then one summary a connection.")
+@click.option(
+    "--for",
+    "for_s",
+    callback=duration(0.001, 7 * 86_400),
+    metavar="TIME",
+    help="Watch so long: 30s, 2m.  [default: until Ctrl-C]",
+)
+@json_option("JSON lines: events as they come, then a summary of each connection (schema stucktrace.amqp/1).")
 @click.option("--pcap", metavar="FILE", help="Write the packets to FILE: no message bodies, properties or credentials.")
 @click.option("--probe", is_flag=True, help=PROBE_HELP)
 @click.option("--read", "file", metavar="FILE", help="Read a pcap or pcapng file (-: stdin) instead of a process.")
 def command(
-    *, pid: str | None, duration: str | None, as_json: bool, pcap: str | None, probe: bool, file: str | None
+    *, pid: str | None, for_s: float | None, as_json: bool, pcap: str | None, probe: bool, file: str | None
 ) -> NoReturn:
     """What passes on the AMQP 0-9-1 connections of process PID, as it passes.
 
@@ -41,7 +47,7 @@ def command(
     from stucktrace import amqp
 
     if file is not None:
-        if pid is not None or duration is not None or pcap is not None or probe:
+        if pid is not None or for_s is not None or pcap is not None or probe:
             raise UsageError(
                 "--read goes with neither a PID nor --for, --pcap or --probe", "it reads the file to its end"
             )
@@ -49,15 +55,4 @@ def command(
     if pid is None:
         raise UsageError("which process?", "give a PID, or --read FILE; `stucktrace pid` lists what could be looked at")
     wanted = parse_pid(pid)
-    for_s = None if duration is None else parse_time(duration)
     leave(amqp.watch(wanted, for_s=for_s, as_json=as_json, pcap=None if pcap is None else Path(pcap), probe=probe))
-
-
-def parse_time(text: str) -> float:
-    """A length of time as typed, in seconds."""
-    from stucktrace.setting_values import seconds
-
-    try:
-        return seconds(0.001, 7 * 86_400)(text)
-    except ValueError:
-        raise UsageError(f"--for: {text[:40]!r} is no length of time", "for example 30s, 2m or 1h") from None

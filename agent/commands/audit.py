@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NoReturn
 
 import click
-from stucktrace.commands.common import complete_pid, leave, parse_pid, watchdog, worst
+from stucktrace.commands.common import complete_pid, engine_option, json_option, leave, parse_pid, watchdog, worst
 from stucktrace.output import colour_wanted, complain, terminal_width, write, write_json
 
 STATUS_HELP = """\b
@@ -21,15 +21,9 @@ EXIT_STATUS = {"ok": 0, "warn": 5, "error": 1}
 
 @click.command("audit", epilog=STATUS_HELP)
 @click.argument("pid", metavar="PID", shell_complete=complete_pid)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object (schema stucktrace.audit/1).")
+@json_option("One JSON object a line (schema stucktrace.audit/1).")
 @click.option("-v", "--verbose", is_flag=True, help="Every setting, those at their default too.")
-@click.option(
-    "--engine",
-    type=click.Choice(["auto", "core", "none"]),
-    default="auto",
-    show_default=True,
-    help="How the kernel is asked, as for pid.",
-)
+@engine_option
 def command(*, pid: str, as_json: bool, verbose: bool, engine: str) -> NoReturn:
     """What is really in force in process PID: connections, gunicorn, Celery, and what of it will hurt.
 

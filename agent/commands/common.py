@@ -73,6 +73,38 @@ def complete_pid(_context: click.Context, _parameter: click.Parameter, typed: st
     ]
 
 
+def duration(least_s: float, most_s: float) -> Callable[[click.Context, click.Parameter, str | None], float | None]:
+    """For an option that takes a length of time as typed ("30s", "2m", "1.5"): its callback, which gives seconds."""
+
+    def convert(_context: click.Context, _parameter: click.Parameter, typed: str | None) -> float | None:
+        from stucktrace.setting_values import seconds
+
+        if typed is None:
+            return None
+        try:
+            return seconds(least_s, most_s)(typed)
+        except ValueError:
+            raise click.BadParameter(
+                f"{typed[:40]!r} is no length of time from {least_s:g} s to {most_s:g} s; write it like 30s, 2m or 1h"
+            ) from None
+
+    return convert
+
+
+def json_option(what: str) -> Callable[[Command], Command]:
+    """`what` is printed, and by which schema."""
+    return click.option("--json", "as_json", is_flag=True, help=what)
+
+
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(["auto", "core", "none"]),
+    default="auto",
+    show_default=True,
+    help="How the kernel is asked: core is BPF, none is /proc, sock_diag and pidfd_getfd alone.",
+)
+
+
 LOOK_OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option(
         "--native",
@@ -80,13 +112,7 @@ LOOK_OPTIONS: tuple[Callable[[Command], Command], ...] = (
         help="Native frames of all threads; stops the target only for threads that run or cannot be unwound.",
     ),
     click.option("--locals", "show_locals", is_flag=True, help="Local variables of the frames, secrets blanked."),
-    click.option(
-        "--engine",
-        type=click.Choice(["auto", "core", "none"]),
-        default="auto",
-        show_default=True,
-        help="How the kernel is asked: core is BPF, none is /proc, sock_diag and pidfd_getfd alone.",
-    ),
+    engine_option,
     click.option(
         "--sample",
         "sample_s",

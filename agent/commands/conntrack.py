@@ -6,28 +6,28 @@ import threading
 from typing import NoReturn
 
 import click
-from stucktrace.commands.common import DEADLINE_S, complete_pid, give_up, leave, parse_pid
+from stucktrace.commands.common import DEADLINE_S, complete_pid, duration, give_up, json_option, leave, parse_pid
 
 STATUS_HELP = """\b
 Exit status:
+  0  nothing is lost
   1  a table is full or drops new connections, or a connection of the processes has lost its entry
   2  usage error
   3  could not inspect: gone, or not permitted
   5  warnings: a table fills up, dropped in the past, or forgets connections before their keepalive
-  0  nothing is lost
 """
 
 
 @click.command("conntrack", epilog=STATUS_HELP)
 @click.argument("pids", metavar="[PID]...", nargs=-1, shell_complete=complete_pid)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object (schema stucktrace.conntrack/1).")
+@json_option("One JSON object (schema stucktrace.conntrack/1).")
 @click.option(
     "--for",
     "for_s",
-    type=click.FloatRange(0, 600),
-    default=1.0,
+    callback=duration(0, 600),
+    default="1s",
     show_default=True,
-    metavar="SECONDS",
+    metavar="TIME",
     help="Between the two readings of every counter: what grows is lost now.",
 )
 def command(pids: tuple[str, ...], as_json: bool, for_s: float) -> NoReturn:

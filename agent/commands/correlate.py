@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NoReturn
 
 import click
-from stucktrace.commands.common import leave
+from stucktrace.commands.common import json_option, leave
 
 STATUS_HELP = """\b
 Exit status:
@@ -32,7 +32,7 @@ Exit status:
     metavar="+HH:MM",
     help="Of log times without a time zone (RabbitMQ before 3.9).  [default: they are UTC]",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object (schema stucktrace.correlate/1).")
+@json_option("One JSON object (schema stucktrace.correlate/1).")
 @click.argument("more", nargs=-1, metavar="[FILE]...")
 def command(
     *,

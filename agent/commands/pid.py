@@ -14,6 +14,7 @@ from stucktrace.commands.common import (
     STARTED,
     STATUS_HELP,
     complete_pid,
+    json_option,
     leave,
     look_options,
     options_of,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 @click.command("pid", epilog=STATUS_HELP)
 @click.argument("pids", metavar="[PID]...", nargs=-1, shell_complete=complete_pid)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line (schema stucktrace.report/1).")
+@json_option("One JSON object a line (schema stucktrace.report/1).")
 @click.option("--dot", "as_dot", is_flag=True, help="Who waits for whom as a Graphviz digraph: pipe it to dot -Tsvg.")
 @click.option("-v", "--verbose", is_flag=True, help="All threads, sockets and locks, all evidence.")
 @click.option("--probe", is_flag=True, help=PROBE_HELP)

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import click
 from stucktrace.broker_urls import URL, forget_environment, keep_secret, parse
-from stucktrace.commands.common import leave
+from stucktrace.commands.common import json_option, leave
 from stucktrace.errors import UsageError
 from stucktrace.output import colour_wanted, complain, write, write_json
 
@@ -57,7 +57,7 @@ MOST_SAMPLES = 100_000
     "--ca", type=click.Path(exists=True, dir_okay=False), metavar="FILE", help="Trust these certificates (PEM)."
 )
 @click.option("--insecure", is_flag=True, help="Do not check the broker's certificate.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object (schema stucktrace.probe-broker/1).")
+@json_option("One JSON object (schema stucktrace.probe-broker/1).")
 def command(
     *,
     url: str | None,

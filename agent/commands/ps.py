@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, NoReturn
 
 import click
-from stucktrace.commands.common import DEADLINE_S, give_up, leave, options_of
+from stucktrace.commands.common import DEADLINE_S, engine_option, give_up, json_option, leave, options_of
 from stucktrace.errors import UsageError
 from stucktrace.output import colour_wanted, complain, screen, write, write_json
 
@@ -34,7 +34,7 @@ Exit status:
 @click.command("ps", epilog=PS_STATUS_HELP)
 @click.option("--match", metavar="REGEX", help="Other Python processes too, whose command line matches.")
 @click.option("--all", "everything", is_flag=True, help="All Python processes.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a process and line (schema stucktrace.ps/1).")
+@json_option("One JSON object a process and line (schema stucktrace.ps/1).")
 @click.option("--no-verdict", is_flag=True, help="Only a glance: what the kernel shows at once.")
 @click.option(
     "--watch",
@@ -52,13 +52,7 @@ Exit status:
     metavar="SECONDS",
     help="When an open-ended request counts as stuck, as for pid.",
 )
-@click.option(
-    "--engine",
-    type=click.Choice(["auto", "core", "none"]),
-    default="auto",
-    show_default=True,
-    help="How the kernel is asked, as for pid.",
-)
+@engine_option
 def command(
     *,
     match: str | None,

@@ -8,6 +8,7 @@ import click
 from stucktrace.commands.common import (
     STATUS_HELP,
     complete_pid,
+    duration,
     leave,
     look_options,
     options_of,
@@ -24,10 +25,10 @@ from stucktrace.commands.common import (
 @click.option(
     "--for",
     "for_s",
-    type=click.FloatRange(0, 86_400),
-    default=0.0,
-    metavar="SECONDS",
-    help="Look again and again for so long; Ctrl-C ends it sooner.  [default: look once]",
+    callback=duration(0, 86_400),
+    default="0",
+    metavar="TIME",
+    help="Look again and again for so long (30s, 2m); Ctrl-C ends it sooner.  [default: look once]",
 )
 @look_options
 def command(

@@ -9,7 +9,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-from stucktrace.commands.common import PROBE_HELP, complete_pid, leave, options_of, parse_pid, watchdog
+from stucktrace.commands.common import (
+    PROBE_HELP,
+    complete_pid,
+    engine_option,
+    json_option,
+    leave,
+    options_of,
+    parse_pid,
+    watchdog,
+)
 from stucktrace.errors import CannotInspect, Refused
 from stucktrace.output import write, write_json
 
@@ -32,15 +41,9 @@ Exit status:
 @click.option(
     "--dry-run", is_flag=True, help="Say what would be done, and do nothing more than look (with --probe: ask)."
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object (schema stucktrace.unstick/1).")
+@json_option("One JSON object (schema stucktrace.unstick/1).")
 @click.option("--probe", is_flag=True, help=PROBE_HELP)
-@click.option(
-    "--engine",
-    type=click.Choice(["auto", "core", "none"]),
-    default="auto",
-    show_default=True,
-    help="How the kernel is asked, as for pid.",
-)
+@engine_option
 def command(*, pid: str, yes: bool, dry_run: bool, as_json: bool, probe: bool, engine: str) -> NoReturn:
     """End the dead connection that process PID hangs on, so that its own retry takes over: the process lives on.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import click
 import pytest
-from stucktrace.commands.common import parse_pid, worst
+from stucktrace.commands.common import duration, parse_pid, worst
 from stucktrace.errors import UsageError
 
 
@@ -53,3 +54,18 @@ def test_what_cannot_be_a_process_id(text: str):
 )
 def test_the_worst_status_speaks(statuses: set[int], wanted: int):
     assert worst(statuses) == wanted
+
+
+WAITING = click.Option(["--for"])
+
+
+@pytest.mark.parametrize(("typed", "wanted"), [("30s", 30), ("2m", 120), ("0.5", 0.5), ("0", 0), (None, None)])
+def test_lengths_of_time(typed: str | None, wanted: float | None):
+    assert duration(0, 600)(click.Context(click.Command("x")), WAITING, typed) == wanted
+
+
+@pytest.mark.parametrize("typed", ["", "-1", "11m", "nan", "inf", "3x", "30 s 2", "1e2", "9" * 5_000])
+def test_what_is_no_length_of_time(typed: str):
+    with pytest.raises(click.BadParameter) as error:
+        duration(0, 600)(click.Context(click.Command("x")), WAITING, typed)
+    assert len(error.value.message) < 150
