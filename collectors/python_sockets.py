@@ -49,13 +49,17 @@ def read(pid: int, fds: Collection[int]) -> Timeouts:
             return NOTHING
         reader = Reader(pid, mapped, Layout())
         seen: dict[int, set[int]] = {}
+        complete = True
         ends = time.thread_time() + SCAN_S
         for _, data in heap_search.chunks(pid, mapped):
             if time.thread_time() > ends:
                 return _answer(seen, complete=False)
+            if data is None:
+                complete = False
+                continue
             for fd, timeout_ns in _objects(reader, data, fds):
                 seen.setdefault(fd, set()).add(timeout_ns)
-        return _answer(seen, complete=True)
+        return _answer(seen, complete=complete)
     except (OSError, struct.error):
         return NOTHING
 
