@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from stucktrace.diagnosis import consumers
 from stucktrace.facts import AmqpFact, BrokerFact, Missing, Snapshot
+from stucktrace.output import sockets_may_break
 
 if TYPE_CHECKING:
     from stucktrace.collectors.broker_view import View
@@ -54,7 +55,8 @@ def _read(run: Run, view: View, snapshot: Snapshot, busy: tuple[int, ...]) -> Br
     process = snapshot.process
     queues = tuple(dict.fromkeys(name for each in snapshot.subscriptions for name in each.queues))
     collect = partial(broker_view.collect, view, process, snapshot.sockets, queues)
-    fact = run.collect("broker", None, collect, process.pid)
+    with sockets_may_break():
+        fact = run.collect("broker", None, collect, process.pid)
     return None if fact is None else replace(fact, busy=busy)
 
 

@@ -68,6 +68,9 @@ def parse(text: str, schemes: tuple[str, ...] = tuple(PORTS)) -> BrokerUrl:
     scheme = _ALIASES.get(parts.scheme, parts.scheme)
     if not text.isprintable() or "://" not in text or not host:
         raise UsageError("this is not the URL of a broker", wanted)
+    if "@" in parts.path + parts.query + parts.fragment:
+        # The end of a password with a bare / ? or #, of which the rest would be taken for a host and shown.
+        raise UsageError("this is not the URL of a broker", "%-encode what is special in it: / is %2F, @ is %40")
     if ";" in (parts.hostname or "") or ";" in parts.path:
         raise UsageError("these are the URLs of several brokers", "give one of them at a time")
     if scheme not in schemes:

@@ -6,7 +6,9 @@ import os
 import re
 import signal
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 LONGEST_COMPLAINT = 1_000
@@ -64,6 +66,19 @@ def prepare() -> None:
             os.open("/dev/null", flags)
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+
+
+@contextmanager
+def sockets_may_break() -> Iterator[None]:
+    """Sending to a peer that has reset the connection is an error meanwhile, and not the end of us (SIGPIPE)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGPIPE, before)
 
 
 def colour_wanted() -> bool:

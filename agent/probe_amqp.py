@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import platform
 import socket
+import struct
 import time
 import uuid
 from collections.abc import Iterator
@@ -31,26 +32,41 @@ PERSISTENT, TRANSIENT = "persistent", "transient"
 BODY = b"stucktrace probe-broker"
 HEARTBEAT_S = 20
 """The broker notices by it that we are gone, also while it has an alarm and does not read from us."""
+HELD_S = 300.0
+"""The broker closes a channel that keeps a delivery for longer than its consumer_timeout (30 min by default)."""
 EXPIRES_MS = 60_000
 _CLOSE_S = 2.0
-
-
-def _keep(_: object) -> None:
-    """The one message that comes: it is not acknowledged, so that no other does."""
+_MOST_AT_ONCE = 1 << 16
+_NONSENSE = (ValueError, LookupError, TypeError, AttributeError, struct.error)
+_OUT_OF_STEP = (exceptions.UnexpectedFrame, exceptions.AMQPNotImplementedError, exceptions.FrameSyntaxError)
+"""Of bytes that make no sense to py-amqp; a broker's own word for the same comes with the method it closes with."""
 
 
 class _Transport(TCPTransport):  # type: ignore[misc]
-    """A connection that stands already, and what was read of it so far."""
+    """A connection that stands already, and what was read of it so far. Each step has its time, whatever comes."""
 
     def __init__(self, sock: socket.socket, first: bytes, host: str) -> None:
         super().__init__(host)
         self._ready, self._first = sock, first
+        self.within(STEP_S)
+
+    def within(self, seconds: float) -> None:
+        """What is sent and read from here on has so long in all; heartbeats do not prolong it."""
+        self._until = time.monotonic() + seconds
+        self._ready.settimeout(seconds)
 
     def connect(self) -> None:
         self.sock = self._ready
         self._setup_transport()
-        self._read_buffer = self._first
+        self._read_buffer, self._quick_recv = self._first, self._receive
         self.connected = True
+
+    def _receive(self, most: int) -> bytes:
+        left_s = self._until - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        self._ready.settimeout(left_s)
+        return self._ready.recv(min(most, _MOST_AT_ONCE))
 
 
 class _Connection(amqp.Connection):  # type: ignore[misc]
@@ -80,11 +96,13 @@ class AmqpProbe:
         self.server = ""
         self.kinds: tuple[str, ...] = ()
         self.notes: list[str] = []
+        self._held: tuple[int, float] | None = None
+        """(delivery tag, since when) of the one message that came: until it is acknowledged no other does."""
         sock = connect(url, tls, phases)
         with phases.timed("amqp"):
             first = greeting(sock, url, tls, AMQP_PROTOCOL_HEADER)
-            sock.settimeout(STEP_S)
-            self._connection = _Connection(_Transport(sock, first, url.endpoint), **self._options())
+            self._transport = _Transport(sock, first, url.endpoint)
+            self._connection = _Connection(self._transport, **self._options())
             with self._said("connection.open"):
                 self._connection.connect()
         properties = self._connection.server_properties
@@ -116,31 +134,42 @@ class AmqpProbe:
         """The queue's name; "" where the user may not declare one."""
         name = f"stucktrace.probe.{uuid.uuid4().hex}"
         arguments = {"x-expires": EXPIRES_MS, "x-queue-type": "classic"}
+        declared = False
         try:
             self._channel.queue_declare(name, durable=True, exclusive=False, auto_delete=True, arguments=arguments)
+            declared = True
             self._channel.basic_qos(0, 1, False)
-            self._channel.basic_consume(name, callback=_keep)
+            self._channel.basic_consume(name, callback=self._keep)
         except exceptions.AccessRefused:
-            user = self.url.user or "guest"
-            self.notes.append(f"user {user} may not declare a queue, so no message went to disk")
+            may_not = "read from" if declared else "declare"
+            self.notes.append(f"user {self.url.user or 'guest'} may not {may_not} a queue, so no message went to disk")
         except exceptions.ChannelError as error:
             self.notes.append(f"the broker refuses a queue ({_words(error)}), so no message went to disk")
         else:
             return name
         self._channel = self._connection.channel()
+        if declared:
+            # Without a consumer it does not go with our connection.
+            self._channel.queue_delete(name)
         return ""
+
+    def _keep(self, message: Any) -> None:
+        self._held = message.delivery_tag, time.monotonic()
 
     def round_trip_s(self, kind: str) -> float:
         """Publishes one message and waits for its confirm. Raises Blocked, NoReply, ProbeFailed."""
         message = amqp.Message(BODY, delivery_mode=2 if kind == PERSISTENT else 1)
         key = self._queue if kind == PERSISTENT else f"stucktrace.nowhere.{uuid.uuid4().hex}"
         outcome: list[Any] = []
+        self._transport.within(STEP_S)
+        if self._held is not None and time.monotonic() - self._held[1] > HELD_S:
+            with suppress(exceptions.AMQPError, OSError):
+                self._channel.basic_ack(self._held[0])
+            self._held = None
         began = time.perf_counter()
         try:
             self._channel.send_method(spec.Basic.Publish, "Bssbb", (0, "", key, False, False), message)
-            self._channel.wait(
-                [spec.Basic.Ack, spec.Basic.Nack], callback=lambda method, *_: outcome.append(method), timeout=STEP_S
-            )
+            self._channel.wait([spec.Basic.Ack, spec.Basic.Nack], callback=lambda method, *_: outcome.append(method))
         except TimeoutError:
             raise NoReply(f"no confirm for {STEP_S:.0f} s") from None
         except exceptions.AccessRefused as error:
@@ -149,10 +178,12 @@ class AmqpProbe:
                 f"user {self.url.user or 'guest'} may not publish to the default exchange: {error.reply_text}",
                 f"rabbitmqctl set_permissions -p {self.url.vhost} {self.url.user or 'guest'} '.*' '.*' '.*'",
             ) from None
-        except (exceptions.AMQPError, OSError) as error:
-            raise NoReply(f"the broker ended the connection: {_words(error)}") from None
+        except (exceptions.AMQPError, OSError, *_NONSENSE) as error:
+            if _is_nonsense(error):
+                raise NoReply("what comes from the broker is no AMQP 0-9-1", "not-amqp") from None
+            raise NoReply(f"the broker ended the connection: {_words(error)}", "connection-lost") from None
         if outcome and outcome[0] == spec.Basic.Nack:
-            raise NoReply("the broker refused a message (basic.nack)")
+            raise NoReply("the broker refused a message (basic.nack)", "nack")
         return time.perf_counter() - began
 
     def rest(self, seconds: float) -> None:
@@ -161,6 +192,7 @@ class AmqpProbe:
         while (left := until - time.monotonic()) > 0:
             time.sleep(min(left, HEARTBEAT_S / 4))
             if left > HEARTBEAT_S / 4:
+                self._transport.within(STEP_S)
                 with suppress(Exception):
                     self._connection.send_heartbeat()
 
@@ -170,7 +202,7 @@ class AmqpProbe:
         if transport is None or transport.sock is None:
             return
         with suppress(Exception):
-            transport.sock.settimeout(_CLOSE_S)
+            self._transport.within(_CLOSE_S)
             if polite:
                 self._connection.close()
         with suppress(Exception):
@@ -179,18 +211,21 @@ class AmqpProbe:
     @contextmanager
     def _said(self, step: str) -> Iterator[None]:
         """What went wrong in a step, in one line."""
+        self._transport.within(STEP_S)
         try:
             yield
         except TimeoutError:
             raise self._no_reply(step) from None
         except Blocked:
             raise
-        except (exceptions.AMQPError, OSError) as error:
+        except (exceptions.AMQPError, OSError, *_NONSENSE) as error:
+            if _is_nonsense(error):
+                raise ProbeFailed(
+                    "not-amqp",
+                    f"{self.url.endpoint} sends what is no AMQP 0-9-1 instead of a reply to {step}",
+                    "see what listens there",
+                ) from None
             raise self._refused(step, error) from None
-        except (ValueError, LookupError, TypeError):
-            raise ProbeFailed(
-                "not-amqp", f"{self.url.endpoint} answers {step} with what is no AMQP 0-9-1", "see what listens there"
-            ) from None
 
     def _no_reply(self, step: str) -> ProbeFailed:
         if step == "connection.open" and self._connection.heartbeat is None:
@@ -224,6 +259,12 @@ class AmqpProbe:
                 f"user {user} may not use virtual host {vhost}: {text}",
                 f"rabbitmqctl set_permissions -p {vhost} {user} '.*' '.*' '.*'",
             )
+        if "auth mechanism" in text:
+            return ProbeFailed(
+                "authentication",
+                f"{self.url.endpoint} takes no password: {text}",
+                "enable PLAIN there (auth_mechanisms), or probe a listener that has it",
+            )
         if step == "connection.open" and self._connection.heartbeat is None and isinstance(error, OSError):
             return ProbeFailed(
                 "authentication",
@@ -231,6 +272,12 @@ class AmqpProbe:
                 "check user and password; the broker's log has the reason",
             )
         return ProbeFailed("refused", f"the broker refuses {step}: {text}", "the broker's log has the reason")
+
+
+def _is_nonsense(error: Exception) -> bool:
+    """The bytes make no sense, as opposed to a broker that says no."""
+    said = getattr(error, "method_sig", None)
+    return isinstance(error, _NONSENSE) or (isinstance(error, _OUT_OF_STEP) and not said)
 
 
 def _words(error: Exception) -> str:

@@ -29,14 +29,22 @@ HEALTHY, SLOW, DEGRADED, BROKEN, BLOCKED, UNREACHED = (
 EXIT_STATUS = {HEALTHY: 0, SLOW: 5, DEGRADED: 1, BROKEN: 1, BLOCKED: 1, UNREACHED: 3}
 BANDS = ((0.020, HEALTHY), (0.100, SLOW), (1.0, DEGRADED))
 """p99 below so many seconds; what is above all of them is broken."""
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+"""`timeout` and Kubernetes send the second: what was measured until then is told."""
 _LINE_EVERY_S = 5.0
 _REDRAW_EVERY_S = 0.1
+_STOPPED_AFTER_S = 1.0
+"""A round trip that was in the air for so long when the user ended it says more than those before it."""
 _REMEDIES = {
     SLOW: "its disk is slow or it is loaded: see the disk's latency (iostat -x), its CPU and its queues' lengths",
     DEGRADED: "this explains workers that stall in publishes: see the broker's disk, memory and CPU, and the network",
     BROKEN: "publishes hang on this broker: see its log, its alarms (rabbitmq-diagnostics alarms) and its disk",
+    "connection-lost": "its log says why: it stops or restarts, its host is out of memory, or a proxy between gave up",
+    "nack": "its log says why: a queue's process crashed, or a policy limits the length of queues (reject-publish)",
     BLOCKED: "end the alarm: free memory or disk on the broker (rabbitmq-diagnostics alarms), or consume its queues",
 }
+_REMEDIES_REDIS = dict.fromkeys((SLOW, DEGRADED, BROKEN), "one command at a time: see SLOWLOG GET, CPU and swapping")
+_REMEDIES_REDIS[BLOCKED] = "it takes no writes: INFO persistence, INFO replication and its log say why"
 
 
 class Probe(Protocol):
@@ -114,7 +122,8 @@ def run(wanted: Wanted) -> Outcome:
     """Measures; progress goes to stderr."""
     outcome = Outcome(wanted, time.time())
     progress = _Progress(wanted)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for each in _ENDING:
+        signal.signal(each, signal.default_int_handler)
     probe: Probe | None = None
     taken: dict[str, list[float]] = {}
     try:
@@ -128,17 +137,21 @@ def run(wanted: Wanted) -> Outcome:
     except Blocked as blocked:
         outcome.code, outcome.reason = BLOCKED, "blocked"
         outcome.summary = f"the broker blocks publishers: {blocked}" if str(blocked) else "the broker blocks publishers"
-        outcome.remedy = _REMEDIES[BLOCKED]
+        outcome.remedy = _remedy(wanted, BLOCKED)
     except NoReply as error:
-        outcome.code, outcome.reason = BROKEN, "no-reply"
+        outcome.code, outcome.reason = BROKEN, error.code
         number = sum(map(len, taken.values())) + 1
-        outcome.summary, outcome.remedy = f"{error} (round trip {number})", _REMEDIES[BROKEN]
+        outcome.summary = f"{error} (round trip {number})"
+        outcome.remedy = _remedy(wanted, error.code if error.code in _REMEDIES else BROKEN)
     except KeyboardInterrupt:
         outcome.stopped = True
         _judge(outcome, taken)
+        if progress.pending is not None:
+            _in_the_air(outcome, time.monotonic() - progress.pending)
     finally:
         progress.end()
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        for each in _ENDING:
+            signal.signal(each, signal.SIG_DFL)
         if probe is not None:
             outcome.server, outcome.notes = probe.server, tuple(probe.notes)
             probe.close(polite=outcome.code not in (BROKEN, BLOCKED))
@@ -162,7 +175,9 @@ def _measure(probe: Probe, wanted: Wanted, taken: dict[str, list[float]], progre
         if number and wanted.interval_s:
             probe.rest(wanted.interval_s)
         for kind in probe.kinds:
+            progress.pending = time.monotonic()
             taken[kind].append(probe.round_trip_s(kind))
+            progress.pending = None
         progress.show(number + 1, taken[probe.kinds[0]])
 
 
@@ -176,13 +191,29 @@ def _judge(outcome: Outcome, taken: Mapping[str, Sequence[float]]) -> None:
     outcome.code = next((code for limit_s, code in BANDS if p99_s < limit_s), BROKEN)
     what = "answers" if outcome.wanted.url.kind == "redis" else "confirms"
     outcome.summary = f"the broker {what} 99 % within {milliseconds(p99_s)}"
-    outcome.remedy = _REMEDIES.get(outcome.code, "")
+    outcome.remedy = _remedy(outcome.wanted, outcome.code)
     if outcome.over_threshold:
         outcome.summary += f", over the threshold of {outcome.wanted.threshold_ms:g} ms"
     if outcome.code in (SLOW, DEGRADED, BROKEN) and len(outcome.series) > 1:
         other_s = outcome.series[1].percentile_s(0.99)
         if other_s < p99_s / 4:
             outcome.remedy = "without the disk it is fast, so the disk or the queue's process is slow: iostat -x there"
+        elif other_s > p99_s / 2:
+            outcome.remedy = (
+                "without the disk it is as slow, so it is the network or a proxy in between, or the broker's CPU"
+            )
+
+
+def _remedy(wanted: Wanted, code: str) -> str:
+    other = _REMEDIES_REDIS if wanted.url.kind == "redis" else {}
+    return other.get(code) or _REMEDIES.get(code, "")
+
+
+def _in_the_air(outcome: Outcome, waited_s: float) -> None:
+    """The user ended it during a round trip."""
+    if waited_s >= _STOPPED_AFTER_S:
+        outcome.code, outcome.reason, outcome.remedy = BROKEN, "no-reply", _remedy(outcome.wanted, BROKEN)
+        outcome.summary = f"stopped in a round trip that had no answer for {waited_s:.0f} s"
 
 
 def milliseconds(seconds: float) -> str:
@@ -199,6 +230,8 @@ class _Progress:
         self._every_s = _REDRAW_EVERY_S if self._terminal else _LINE_EVERY_S
         self._next = time.monotonic() + self._every_s
         self._drawn = False
+        self.pending: float | None = None
+        """Since when (monotonic) a round trip is in the air."""
 
     def show(self, number: int, seconds: Sequence[float]) -> None:
         now = time.monotonic()

@@ -11,7 +11,7 @@ import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from stucktrace.broker_urls import BrokerUrl
 
@@ -38,6 +38,10 @@ class Blocked(Exception):
 
 class NoReply(Exception):
     """A round trip had no end: `str()` says what came instead."""
+
+    def __init__(self, message: str, code: str = "no-reply") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass
@@ -72,9 +76,7 @@ def connect(url: BrokerUrl, tls: Tls, phases: Phases) -> socket.socket:
         with phases.timed("dns"):
             entries = _resolve(url)
     with phases.timed("tcp"):
-        sock = _first(url, entries)
-    host, port = sock.getpeername()[:2]
-    phases.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        sock = _first(url, entries, phases)
     if not url.encrypted:
         return sock
     with phases.timed("tls"):
@@ -96,7 +98,7 @@ def _resolve(url: BrokerUrl) -> list[tuple[int, tuple[object, ...]]]:
     return [(entry[0], entry[4]) for entry in found]
 
 
-def _first(url: BrokerUrl, entries: list[tuple[int, tuple[object, ...]]]) -> socket.socket:
+def _first(url: BrokerUrl, entries: list[tuple[int, tuple[object, ...]]], phases: Phases) -> socket.socket:
     """Connects to the first address that answers."""
     problem = OSError()
     for family, address in entries:
@@ -104,11 +106,14 @@ def _first(url: BrokerUrl, entries: list[tuple[int, tuple[object, ...]]]) -> soc
         sock.settimeout(STEP_S)
         try:
             sock.connect(address)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # Fails where the peer has reset it meanwhile.
+            host, port = sock.getpeername()[:2]
         except OSError as error:
             problem = error
             sock.close()
             continue
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        phases.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         return sock
     where = f"{url.endpoint}" + (f" ({len(entries)} addresses)" if len(entries) > 1 else "")
     if isinstance(problem, ConnectionRefusedError):
@@ -142,10 +147,12 @@ def _encrypted(url: BrokerUrl, sock: socket.socket, tls: Tls) -> socket.socket:
     except ssl.SSLCertVerificationError as error:
         raise ProbeFailed(
             "tls",
-            f"the certificate of {url.endpoint} is not trusted: {error.verify_message}",
+            f"the certificate of {url.endpoint} is not trusted: {error.verify_message.rstrip('.')}",
             "give its authority with --ca FILE; --insecure measures without checking",
         ) from None
     except TimeoutError:
+        if _second_question(replace(url, scheme=url.scheme[:-1]), tls):
+            raise ProbeFailed("tls", f"{url.endpoint} does not speak TLS", _plain(url)) from None
         raise ProbeFailed(
             "timeout", f"{url.endpoint} does not answer a TLS handshake for {STEP_S:.0f} s", _plain(url), broken=True
         ) from None

@@ -34,7 +34,8 @@ class RedisProbe:
         with phases.timed("redis"), self._said("AUTH and SELECT"):
             self._resp.log_in(url.user, url.password, url.path)
             self._resp.ask("PING")
-        with suppress(RespError, ValueError), self._said("INFO"):
+        # A user may not be allowed to ask for it.
+        with self._said("INFO"), suppress(RespError):
             info = str(self._resp.ask("INFO", "server"))
             version = next((line[14:] for line in info.splitlines() if line.startswith("redis_version:")), "")
             self.server = f"Redis {version}".strip()
@@ -48,8 +49,10 @@ class RedisProbe:
             raise NoReply(f"no reply to PING for {STEP_S:.0f} s") from None
         except RespError as error:
             raise Blocked(str(error)) from None
-        except (OSError, ValueError) as error:
-            raise NoReply(f"the server ended the connection: {error}") from None
+        except ValueError as error:
+            raise NoReply(f"what comes from the server is no Redis: {error}", "not-redis") from None
+        except OSError:
+            raise NoReply("the server ended the connection", "connection-lost") from None
         return time.perf_counter() - began
 
     def rest(self, seconds: float) -> None:

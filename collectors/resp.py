@@ -6,6 +6,7 @@ Raises RespError for an error reply, OSError for the connection, ValueError wher
 from __future__ import annotations
 
 import socket
+import time
 
 Reply = str | int | None | list["Reply"]
 LONGEST_BYTES = 64 << 20
@@ -22,15 +23,19 @@ class RespError(Exception):
 
 
 class Resp:
-    """One connection. Its socket's timeout holds for each read."""
+    """One connection. Its socket's timeout holds for each command and its whole reply."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._timeout_s = sock.gettimeout()
+        self._until: float | None = None
         self._buffer = b""
 
     def ask(self, *words: str | int) -> Reply:
         """Sends one command and gives its reply."""
         parts = [str(word).encode() for word in words]
+        self._sock.settimeout(self._timeout_s)
+        self._until = time.monotonic() + self._timeout_s if self._timeout_s else None
         self._sock.sendall(b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts))
         return self._reply(0)
 
@@ -77,6 +82,12 @@ class Resp:
         return data.decode(errors="replace")
 
     def _more(self) -> None:
+        if self._until is not None:
+            # A server that sends byte by byte must not hold us for longer.
+            left_s = self._until - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError
+            self._sock.settimeout(left_s)
         data = self._sock.recv(1 << 16)
         if not data:
             raise ConnectionResetError("the server ended the connection")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from stucktrace.errors import UsageError
@@ -105,6 +106,16 @@ engine_option = click.option(
 )
 
 
+class Number(click.FloatRange):
+    """A range without nan, which is in every range, and inf: neither can be written as JSON."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no number.", param, ctx)
+        return number
+
+
 LOOK_OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option(
         "--native",
@@ -116,7 +127,7 @@ LOOK_OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option(
         "--sample",
         "sample_s",
-        type=click.FloatRange(0, 60),
+        type=Number(0, 60),
         default=0.5,
         show_default=True,
         metavar="SECONDS",
@@ -125,7 +136,7 @@ LOOK_OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option(
         "--stuck-after",
         "stuck_after_s",
-        type=click.FloatRange(0, min_open=True),
+        type=Number(0, min_open=True),
         metavar="SECONDS",
         help="When an open-ended request counts as stuck.  [default: the worker's own timeout, else 30]",
     ),

@@ -7,9 +7,9 @@ from typing import NoReturn
 
 import click
 from stucktrace.broker_urls import URL, forget_environment, keep_secret, parse
-from stucktrace.commands.common import json_option, leave
+from stucktrace.commands.common import Number, json_option, leave
 from stucktrace.errors import UsageError
-from stucktrace.output import colour_wanted, complain, write, write_json
+from stucktrace.output import colour_wanted, complain, sockets_may_break, write, write_json
 
 EPILOG = """\b
 Verdict by the p99 of persistent messages (Redis: of PING):
@@ -41,14 +41,14 @@ MOST_SAMPLES = 100_000
 @click.option(
     "--p99-threshold-ms",
     "threshold_ms",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     metavar="MS",
     help="Exit with status 1 where the p99 is above it.",
 )
 @click.option(
     "--interval",
     "interval_s",
-    type=click.FloatRange(0, 60),
+    type=Number(0, 60),
     default=0.0,
     metavar="SECONDS",
     help="Pause between two round trips.  [default: none]",
@@ -72,7 +72,8 @@ def command(
 
     Publishes messages one by one, waits for each confirm, and gives the percentiles: persistent ones into a queue that
     goes with its connection, and transient ones to no queue at all, for comparison. Redis: PING.
-    Nothing is left on the broker. Each step of the connection is timed too, and given 10 s.
+    Nothing is left on the broker. Each step of the connection is timed too, and given 10 s. Ctrl-C ends it with what
+    was measured until then.
     """
     text = url or os.environ.get(URL, "")
     if not text:
@@ -84,7 +85,8 @@ def command(
     from stucktrace import probe_broker, probe_show
     from stucktrace.probe_connect import Tls
 
-    outcome = probe_broker.run(probe_broker.Wanted(broker, Tls(ca, insecure), samples, interval_s, threshold_ms))
+    with sockets_may_break():
+        outcome = probe_broker.run(probe_broker.Wanted(broker, Tls(ca, insecure), samples, interval_s, threshold_ms))
     if as_json:
         write_json(probe_show.as_json(outcome))
     if outcome.code == probe_broker.UNREACHED:

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, NoReturn
 
 import click
-from stucktrace.commands.common import DEADLINE_S, engine_option, give_up, json_option, leave, options_of
+from stucktrace.commands.common import DEADLINE_S, Number, engine_option, give_up, json_option, leave, options_of
 from stucktrace.errors import UsageError
 from stucktrace.output import colour_wanted, complain, screen, write, write_json
 
@@ -39,7 +39,7 @@ Exit status:
 @click.option(
     "--watch",
     "watch_s",
-    type=click.FloatRange(0.2, 3600),
+    type=Number(0.2, 3600),
     is_flag=False,
     flag_value=2.0,
     metavar="[SECONDS]",
@@ -48,7 +48,7 @@ Exit status:
 @click.option(
     "--stuck-after",
     "stuck_after_s",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     metavar="SECONDS",
     help="When an open-ended request counts as stuck, as for pid.",
 )

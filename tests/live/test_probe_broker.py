@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +99,13 @@ def test_refusals(rabbitmq_view, url, change, reason, words):
 
 @on_rabbitmq
 def test_a_user_who_may_not_declare(rabbitmq_view, url):
-    rabbitmqctl(rabbitmq_view, "set_permissions", "-p", "/", "prober", "^$", ".*", "^$")
     try:
-        answer, _ = probe(rabbitmq_view, url, "--samples", 3)
-        assert [each["kind"] for each in answer["round_trips"]] == ["transient"]
-        assert "may not declare" in answer["notes"][0]
+        for configure, words in (("^$", "may not declare"), (".*", "may not read from")):
+            rabbitmqctl(rabbitmq_view, "set_permissions", "-p", "/", "prober", configure, ".*", "^$")
+            answer, _ = probe(rabbitmq_view, url, "--samples", 3)
+            assert [each["kind"] for each in answer["round_trips"]] == ["transient"]
+            assert words in answer["notes"][0]
+            assert "stucktrace.probe." not in rabbitmqctl(rabbitmq_view, "list_queues", "name")
     finally:
         rabbitmqctl(rabbitmq_view, "set_permissions", "-p", "/", "prober", ".*", ".*", ".*")
 
@@ -137,6 +141,22 @@ def test_the_command_line_is_overwritten_and_nothing_is_left_after_a_kill(rabbit
         with contextlib.suppress(ProcessLookupError):
             started.kill()
         started.wait(60)
+
+
+def test_a_server_that_ends_the_connection_while_we_send():
+    """It used to end us by SIGPIPE, without a word."""
+
+    def refuse() -> None:
+        client, _ = server.accept()
+        client.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for scheme in ("amqps", "rediss"):
+            thread = threading.Thread(target=refuse, daemon=True)
+            thread.start()
+            result = command.run("probe-broker", f"{scheme}://127.0.0.1:{server.getsockname()[1]}", "--json")
+            thread.join(60)
+            assert (result.status, json.loads(result.stdout)["verdict"]["reason"]) == (3, "tls")
 
 
 @on_redis

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from stucktrace import probe_connect
+from stucktrace import probe_amqp, probe_connect
 from stucktrace.broker_urls import BrokerUrl, parse
 from stucktrace.collectors.resp import Resp, RespError
 from stucktrace.errors import UsageError
 from stucktrace.output import _SECRET
-from stucktrace.probe_broker import Outcome, Series, Wanted, _judge, run
+from stucktrace.probe_broker import Outcome, Series, Wanted, _in_the_air, _judge, run
 from stucktrace.probe_connect import Phases, ProbeFailed, Tls, connect, greeting
 from stucktrace.probe_show import as_json, as_text
 
@@ -180,3 +182,59 @@ def test_replies_of_redis():
     theirs.close()
     with pytest.raises(OSError):
         resp.ask("PING")
+
+
+@pytest.mark.parametrize("text", ["amqp://u:12/geheim@h/v", "amqp://u:12#geheim@h", "amqp://u@d:12?geheim@h"])
+def test_the_end_of_a_password_is_no_virtual_host(text):
+    """A bare / ? or # in a password makes its beginning look like a port, and its end like a path."""
+    with pytest.raises(UsageError) as caught:
+        parse(text)
+    assert "%-encode" in caught.value.remedy and "geheim" not in caught.value.message
+
+
+def test_a_server_of_single_bytes_does_not_hold_us():
+    ours, theirs = socket.socketpair()
+    ours.settimeout(0.5)
+
+    def trickle() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                theirs.sendall(b"+")
+                time.sleep(0.1)
+
+    thread = threading.Thread(target=trickle, daemon=True)
+    thread.start()
+    with pytest.raises(TimeoutError):
+        Resp(ours).ask("PING")
+    ours.close()
+    thread.join(60)
+
+
+def test_heartbeats_are_no_reply(monkeypatch):
+    """A broker whose queue hangs still sends them: each used to begin the ten seconds anew."""
+    monkeypatch.setattr(probe_amqp, "STEP_S", 0.8)
+    start = b"\x00\x0a\x00\x0a\x00\x09" + b"\x00\x00\x00\x00" + b"\x00\x00\x00\x05PLAIN" + b"\x00\x00\x00\x05en_US"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            client, _ = server.accept()
+            with client, contextlib.suppress(OSError):
+                client.recv(64)
+                client.sendall(b"\x01\x00\x00" + len(start).to_bytes(4, "big") + start + b"\xce")
+                while True:
+                    client.sendall(b"\x08\x00\x00\x00\x00\x00\x00\xce")
+                    time.sleep(0.2)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        outcome = run(Wanted(parse(f"amqp://u:geheim@127.0.0.1:{server.getsockname()[1]}"), Tls()))
+        thread.join(60)
+    assert (outcome.code, outcome.reason) == ("broken", "silent")
+
+
+def test_stopped_in_a_round_trip_that_hangs():
+    outcome = outcome_of([1.0, 2.0])
+    _in_the_air(outcome, 0.2)
+    assert outcome.code == "healthy"
+    _in_the_air(outcome, 4.0)
+    assert (outcome.code, outcome.exit_status) == ("broken", 1) and "no answer for 4 s" in outcome.summary
