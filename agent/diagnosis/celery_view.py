@@ -6,7 +6,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stucktrace.facts.settings import COMPUTED, DEFAULT, NOT_SET, SET_IN_CODE, SettingFact, Value
+from stucktrace.facts.settings import COMPUTED, DEFAULT, NOT_SET, SET_IN_CODE, SettingFact, Value, alike
 
 TRANSPORT = "broker_transport_options"
 NAMES = {
@@ -129,5 +129,6 @@ def _table(options: Mapping[str, Value]) -> str:
 def evidence(fact: SettingFact | None) -> tuple[str, ...]:
     if fact is None:
         return ()
-    lost = f", over {shown(fact.others[0][1])} ({fact.others[0][0]})" if fact.others else ""
+    others = [(where, value) for where, value in fact.others if not alike(value, fact.value)]
+    lost = f", over {shown(others[0][1])} ({others[0][0]})" if others else ""
     return (f"{fact.name} = {shown(fact.value)} ({fact.source}){lost}",)

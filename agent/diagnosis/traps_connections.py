@@ -14,14 +14,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from stucktrace.diagnosis import tcp_timers
+from stucktrace.diagnosis.celery_view import View, add
 from stucktrace.diagnosis.clients import CLIENTS, OTHER, Client
 from stucktrace.diagnosis.words import age
 from stucktrace.facts import AmqpFact, SocketFact
 from stucktrace.facts.audited import Audited, Connection
-from stucktrace.facts.settings import OK, WARN, Check
+from stucktrace.facts.settings import OK, WARN, Check, Value
 
 SLOW_S = 3600.0
 """Keepalive that takes longer is the kernel's default (2 h 11 min), which nobody chose."""
+FIXES_S = 45.0
+"""What the fixes of clients.py come to, at most."""
+_FITTED = "Celery"
+"""Names a client whose fixes are made for the worker's timeout."""
 MISSED_HEARTBEATS = 2
 """A peer is given up when two intervals passed in silence (AMQP 0-9-1, section 4.2.7)."""
 
@@ -95,12 +100,23 @@ def _waits(member: Audited, fd: int) -> str:
 def _judged(member: Audited, connection: Connection, amqp: AmqpFact | None) -> Connection:
     if connection.direction != "out" or connection.state != "ESTABLISHED":
         return connection
-    client = client_of(member, connection, amqp)
+    client = _spelled(member, connection, client_of(member, connection, amqp))
     if stays_here(connection.local, connection.remote):
         found = _silence(connection, client, polled=connection.inode in member.polled)
     else:
         found = _problem(connection, client)
     return connection if found is None else replace(connection, check=found)
+
+
+def _spelled(member: Audited, connection: Connection, client: Client) -> Client:
+    """Celery's options as this project writes them, with keepalive in two thirds of the worker's timeout."""
+    view = View.of(member.settings)
+    if client is not CLIENTS["kombu"] or not view.facts:
+        return client
+    third_s = int(min(30.0, connection.budget_s or 30.0)) // 3
+    keepalive = zip(("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT"), (third_s, max(1, third_s // 3), 3), strict=True)
+    options: dict[str, Value] = {f"socket_settings[socket.{name}]": value for name, value in keepalive}
+    return replace(client, name=_FITTED, keepalive=add(view, options))
 
 
 def client_of(member: Audited, connection: Connection, amqp: AmqpFact | None) -> Client:
@@ -139,14 +155,14 @@ def _problem(connection: Connection, client: Client) -> Check | None:
     if budget is not None and in_flight_s is not None and in_flight_s > budget:
         late.append(f"{age(in_flight_s)} with data in flight")
         fixes.append(client.user_timeout)
-    return _too_slow(connection, f"a dead peer is noticed after {' and '.join(late)}", fixes) if late else None
+    return _too_slow(connection, client, f"a dead peer is noticed after {' and '.join(late)}", fixes) if late else None
 
 
 def _own_timeout(connection: Connection, client: Client) -> Check | None:
     budget, own_s = connection.budget_s, connection.own_timeout_s
     if own_s is None or budget is None or own_s <= budget:
         return None
-    return _too_slow(connection, f"its socket timeout is {age(own_s)}", [client.timeout])
+    return _too_slow(connection, client, f"its socket timeout is {age(own_s)}", [client.timeout])
 
 
 def _silence(connection: Connection, client: Client, *, polled: bool) -> Check | None:
@@ -171,10 +187,11 @@ def _silence(connection: Connection, client: Client, *, polled: bool) -> Check |
     )
 
 
-def _too_slow(connection: Connection, what: str, fixes: Sequence[str]) -> Check:
+def _too_slow(connection: Connection, client: Client, what: str, fixes: Sequence[str]) -> Check:
     budget = connection.budget_s
     against = f"; the worker's timeout is {age(budget)}" if budget is not None else ""
-    limit = f", with values that stay below {age(budget)}" if budget is not None else ""
+    short = budget is not None and budget <= FIXES_S and client.name != _FITTED
+    limit = f", with values that stay below {age(budget)}" if short and budget is not None else ""
     return Check("detection-too-slow", WARN, f"{connection.remote}: {what}{against}", fix=" and ".join(fixes) + limit)
 
 

@@ -99,6 +99,21 @@ def test_a_connection_that_would_not(connection, more):
     assert about(connection, **more) == {}
 
 
+def test_the_fix_of_a_celery_connection_is_the_line_to_write():
+    amqp = AmqpFact("10.0.0.1:40007", "", "memory", client="py-amqp", heartbeat_s=0.0)
+    celery = (
+        SettingFact("celery", "app_namespace", "CELERY_", "x"),
+        SettingFact("celery", "broker_transport_options", "1 option", "/srv/settings.py:6"),
+    )
+    each = member(sockets=[tcp(7, keepalive=SLOW, user_timeout_s=1.0)], more={"amqp": (amqp,)})
+    process = replace(each.process, packages={"kombu": "5.7.0"})
+    (found,) = traps_connections.connections(replace(each, process=process, settings=(*each.settings, *celery)))
+    assert found.check.fix == (
+        'CELERY_BROKER_TRANSPORT_OPTIONS.update({"socket_settings": {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 3, '
+        "socket.TCP_KEEPCNT: 3}}), behind /srv/settings.py:6"
+    )
+
+
 def test_what_is_known_of_a_connection():
     amqp = AmqpFact("10.0.0.1:40007", "", "memory", heartbeat_s=30.0, channels=(AmqpChannel(1, confirms=True),))
     (found,) = traps_connections.connections(member(sockets=[tcp(7, **GOOD)], more={"amqp": (amqp,)}))
