@@ -153,10 +153,14 @@ def wait_for_unacked(remote: str, seconds: float, netns: str | None = None, dead
     def long_enough() -> bool:
         for row in sockets(netns):
             if row["remote"] == remote and "unacked:" in row["rest"]:
-                last_ack = re.search(r"lastack:(\d+)", row["rest"])
+                last_send = re.search(r"lastsnd:(\d+)", row["rest"])
                 backoff = re.search(r"backoff:(\d+)", row["rest"])
-                if last_ack and backoff and int(last_ack.group(1)) >= seconds * 1000:
-                    return True
+                rto = re.search(r"\brto:([\d.]+)", row["rest"])
+                # The last retransmission's age and the timeouts before it: the last ACK may be older than what was sent.
+                if last_send and backoff and rto:
+                    waited_ms = float(rto.group(1)) * (1 - 0.5 ** int(backoff.group(1)))
+                    if int(last_send.group(1)) + waited_ms >= seconds * 1000:
+                        return True
         return False
 
     wait_until(long_enough, f"{seconds} s without an ACK from {remote}", deadline_s)
