@@ -5,7 +5,9 @@ The objects are found as variables of the frames that run them, and read from me
 - kombu.messaging.Consumer: `_queues` (what it was made for) and `_active_tags` (what it has a consumer tag for now);
 - kombu's virtual QoS, which Redis has: `prefetch_count`, `_delivered`, `_dirty`.
 `celery control cancel_consumer` takes a queue out of both dicts, so what the worker was started for is taken from its
--Q, and else from its application's settings. Everything is read twice and has to agree.
+-Q, and else from what Celery's command `worker` was given (`kwargs` in celery/bin/worker.py: by CELERY_WORKER_QUEUES or
+`worker_main` too) and its application's settings. A worker that was started in another way may have been told its
+queues by anybody, and is believed to be there for what it consumes. Everything is read twice and has to agree.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ from stucktrace.facts.broker import Subscription
 
 WHAT = "the consumer's queues"
 CELERY, KOMBU = "Celery's task consumer", "a kombu Consumer"
-BY_OPTION, BY_SETTING, BY_DEFAULT, BY_OBJECT = (
+BY_OPTION, BY_COMMAND, BY_SETTING, BY_DEFAULT, BY_OBJECT = (
     "-Q on its command line",
+    "what its command `worker` was given",
     "the setting task_queues",
     "the setting task_default_queue",
     "its Consumer object",
@@ -33,6 +36,8 @@ BY_OPTION, BY_SETTING, BY_DEFAULT, BY_OBJECT = (
 _DEADLINE_S = 0.1
 _MOST_QUEUES = 256
 _LONGEST_NAME = 255
+_COMMAND, _COMMAND_FILE, _GIVEN = "worker", "/celery/bin/worker.py", "kwargs"
+_LONGEST_PATH = 4096
 _SETTINGS = ("task_queues", "CELERY_QUEUES", "task_default_queue", "CELERY_DEFAULT_QUEUE")
 
 
@@ -109,9 +114,11 @@ class _Reading:
         self.values = target.values
         self._objects = Objects(target.reader, target.values)
         self._containers = Containers(target.reader.pid, target.values, target.minor)
+        self._given: dict[str, int] | None = None
 
     def consumers(self) -> Iterator[int]:
-        """The objects in variables of any frame, or in a list there, whose class is some Consumer."""
+        """The objects in variables of any frame, or in a list there, whose class is some Consumer. It meets Celery's
+        command on its way, and keeps what that was given."""
         walk = python_frames.walk(self._target.reader, self._target.found, _DEADLINE_S)
         if walk is None:
             return
@@ -119,6 +126,7 @@ class _Reading:
         seen: set[int] = set()
         for state in walk.states():
             for frame in walk.frames(state):
+                self._given = self._given if self._given is not None else self._command(walk, frame)
                 slots = walk.slots(frame)
                 held = [each for each in walk.objects(slots.start, len(slots)) if each and each % 8 == 0]
                 lists = [each for each, kind in zip(held, self.values.types(held), strict=True) if kind == "list"]
@@ -127,6 +135,21 @@ class _Reading:
                     if address not in seen and self._is_consumer(address, kinds):
                         yield address
                     seen.add(address)
+
+    def _command(self, walk: python_frames.Walk, frame: python_frames.Frame) -> dict[str, int] | None:
+        """The options of Celery's command `worker`, if this is its frame."""
+        code = walk.code(frame.code)
+        if code is None or not code.function or self.values.text(code.function, _LONGEST_NAME) != _COMMAND:
+            return None
+        if not (self.values.text(code.file, _LONGEST_PATH) or "").endswith(_COMMAND_FILE):
+            return None
+        names = [self.values.text(name, _LONGEST_NAME) for name in self.values.items(code.names[0]) or ()]
+        slots = walk.slots(frame)
+        if _GIVEN not in names or names.index(_GIVEN) >= len(slots):
+            return None
+        (options,) = walk.objects(slots[names.index(_GIVEN)], 1)
+        found = self.values.entries(options, ("queues", "exclude_queues")) if options else None
+        return found if found is not None and len(found) == 2 else None
 
     def _is_consumer(self, address: int, kinds: dict[int, bool]) -> bool:
         (kind,) = memory.read_words(self._target.reader.pid, [address + 8])
@@ -184,7 +207,22 @@ class _Reading:
         return None if None in names else tuple(sorted(name for name in names if name))
 
     def configured(self, process: ProcessFact, made_for: tuple[str, ...]) -> Subscription:
-        """By the application's settings, where the command line names no queues."""
+        """Where its command line names no queues."""
+        own = Subscription(CELERY, made_for, BY_OBJECT)
+        if self._given is None:
+            return own
+        given, left_out = (self._texts(self._given[name]) for name in ("queues", "exclude_queues"))
+        if given is None or left_out is None:
+            return own
+        if given:
+            queues, source = given, BY_COMMAND
+        else:
+            queues, source = self._by_settings()
+        line = command_line.read(process.argv)
+        left_out += tuple((command_line.option(line.arguments, "-X", "--exclude-queues") or "").split(","))
+        return Subscription(CELERY, tuple(name for name in queues if name not in left_out), source) if queues else own
+
+    def _by_settings(self) -> tuple[tuple[str, ...], str]:
         finder = Finder(self._target.reader, self._target.values, self._target.modules, self._target.minor)
         apps = finder.apps(_SETTINGS)
         by_name: dict[str, int] = {}
@@ -192,13 +230,21 @@ class _Reading:
             for name, address in layer.values.items():
                 by_name.setdefault(name.lower().removeprefix("celery_").removeprefix("task_"), address)
         queues = self._queues(by_name.get("queues", 0))
-        source = BY_SETTING
-        if not queues:
-            default = self.values.text(by_name.get("default_queue", 0), _LONGEST_NAME)
-            queues, source = ((default,) if default else made_for), BY_DEFAULT if default else BY_OBJECT
-        line = command_line.read(process.argv)
-        left_out = (command_line.option(line.arguments, "-X", "--exclude-queues") or "").split(",")
-        return Subscription(CELERY, tuple(name for name in queues if name not in left_out), source)
+        if queues:
+            return queues, BY_SETTING
+        default = self.values.text(by_name.get("default_queue", 0), _LONGEST_NAME)
+        return ((default,) if default else ()), BY_DEFAULT
+
+    def _texts(self, address: int) -> tuple[str, ...] | None:
+        """Names as Celery takes them: a list, or one text with commas; () for none."""
+        if self.values.type(address) == "NoneType":
+            return ()
+        text = self.values.text(address, _MOST_QUEUES * _LONGEST_NAME)
+        if text is not None:
+            return tuple(name for word in text.split(",") if (name := word.strip()))
+        items = self._containers.items(address)
+        names = [self.values.text(item, _LONGEST_NAME) for item in (items or ())[:_MOST_QUEUES]]
+        return None if items is None or None in names else tuple(filter(None, names))
 
     def _queues(self, address: int) -> tuple[str, ...]:
         """The names in a list, tuple or dict of kombu's Queue objects."""

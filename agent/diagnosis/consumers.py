@@ -33,7 +33,9 @@ _LOOP = ("asynloop", "synloop")
 _LOOP_FILE = "celery/worker/loops.py"
 _TASK_FILE = "celery/app/trace.py"
 _PARKED = (Purpose.WORK, Purpose.SUBSCRIPTION)
-_KEPT_S = 30.0
+_KEPT_S = 900.0
+"""A program may keep a message for a timer or for another's answer, and polls meanwhile. RabbitMQ itself allows twice
+this by default (consumer_timeout)."""
 _POOLS = ("prefork", "solo")
 """Whether another pool of Celery's works on something is not known for sure: its tasks are threads or greenlets."""
 _OWN_QUEUES = (".celery.pidbox", ".reply.celery.pidbox")
@@ -150,7 +152,9 @@ def _lost(snapshot: Snapshot, fact: BrokerFact) -> Iterator[tuple[Subscription, 
     for subscription in snapshot.subscriptions or _guessed(snapshot, fact):
         if fact.kind == "redis" and subscription.full is not False:
             continue
-        for name in subscription.queues:
+        # Another program than Celery's worker may have several Consumers, and start and cancel them as it likes.
+        own = subscription.queues if subscription.name.startswith("Celery") else subscription.active or ()
+        for name in own:
             queue = fact.queue(name)
             if queue is not None and name not in consumed:
                 yield subscription, queue

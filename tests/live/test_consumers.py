@@ -120,7 +120,9 @@ def test_a_process_without_a_connection(rabbitmq_view, view):
 
 @on_redis
 def test_a_worker_that_lost_its_consumer_on_redis(redis):
-    with redis.client() as client, celery.worker(client, "-Q", "lost_on_redis", "-n", "redis@test") as worker:
+    # Its queue is named elsewhere than on its command line: by the application's settings it would be another.
+    given = {"CELERY_WORKER_QUEUES": "lost_on_redis"}
+    with redis.client() as client, celery.worker(client, "-n", "redis@test", env=given) as worker:
         kernel.wait_until(
             lambda: "which it consumes" in command.check(worker.main, "idle", "--broker", "find").summary,
             "a blocking pop that Redis knows",

@@ -71,6 +71,15 @@ def test_messages_and_no_consumer_twice():
     assert "could not be read" in verdict(worker(view(), view(), replace(MINE, active=None))).summary
 
 
+def test_a_program_cancels_its_own_consumers():
+    """Only what its object still believes in is lost; Celery's worker is told by others to cancel."""
+    own = Subscription("a kombu Consumer", ("orders",), "its Consumer object", ("orders",))
+    python = WorkerFact("python")
+    assert verdict(worker(view(), view(), own, worker=python)).code == "consumer-lost"
+    for active in ((), None):
+        assert "consumer-lost" not in codes(worker(view(), view(), replace(own, active=active), worker=python))
+
+
 @pytest.mark.parametrize(
     "now, before",
     [
@@ -159,7 +168,7 @@ def test_deliveries_that_nobody_works_on():
         worker(now, now, worker="python"),  # nothing is known of how long
     ):
         assert codes(look_alike)[0][0] == "idle"
-    quiet = view(CONSUMER, channels=(replace(full, idle_s=40.0),))
+    quiet = view(CONSUMER, channels=(replace(full, idle_s=1000.0),))
     assert verdict(worker(quiet, quiet, worker="python")).code == "consumer-lost"
 
 
