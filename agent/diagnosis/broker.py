@@ -41,8 +41,11 @@ class Case:
     def overdue(self, budgets: Budgets) -> bool:
         """The thread needs something that the broker owes at once, and has waited for it too long."""
         budget_s = min(budgets.owed_s, budgets.stuck_after_s)
-        # The heartbeats of a client that sends its own hide when the wait began: it is as old as the last of them.
-        if (self.wait.polls or self.fact.waiting_task) and self.fact.heartbeat_s and self.fact.blocked is not None:
+        # The heartbeats of a client that sends its own hide when the wait began: it is as old as the last of them. But
+        # counts may be of another connection, and the answer is only slow.
+        polls = self.wait.polls or bool(self.fact.waiting_task)
+        counted = self.fact.blocked_assumes and self.fact.last_in is None
+        if polls and self.fact.heartbeat_s and self.fact.blocked is not None and not counted:
             budget_s = min(budget_s, BLOCKED_S)
         return owed(self.wait, self.fact) and self.age_s is not None and self.age_s >= budget_s
 
@@ -203,6 +206,9 @@ def heartbeats_missing(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding
         if socket is None or socket.direction == "in" or network_outage.find_outage(snapshot, socket, budgets):
             continue
         silence_s = silence(fact, socket)
+        if silence_s is not None and silence_s < min(budgets.owed_s, budgets.stuck_after_s):
+            # A busy broker is late by seconds: by a heartbeat of one or two this would be missed ones.
+            continue
         if silence_s is None or not fact.heartbeat_s or socket.receive_bytes:
             # What has not been read here can keep the rest away.
             continue

@@ -95,6 +95,16 @@ def test_counts_of_the_whole_process_prove_nothing() -> None:
     assert finding.confidence == LIKELY and "it was this connection" in finding.summary
 
 
+def test_a_polling_client_that_waits_for_a_slow_answer_is_not_blocked_by_counts() -> None:
+    """They may be of a connection that ended while it was blocked."""
+    values = {"last_send_s": 3.0, "last_receive_s": 1.0, "last_ack_s": 1.0}
+    for last, codes in ((BLOCKED, ["broker-blocked"]), (None, [])):
+        fact = replace(FACT, client="pika", blocked=BLOCKED, blocked_assumes="x", last_in=last, heartbeat_s=2.0)
+        sleeper = thread(100, call("poll", 7, timeout_s=1.0, endless=False), blocked_s=0.5)
+        polls = replace(publisher(fact, **values), threads=(sleeper,))
+        assert [finding.code for finding in broker.broker_blocked(polls, BUDGETS)] == codes
+
+
 def test_a_heartbeat_that_comes_in_does_not_make_the_wait_young() -> None:
     fact = replace(FACT, blocked=BLOCKED)
     values = {"last_send_s": 90.0, "last_receive_s": 0.5, "last_ack_s": 0.5}
@@ -189,6 +199,7 @@ ARMED = Keepalive(True, 30.0, 5.0, 3, 0)
         ("the peer's kernel answers", 10.0, {"last_receive_s": 25.0, "last_ack_s": 4.0}, ("peer-silent", PROVEN)),
         ("the flow is lost", 10.0, {"last_receive_s": 25.0, "conntrack": "absent"}, ("half-open", PROVEN)),
         ("two intervals are not over", 10.0, {"last_receive_s": 19.0}, None),
+        ("a busy broker", 1.0, {"last_receive_s": 4.0}, None),
         ("it does not read", 10.0, {"last_receive_s": 25.0, "receive_bytes": 900_000}, None),
         ("no heartbeat", 0.0, {"last_receive_s": 4000.0}, None),
         ("not known", None, {"last_receive_s": 4000.0}, None),
