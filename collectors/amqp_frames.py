@@ -59,8 +59,6 @@ class Frames:
         """So many bytes on, a boundary that was hunted for is beyond doubt."""
         self.seen = 0
         """Frames told, and not taken back."""
-        self.bytes_unread = 0
-        """Bytes in which no frame could be told."""
         self.whole = from_start
         """Nothing is missing from the connection's first byte on."""
         self._hunt: Hunt | None = None if from_start else Hunt(FRAME_MAX)
@@ -207,7 +205,6 @@ class Frames:
             self.seen = 0
             frames.clear()
         self._doubtful_bytes = 0
-        self.bytes_unread += 1
         self.whole = False
         self._start_hunt()
         frames += self._feed_hunt(time_s, rest)
@@ -229,7 +226,6 @@ class Frames:
     def _found(self, found: list[tuple[float, bytes]]) -> list[Frame]:
         assert self._hunt is not None
         self._doubtful_bytes = self._hunt.frame_max
-        self.bytes_unread += self._hunt.dropped_bytes
         self._hunt = None
         self.resynchronised += 1
         if self.protocol == "tls":

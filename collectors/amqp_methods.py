@@ -9,7 +9,6 @@ b bit (neighbours share octets, the first one lowest), X a secret (a long string
 
 from __future__ import annotations
 
-import struct
 from typing import NamedTuple
 
 CLIENT, BROKER, EITHER = "client", "broker", ""
@@ -128,7 +127,7 @@ WITH_SECRET = frozenset(
 
 
 ACK, NACK = (60, 80), (60, 120)
-BLOCKED, UNBLOCKED = (10, 60), (10, 61)
+BLOCKED = (10, 60)
 
 
 def name_of(class_number: int, number: int) -> str:
@@ -160,7 +159,3 @@ def without_secrets(payload: bytes) -> bytes:
         else:
             raise ValueError(f"a secret beside an argument of type {kind}")
     return bytes(kept)
-
-
-TAG = struct.Struct(">QB")
-"""delivery-tag and the bits behind it: ack, nack, reject, get-ok; of deliver, what follows its consumer tag."""

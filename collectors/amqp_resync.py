@@ -65,7 +65,6 @@ class Hunt:
 
     def __init__(self, frame_max: int) -> None:
         self.frame_max = frame_max
-        self.dropped_bytes = 0
         self._passed: set[int] = set()
         """Where a chain's frames begin: no need to begin another there."""
         self._segments = 0
@@ -207,7 +206,6 @@ class Hunt:
                 self.tls = True
 
     def _since(self, place: int) -> list[tuple[float, bytes]]:
-        self.dropped_bytes += place - self._first
         position = self._first
         kept = []
         for time_s, data in self._kept:
@@ -230,7 +228,6 @@ class Hunt:
             size = len(self._kept.pop(0)[1])
             del self._data[:size]
             self._first += size
-            self.dropped_bytes += size
 
 
 def _is_tls(header: bytearray) -> bool:

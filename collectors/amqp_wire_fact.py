@@ -23,7 +23,9 @@ def fact_of(connection: Connection, now: float) -> AmqpFact:
     heartbeat_s, source = talk.heartbeat_s, "tune-ok"
     if heartbeat_s is None:
         # RabbitMQ beats twice in the interval while it has nothing else to send.
-        heartbeat_s, source = (float(round(2 * min(talk.beats))), "observed") if len(talk.beats) >= 2 else (None, "")
+        heartbeat_s, source = (
+            (float(max(1, round(2 * min(talk.beats)))), "observed") if len(talk.beats) >= 2 else (None, "")
+        )
 
     def age_s(time_s: float | None) -> float | None:
         return None if time_s is None else max(now - time_s, 0.0)

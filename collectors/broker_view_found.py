@@ -8,16 +8,20 @@ Source: rabbitmqctl(8), --formatter json, 3.8 and later.
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from stucktrace.broker_urls import BrokerUrl
-from stucktrace.collectors import broker_view, broker_view_redis
+from stucktrace.collectors import broker_view, broker_view_redis, child_output
 from stucktrace.collectors.broker_view import WHAT, outbound
 from stucktrace.collectors.broker_view_management import number, pid_in
 from stucktrace.errors import CollectorError
@@ -34,7 +38,7 @@ _PROGRAMS = (
     "/usr/sbin/rabbitmqctl",
 )
 _COMMAND_S = 20
-_MOST_BYTES = 64 << 20
+_MOST_BYTES, _MOST_ERROR_BYTES = 64 << 20, 1 << 16
 _REDIS = ("redis-server", "valkey-server", "keydb-server")
 
 
@@ -128,28 +132,55 @@ class _Ctl:
             if self._pid is None
             else [sys.executable, "-I", str(_CHILD), str(self._pid), *_PROGRAMS]
         )
-        try:
-            done = subprocess.run(
-                line,
-                check=False,
-                input=json.dumps(arguments).encode() if self._pid is not None else b"",
-                capture_output=True,
-                timeout=2 * _COMMAND_S,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            why = error.strerror if isinstance(error, OSError) else f"no answer for {2 * _COMMAND_S} s"
-            raise CollectorError(WHAT, f"rabbitmqctl cannot be run: {why}", _REMEDY) from None
-        if done.returncode:
-            said = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
-            why = said[0] if said else f"status {done.returncode}"
+        status, output, errors = _run(line, json.dumps(arguments).encode() if self._pid is not None else b"")
+        if status:
+            said = (errors or output).decode(errors="replace").strip().splitlines()
+            why = said[0] if said else f"status {status}"
             raise CollectorError(WHAT, f"rabbitmqctl {command} failed: {why[:200]}", _REMEDY)
         try:
-            answer = json.loads(done.stdout[:_MOST_BYTES] or b"[]")
-        except ValueError:
+            answer = json.loads(output or b"[]")
+        except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, list):
             raise CollectorError(WHAT, f"rabbitmqctl {command} gave no list", _REMEDY)
         return [row for row in answer if isinstance(row, dict)]
+
+
+def _run(line: list[str], given: bytes) -> tuple[int, bytes, bytes]:
+    """(status, stdout, stderr). What does not end in time, or says too much, is ended with all that it started: in a
+    container it is a stranger's program. Raises CollectorError."""
+    ends = time.monotonic() + 2 * _COMMAND_S
+    try:
+        child = subprocess.Popen(
+            line,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise CollectorError(WHAT, f"rabbitmqctl cannot be run: {error.strerror}", _REMEDY) from None
+    ended = False
+    with child:
+        assert child.stdin is not None
+        try:
+            with suppress(BrokenPipeError):
+                child.stdin.write(given)
+            child.stdin.close()
+            output, errors, complete = child_output.read(child, ends, _MOST_BYTES, _MOST_ERROR_BYTES)
+            if complete:
+                status = child.wait(max(ends - time.monotonic(), 0.1))
+                ended = True
+                return status, output, errors
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            if not ended:
+                # It is not waited for yet, so the number is still its own.
+                os.killpg(child.pid, signal.SIGKILL)
+    because = f"rabbitmqctl did not end within {2 * _COMMAND_S} s, or said too much"
+    raise CollectorError(WHAT, because, _REMEDY)
 
 
 _REMEDY = "run stucktrace as root on the broker's node, or give --broker http://user@host:15672"

@@ -19,8 +19,6 @@ from stucktrace.collectors.addresses import endpoint
 
 INSTRUCTION = struct.Struct("=HBBI")
 """struct sock_filter."""
-MOST_INSTRUCTIONS = 4096
-"""BPF_MAXINSNS."""
 
 _LOAD_WORD, _LOAD_HALF, _LOAD_BYTE = 0x20, 0x28, 0x30
 _LOAD_WORD_AT_X, _LOAD_BYTE_AT_X = 0x40, 0x50

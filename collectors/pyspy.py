@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import selectors
 import signal
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stucktrace.collectors import memory
+from stucktrace.collectors import child_output, memory
 from stucktrace.errors import CollectorError
 
 DEADLINE_S = 2.0
@@ -148,7 +147,7 @@ def run(command: Sequence[str], ends: float, before: Callable[[], None] | None, 
             WHAT, f"py-spy cannot be run: {error.strerror}", "pip install --force-reinstall py-spy"
         ) from None
     try:
-        output, errors, complete = _read(child, ends)
+        output, errors, complete = child_output.read(child, ends, MAX_OUTPUT_BYTES, _MAX_ERROR_BYTES)
         if not complete:
             raise CollectorError(WHAT, "py-spy gave no answer in time", _HANGS)
         status = child.wait(timeout=max(ends - time.monotonic(), 0.1))
@@ -159,30 +158,6 @@ def run(command: Sequence[str], ends: float, before: Callable[[], None] | None, 
     if status != 0:
         raise explain(errors.decode(errors="replace"), status)
     return output
-
-
-def _read(child: subprocess.Popen[bytes], ends: float) -> tuple[bytes, bytes, bool]:
-    """(stdout, stderr, both reached their end in time and within bounds)."""
-    assert child.stdout is not None and child.stderr is not None
-    taken: dict[int, bytearray] = {child.stdout.fileno(): bytearray(), child.stderr.fileno(): bytearray()}
-    output, errors = taken.values()
-    with selectors.DefaultSelector() as selector:
-        for fd in taken:
-            os.set_blocking(fd, False)
-            selector.register(fd, selectors.EVENT_READ)
-        while selector.get_map():
-            ready = selector.select(max(ends - time.monotonic(), 0.0))
-            if not ready:
-                return bytes(output), bytes(errors), False
-            for key, _ in ready:
-                chunk = os.read(key.fd, 1 << 18)
-                if not chunk:
-                    selector.unregister(key.fd)
-                elif len(output) + len(chunk) > MAX_OUTPUT_BYTES:
-                    return bytes(output), bytes(errors), False
-                elif key.fd == child.stdout.fileno() or len(errors) < _MAX_ERROR_BYTES:
-                    taken[key.fd] += chunk
-    return bytes(output), bytes(errors), True
 
 
 def _end(child: subprocess.Popen[bytes], ends_itself: bool) -> None:

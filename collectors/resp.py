@@ -10,15 +10,16 @@ import time
 
 Reply = str | int | None | list["Reply"]
 LONGEST_BYTES = 64 << 20
+LONGEST_ERROR = 200
 _MOST_ITEMS = 1 << 16
 _DEEPEST = 4
 
 
 class RespError(Exception):
-    """An error reply: `code` is its first word ("NOAUTH")."""
+    """An error reply, as much of it as fits a line: `code` is its first word ("NOAUTH")."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(text)
+        super().__init__(text[:LONGEST_ERROR])
         self.code = text.partition(" ")[0]
 
 
@@ -29,7 +30,7 @@ class Resp:
         self._sock = sock
         self._timeout_s = sock.gettimeout()
         self._until: float | None = None
-        self._buffer = b""
+        self._buffer = bytearray()
 
     def ask(self, *words: str | int) -> Reply:
         """Sends one command and gives its reply."""
@@ -69,7 +70,7 @@ class Resp:
                 raise ValueError("no RESP: a line without an end")
             self._more()
         line, _, self._buffer = self._buffer.partition(b"\r\n")
-        return line
+        return bytes(line)
 
     def _bulk(self, length: int) -> str | None:
         if length < 0:
