@@ -161,7 +161,9 @@ class Unsticker:
             raise Refused(f"the peer could not be asked: {error.missing.because}", NOTHING_DONE) from None
         if answer is not None and answer.answer == "alive":
             raise Refused(
-                f"{network_probe.words(answer, connection.remote)}, and may heal", f"{NOTHING_DONE}; look again"
+                f"{network_probe.words(answer, connection.remote)}; it heals with its next retransmission, or only "
+                "small segments pass (look at the MTUs on the way)",
+                NOTHING_DONE,
             )
         return answer.answer if answer is not None else ""
 
@@ -179,7 +181,11 @@ class Unsticker:
             moved = call != self._call and not (call or "").startswith("running")
             if left_s is None and (moved or (connections is not None and plan.connection.inode not in connections)):
                 left_s = after_s
-            fresh = [other for inode, other in (connections or {}).items() if inode not in self._before]
+            fresh = [
+                other
+                for inode, other in (connections or {}).items()
+                if inode not in self._before and other.direction != "in"
+            ]
             new = [other.remote for other in fresh if other.state == "ESTABLISHED"]
             again = next((remote for remote in new if _same_service(plan.connection, remote)), "")
             # Another thread of it may connect at any time: what hung must have gone on too.
@@ -192,7 +198,10 @@ class Unsticker:
         trying = next((other.remote for other in fresh if other.state == "SYN_SENT"), "")
         if left_s is None:
             return Outcome("unchanged", after_s, f"nothing changed for {age(after_s)}: the thread is still in its call")
-        text = f"the thread left its call {_after(left_s)} and the process goes on; it has not connected again"
+        text = f"the thread left its call {_after(left_s)} and the process goes on"
+        if plan.connection.direction == "in":
+            return Outcome("went-on", left_s, f"{text}; to connect again is its client's business")
+        text += "; it has not connected again"
         if new:
             text += f" to that service, but to {listing(new)}"
         elif trying:
@@ -207,7 +216,7 @@ class Unsticker:
             return None
 
     def _connections(self) -> dict[int, SocketFact] | None:
-        """Its TCP connections, made from here; None when they cannot be read, as at its end."""
+        """Its TCP connections; None when they cannot be read, as at its end."""
         from stucktrace.collectors import openfiles, sockets
 
         kernel: Kernel | None = self._opening.opened().kernel
@@ -216,7 +225,7 @@ class Unsticker:
             found = sockets.collect((self.pid,), files, kernel)[self.pid]
         except (CollectorError, StucktraceError, KeyError):
             return None
-        return {socket.inode: socket for socket in found if socket.protocol == "tcp" and socket.direction != "in"}
+        return {socket.inode: socket for socket in found if socket.protocol == "tcp"}
 
 
 def _proven(inspection: Inspection) -> tuple[Finding, SocketFact]:
@@ -230,13 +239,15 @@ def _proven(inspection: Inspection) -> tuple[Finding, SocketFact]:
         )
     if verdict.code != "half-open":
         raise Refused(
-            f"pid {pid} does not hang on a dead connection: its verdict is {verdict.code} ({verdict.summary})",
+            f"nothing proves that pid {pid} hangs on a dead connection: its verdict is {verdict.code} "
+            f"({verdict.summary})",
             f"{NOTHING_DONE}; only a connection that is proven to be half-open is ended",
         )
     if verdict.confidence != PROVEN:
         raise Refused(
             f"that the connection is half-open is only {verdict.confidence}: {verdict.summary}",
-            f"{NOTHING_DONE}; it is proven when nothing was acknowledged for 30 s, or by a reset (--probe)",
+            f"{NOTHING_DONE}; it is proven by a reset (--probe), by a lost conntrack entry, or where a thread hangs on "
+            "it when nothing was acknowledged for 30 s",
         )
     connection = inspection.snapshot.socket(verdict.fd)
     if connection is None or connection.protocol != "tcp":
