@@ -111,7 +111,9 @@ def _said(place: Place, flow: Tuple, entry: Entry | None, found: SocketFact, hom
         )
     version = 4 if len(flow.source) == 4 else 6
     others = known(place, flow.source) if place.before.count else ()
-    alike = any(one.answered and is_alike(one, flow) for one in others)
+    like_it = [one for one in others if one.answered and is_alike(one, flow)]
+    alike = bool(like_it)
+    translated = any(one.reply != one.orig.reversed() for one in like_it)
     # Entries of this address tell that it is tracked, whatever asked for that.
     hooked = version in place.rules.tracks or bool(others)
     if not hooked:
@@ -128,7 +130,8 @@ def _said(place: Place, flow: Tuple, entry: Entry | None, found: SocketFact, hom
     if of not in place.drops_invalid:
         look = partial(nft_rules.drops_invalid, of[0], own=own)
         place.drops_invalid[of] = netns.enter(place.named.path, look)
-    return replace(said, state=ABSENT, alike=alike, on_way=on_way, drops_invalid=place.drops_invalid[of])
+    drops_invalid = place.drops_invalid[of]
+    return replace(said, state=ABSENT, alike=alike, translated=translated, on_way=on_way, drops_invalid=drops_invalid)
 
 
 def _ends(one: Tuple) -> tuple[str, str]:

@@ -94,7 +94,8 @@ def lost_entries(flows: Collection[Flow], tables: dict[int, NamespaceTable]) -> 
 
 
 def _lost(flow: Flow, entry: FlowEntry, table: NamespaceTable) -> Check:
-    harmless = not table.translates and (bool(table.settings.loose) or not (entry.drops_invalid or entry.alike))
+    # NAT rules that are there may be for others: that one is for this connection, another one like it tells.
+    harmless = not entry.translated and (bool(table.settings.loose) or not (entry.drops_invalid or entry.alike))
     surely = "was evicted" if entry.alike else "is gone (evicted, or the connection is older than the tracking)"
     evidence = (
         f"ctnetlink knows no entry of {name(flow)} in {entry.where}, asked twice",
@@ -112,10 +113,15 @@ def _lost(flow: Flow, entry: FlowEntry, table: NamespaceTable) -> Check:
 def next_packet(entry: FlowEntry, table: NamespaceTable) -> str:
     """What happens to the next packet of a connection without an entry."""
     if table.settings.loose:
-        if table.translates:
+        if entry.translated:
             return (
                 "its next packet makes a new entry, with a translation of its own: it may reach another host, which "
                 "resets it"
+            )
+        if table.translates:
+            return (
+                "its next packet makes a new entry (nf_conntrack_tcp_loose=1), and it goes on, unless its addresses "
+                "were translated"
             )
         return "its next packet makes a new entry (nf_conntrack_tcp_loose=1), and it goes on"
     if entry.drops_invalid:

@@ -75,6 +75,8 @@ class FlowEntry:
     """(source, target) of the answers: not the reverse where addresses are translated."""
     alike: bool = False
     """ABSENT: another connection between the same two hosts to the same service has its entry there right now."""
+    translated: bool = False
+    """ABSENT: the entry of such another connection translates addresses, so this one's did."""
     on_way: bool = False
     """ABSENT: its packets go through there for certain."""
     drops_invalid: bool = False
