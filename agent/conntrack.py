@@ -26,6 +26,7 @@ from stucktrace.commands.common import worst
 from stucktrace.diagnosis import conntrack_table
 from stucktrace.errors import CannotInspect, NotPermitted
 from stucktrace.facts import MASTERS, ROLES, Check, Missing, ProcessFact, SocketFact
+from stucktrace.facts.conntrack import Flow, NamespaceTable
 from stucktrace.facts.settings import ERROR, OK, WARN
 from stucktrace.inspection import Opening
 from stucktrace.output import colour_wanted, complain, terminal_width, write, write_json
@@ -159,7 +160,7 @@ def _process(fact: ProcessFact) -> Json:
     return {"pid": fact.pid, "kind": fact.worker.kind, "command": fact.command}
 
 
-def _table(table: Any) -> Json:
+def _table(table: NamespaceTable) -> Json:
     before, after, settings = table.before, table.after, table.settings
     counters = ("drop", "early_drop", "insert_failed", "search_restart", "invalid", "chain_too_long", "error")
     return {
@@ -181,7 +182,7 @@ def _table(table: Any) -> Json:
     }
 
 
-def _flow(flow: Any) -> Json:
+def _flow(flow: Flow) -> Json:
     socket = flow.socket
     keepalive = socket.keepalive
     return {

@@ -13,7 +13,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
     url, p99_s = outcome.wanted.url, outcome.p99_s
     return {
         "schema": SCHEMA,
-        "time": outcome.began,
+        "time": round(outcome.began, 3),
         "tool": {"version": __version__},
         "broker": {"url": str(url), "kind": url.kind, "server": outcome.server, "address": outcome.phases.address},
         "verdict": {

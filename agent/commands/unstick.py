@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from stucktrace import __version__
 from stucktrace.commands.common import (
     PROBE_HELP,
     complete_pid,
@@ -126,7 +127,8 @@ def _object(
     connection = plan.connection if plan else None
     return {
         "schema": "stucktrace.unstick/1",
-        "time": began,
+        "time": round(began, 3),
+        "tool": {"version": __version__},
         "pid": plan.process.pid if plan else pid,
         "start_time": plan.process.start_time if plan else None,
         "action": action,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from stucktrace import __version__
 from stucktrace.audit import Audit
 from stucktrace.diagnosis.traps_connections import stays_here
 from stucktrace.diagnosis.words import age, count
@@ -24,6 +26,8 @@ def as_json(audit: Audit) -> dict[str, Any]:
     own, *workers = audit.family
     return {
         "schema": SCHEMA,
+        "time": round(time.time(), 3),
+        "tool": {"version": __version__},
         "status": audit.status,
         "pid": own.process.pid,
         "kind": own.process.worker.kind,
@@ -62,9 +66,8 @@ def _headline(page: Page, audit: Audit) -> None:
     kind = process.worker.kind.replace("-", " ")
     who = kind if kind != "other" else process.command
     found = [check for check in _all_checks(audit) if check.status == status]
-    what = {OK: "nothing here would hurt", WARN: count(len(found), "warning"), ERROR: count(len(found), "error")}[
-        status
-    ]
+    well = "nothing that was seen would hurt" if audit.missing else "nothing here would hurt"
+    what = {OK: well, WARN: count(len(found), "warning"), ERROR: count(len(found), "error")}[status]
     words = [f"pid {process.pid}", who]
     if workers:
         words.append(f"{count(len(workers), 'worker')} ({_pids([member.process.pid for member in workers])})")
