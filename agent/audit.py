@@ -54,9 +54,11 @@ def audit(pid: int, options: Options, opened: Callable[[], Opened]) -> Audit:
 
     if not still_same(family[0]):
         raise NoSuchProcess(f"process {pid} ended while it was looked at", "look at the one that took its place")
+    # A worker that was recycled meanwhile says nothing of the others.
+    seen = tuple(member for member in seen if still_same(member.process))
     connections = tuple(each for member in seen for each in traps_connections.connections(member))
-    missing = tuple(dict.fromkeys((*run.for_all, *(each for of in run.missing.values() for each in of))))
-    return Audit(seen, connections, traps.check(seen), missing)
+    of_members = (each for member in seen for each in run.missing.get(member.process.pid, ()))
+    return Audit(seen, connections, traps.check(seen), tuple(dict.fromkeys((*run.for_all, *of_members))))
 
 
 def _family(run: Run, pid: int) -> tuple[ProcessFact, ...]:
@@ -128,9 +130,11 @@ def _member(run: Run, process: ProcessFact, sockets: tuple[SocketFact, ...], pol
     member = Audited(process, sockets, polled=polled)
     if not process.is_python:
         return member
-    from stucktrace.collectors import amqp_objects, c_clients, monkey_patches, procfs, python_sockets
+    from stucktrace.collectors import amqp_objects, c_clients, monkey_patches, procfs, python_modules, python_sockets
 
     pid = process.pid
+    if (unread := python_modules.unreadable(pid)) is not None:
+        run.miss(unread, pid)
     clients = run.collect("C clients", (), partial(c_clients.collect, pid, process.libraries), pid)
     amqp = run.collect("AMQP connections", (), partial(amqp_objects.collect, pid, sockets), pid)
     member = replace(member, c_clients=clients, amqp=amqp)

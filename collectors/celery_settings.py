@@ -52,7 +52,7 @@ def collect(process: ProcessFact) -> tuple[SettingFact, ...]:
                 if name not in celery_names.WORKER
             ):
                 return found
-    return ()
+    raise CollectorError(WHAT, "they changed while they were read, twice", "look again")
 
 
 def broker_options(pid: int) -> tuple[SettingFact, ...]:

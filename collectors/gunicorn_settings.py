@@ -73,7 +73,10 @@ def collect(
 
 def _cwd(pid: int, master: int | None) -> str:
     """The settings are read in the master; an application may change its worker's directory."""
-    return (procfs.read_link(master, "cwd") if master is not None else "") or procfs.read_link(pid, "cwd")
+    path = (procfs.read_link(master, "cwd") if master is not None else "") or procfs.read_link(pid, "cwd")
+    # The kernel names it from our root for a process in a mere chroot.
+    root = procfs.read_link(pid, "root").rstrip("/")
+    return (path.removeprefix(root) or "/") if path.startswith(f"{root}/") or path == root else path
 
 
 def _layers(

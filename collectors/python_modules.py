@@ -11,10 +11,11 @@ from __future__ import annotations
 import re
 import struct
 
-from stucktrace.collectors import frame_offsets, memory
+from stucktrace.collectors import frame_offsets, interpreter, memory
 from stucktrace.collectors.cpython_objects import Reader
 from stucktrace.collectors.interpreter import Interpreter
 from stucktrace.collectors.python_values import Values
+from stucktrace.facts import Missing
 
 _OFFSETS = {(3, 8): 56, (3, 9): 856, (3, 10): 856, (3, 11): 888, (3, 12): 944}
 _TABLE = {(3, 13): 88, (3, 14): 96}
@@ -54,9 +55,27 @@ class Modules:
         return self._values.short_texts([key for key, holds in zip(self._keys, found, strict=True) if holds])
 
 
+def unreadable(pid: int) -> Missing | None:
+    """Why a Python process's objects cannot be read, by its interpreter; None where they can."""
+    try:
+        found = interpreter.find(pid)
+    except OSError:
+        return None
+    if found is None or _is_known(found):
+        return None
+    name = f"{found.implementation} {found.version}{' without a GIL' if found.free_threaded else ''}".strip()
+    known = not found.free_threaded and found.minor in frame_offsets.KNOWN
+    because = f"{name} {'does not say where its state is' if known else 'is not one whose objects can be read'}"
+    return Missing("what stands in Python's memory, such as Celery's settings", because, "CPython 3.8 to 3.14 can")
+
+
+def _is_known(found: Interpreter) -> bool:
+    return found.runtime is not None and not found.free_threaded and found.minor in frame_offsets.KNOWN
+
+
 def read(reader: Reader, values: Values, found: Interpreter | None) -> Modules | None:
     """None for an interpreter whose layout is not known. Raises OSError."""
-    if found is None or found.runtime is None or found.free_threaded or found.minor not in frame_offsets.KNOWN:
+    if found is None or found.runtime is None or found.minor is None or not _is_known(found):
         return None
     pid, runtime, minor = reader.pid, found.runtime[0], found.minor
     offset = _OFFSETS.get(minor)
@@ -66,14 +85,14 @@ def read(reader: Reader, values: Values, found: Interpreter | None) -> Modules |
             return None
         (offset,) = struct.unpack_from("<Q", table, _TABLE[minor])
     interpreters = frame_offsets.of(pid, minor, runtime).interpreters
-    (interpreter,) = memory.read_words(pid, [runtime + interpreters])
-    while interpreter:
-        (modules,) = memory.read_words(pid, [interpreter + offset])
+    (state,) = memory.read_words(pid, [runtime + interpreters])
+    while state:
+        (modules,) = memory.read_words(pid, [state + offset])
         entries = values.pairs(modules) if modules else None
         # The list of interpreters begins with the newest; the main one is the last.
-        (following,) = memory.read_words(pid, [interpreter + frame_offsets.of(pid, minor, runtime).next_interpreter])
+        (following,) = memory.read_words(pid, [state + frame_offsets.of(pid, minor, runtime).next_interpreter])
         if not following and entries:
             answer = Modules(reader, values, entries)
             return answer if answer.module("sys") else None
-        interpreter = following
+        state = following
     return None

@@ -59,7 +59,9 @@ def probe(pid: int, inodes: Collection[int], kernel: Kernel | None) -> Mapping[i
     records = _records(kernel, pid, inodes)
     askable = {inode: record for inode, record in records.items() if not _why_not(pid, record)}
     if records and not askable:
-        raise CollectorError(WHAT, _why_not(pid, next(iter(records.values()))), "SO_KEEPALIVE on it: the kernel then asks by itself")
+        raise CollectorError(
+            WHAT, _why_not(pid, next(iter(records.values()))), "SO_KEEPALIVE on it: the kernel then asks by itself"
+        )
     if not askable:
         return {}
     order = tuple(askable)

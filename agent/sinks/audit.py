@@ -9,6 +9,7 @@ from typing import Any
 
 from stucktrace import __version__
 from stucktrace.audit import Audit
+from stucktrace.diagnosis.celery_view import NAMES
 from stucktrace.diagnosis.traps_connections import stays_here
 from stucktrace.diagnosis.words import age, count
 from stucktrace.facts import SettingFact
@@ -56,7 +57,10 @@ def render(audit: Audit, *, verbose: bool = False, colour: bool = False, width: 
     _checks(page, audit)
     if audit.missing:
         page.heading("Not seen")
-        page.items(f"{each.what}: {each.because}; {each.remedy}" for each in audit.missing[: None if verbose else 3])
+        page.items(
+            f"{each.what}: {each.because}{'; ' if each.remedy else ''}{each.remedy}"
+            for each in audit.missing[: None if verbose else 3]
+        )
     return "\n".join(page.lines) + "\n"
 
 
@@ -212,6 +216,9 @@ def _worth_a_line(setting: SettingFact) -> bool:
 
 
 def _value(setting: SettingFact) -> str:
+    key = setting.name.rpartition("[")[2].removesuffix("]")
+    if setting.known and key in NAMES:
+        return f"{setting.value} ({NAMES[key].removeprefix('socket.')})"
     if setting.known:
         return "" if setting.source == NOT_SET else str(setting.value)
     return "(computed, not read)" if "." in setting.source else "(not known)"
