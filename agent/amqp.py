@@ -14,6 +14,7 @@ import signal
 import socket
 import stat
 import time
+from array import array
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -52,9 +53,12 @@ class Decoder:
         return self._channel.fileno()
 
     def send(self, message: dict[str, Any], *fds: int) -> None:
-        # That it has ended shows when it is read from.
+        data = json.dumps(message).encode() + b"\n"
+        with_it = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
+        # That it has ended shows when it is read from: it must not end us by a SIGPIPE (socket.send_fds has no flags).
         with suppress(BrokenPipeError, ConnectionResetError):
-            socket.send_fds(self._channel, [json.dumps(message).encode() + b"\n"], list(fds))
+            sent = self._channel.sendmsg([data], with_it, socket.MSG_NOSIGNAL)
+            self._channel.sendall(data[sent:], socket.MSG_NOSIGNAL)
 
     def read(self) -> Iterator[dict[str, Any]]:
         """The messages that are there; waits for the first bytes of one."""

@@ -25,6 +25,9 @@ from typing import Any
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 _PARENT_ENDED = signal.SIGUSR2
 """Not SIGKILL: the packet file is written to its end first."""
+_SO_SNDBUFFORCE = 32
+_ORDERS_BYTES = 16 << 20
+"""Room for the names of a hundred thousand connections."""
 _CAPABILITY_VERSION = 0x20080522
 _NOT_OURS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP, signal.SIGPIPE)
 
@@ -32,6 +35,9 @@ _NOT_OURS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP, signa
 def start() -> tuple[int, socket.socket]:
     """(pid, this end of the channel) of a child that waits for its orders."""
     ours, theirs = socket.socketpair()
+    with suppress(PermissionError):
+        # Neither may wait for the other to read while that waits for it.
+        ours.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _ORDERS_BYTES)
     parent = os.getpid()
     child = os.fork()
     if child:

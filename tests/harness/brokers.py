@@ -62,29 +62,14 @@ class Broker:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGCONT)
 
-    def control(self, *words: str) -> str:
-        """rabbitmqctl, with the node's own environment and as its user."""
-        own = dict(
-            word.split("=", 1) for word in Path(f"/proc/{self.pid}/environ").read_text().split("\0") if "=" in word
-        )
-        done = subprocess.run(
-            [
-                "ip", "netns", "exec", self.pair.there, "setpriv", "--reuid", "rabbitmq", "--regid", "rabbitmq",
-                "--clear-groups", "/usr/lib/rabbitmq/bin/rabbitmqctl", "-n", "test@localhost", *words,
-            ],
-            capture_output=True, text=True, cwd="/", env={**os.environ, "HOME": own["HOME"], "LC_ALL": "C.UTF-8"},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr + done.stdout
-        return done.stdout
-
     @contextlib.contextmanager
     def alarm(self) -> Iterator[None]:
         """RabbitMQ's memory alarm: it blocks every connection that publishes."""
-        self.control("set_vm_memory_high_watermark", "0.00001")
+        rabbitmqctl(self, "set_vm_memory_high_watermark", "0.00001")
         try:
             yield
         finally:
-            self.control("set_vm_memory_high_watermark", "absolute", "2GB")
+            rabbitmqctl(self, "set_vm_memory_high_watermark", "absolute", "2GB")
 
 
 @contextlib.contextmanager

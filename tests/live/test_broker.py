@@ -78,7 +78,8 @@ def test_a_resource_alarm(rabbitmq):
             wait_overdue(own.pid)
             report = command.check(gave_up.pid, "peer-silent")
             assert "stopped" in layers(report)["broker"], report.text()
-            command.check(own.pid, "peer-silent")
+            report = command.check(own.pid, "peer-silent", "--probe")
+            assert report.socket()["probe"]["answer"] == "alive", report.text()
 
 
 @pytest.mark.timeout(300)
