@@ -7,15 +7,17 @@ and the second alone. One timeout that several of them tell of is one.
 from __future__ import annotations
 
 import json
-import os
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from stucktrace import recording, report
+from stucktrace.collectors.rabbitmq_log import opened
 from stucktrace.collectors.rabbitmq_records import moment_of
 from stucktrace.diagnosis import incidents
+from stucktrace.diagnosis.words import count
 from stucktrace.errors import CannotInspect, JournalError, UsageError
 from stucktrace.facts.correlation import Connection, WorkerTimeout
 from stucktrace.facts_codec import DecodeError, decode_as
@@ -28,6 +30,7 @@ Torn = Callable[[str], None]
 
 CODE = "worker-timeout"
 GUNICORN = re.compile(r"WORKER TIMEOUT \(pid:(?P<pid>\d+)\)")
+CELERY = re.compile(r"Hard time limit \([\d.]+s?\) exceeded for ")
 LONGEST_LINE = 64 << 20
 SAME_S = 1.5
 """Two records of one timeout are no further apart."""
@@ -41,6 +44,8 @@ def from_journals(paths: Iterable[str], torn: Torn) -> Iterator[WorkerTimeout]:
     """`paths`: journals, and directories of them. JournalError for a file that is none."""
     for path in paths:
         files = sorted(Path(path).glob("*.journal")) if Path(path).is_dir() else [Path(path)]
+        if not files:
+            torn(f"{path}: no journal is in it")
         for file in files:
             yield from _from_journal(file, torn)
 
@@ -151,30 +156,34 @@ def _affected(events: Iterable[Json], timeout_s: float | None, source: str) -> I
 
 def from_gunicorn(path: str, offset_s: float, torn: Torn) -> Iterator[WorkerTimeout]:
     """`[2026-11-21 10:00:30 +0000] [7] [CRITICAL] WORKER TIMEOUT (pid:9)`, also behind another logger's own head."""
-    undated = 0
+    undated = found_any = celery = 0
     for line in lines_of(path):
         found = GUNICORN.search(line)
         if found is None:
+            celery += bool(CELERY.search(line))
             continue
+        found_any += 1
         when, exact = moment_of(line, offset_s)
         if when is None:
             undated += 1
             continue
         yield WorkerTimeout(int(found["pid"]), when, "gunicorn's log", resolution_s=0.0 if exact else 1.0)
     if undated:
-        torn(f"{path}: {undated} worker timeouts without a time")
+        torn(f"{path}: {count(undated, 'worker timeout')} without a time, or without a year")
+    if celery and not found_any:
+        torn(f"{path}: {count(celery, 'hard time limit')} of Celery, which is not looked for: only gunicorn's timeouts")
+    elif not found_any:
+        torn(f"{path}: no WORKER TIMEOUT of gunicorn is in it")
 
 
 def lines_of(path: str) -> Iterator[str]:
-    """CannotInspect where it cannot be read."""
-    try:
-        if Path(path).is_dir():
-            raise CannotInspect(f"{path} is a directory", "give a file")
-        with open(path, "rb") as file:
+    """Plain or gzip, "-" for stdin. CannotInspect where it cannot be read."""
+    with opened(path, "give another file, or - for stdin") as file:
+        try:
             while line := file.readline(LONGEST_LINE):
                 yield line.decode(errors="replace")
-    except OSError as error:
-        raise CannotInspect(f"cannot read {path}: {os.strerror(error.errno or 0)}", "give another file") from None
+        except (EOFError, zlib.error) as error:
+            raise CannotInspect(f"{path} is torn: {error}", "give the whole file") from None
 
 
 def merged(found: Iterable[WorkerTimeout]) -> tuple[WorkerTimeout, ...]:

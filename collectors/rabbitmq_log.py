@@ -53,7 +53,7 @@ def read(paths: Iterable[str], offset_s: float, wanted: Wanted, torn: Callable[[
     """The files, "-" for stdin, as one log. `torn` is told of a file that ends before its time. CannotInspect."""
     parser = Parser(offset_s, wanted)
     for path in sorted(paths, key=lambda path: _first(path, offset_s)):
-        with _opened(path) as file:
+        with opened(path) as file:
             parser.feed(_lines(file, path, torn))
     return parser.log()
 
@@ -176,14 +176,15 @@ def _first(path: str, offset_s: float) -> float:
         # A pipe can be read once only.
         return math.inf
     reader = Reader(offset_s, WORDS)
-    with _opened(path) as file:
+    with opened(path) as file:
         for _ in reader.read(islice(_lines(file, path, lambda _: None), LOOKED_AT)):
             break
     return reader.first if reader.first is not None else math.inf
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[Bytes]:
+def opened(path: str, remedy: str = "give RabbitMQ's log, or - for stdin") -> Iterator[Bytes]:
+    """A log, plain or gzip; "-" is stdin. CannotInspect where it cannot be read."""
     try:
         if path == "-":
             yield _unpacked(io.BufferedReader(io.FileIO(0, closefd=False)))
@@ -196,7 +197,7 @@ def _opened(path: str) -> Iterator[Bytes]:
         if isinstance(error, gzip.BadGzipFile):
             raise CannotInspect(f"{path}: {error}", "") from None
         raise CannotInspect(
-            f"cannot read {path}: {os.strerror(error.errno or 0)}", "give RabbitMQ's log, or - for stdin"
+            f"cannot read {path}: {os.strerror(error.errno) if error.errno else error}", remedy
         ) from None
 
 

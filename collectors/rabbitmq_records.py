@@ -31,6 +31,14 @@ OLD_HEAD = re.compile(
 STAMP = re.compile(
     r"(?P<day>\d{4}-\d\d-\d\d)[ T](?P<clock>\d\d:\d\d:\d\d)(?P<part>[.,]\d+)?(?P<zone> ?Z| ?[+-]\d\d:?\d\d)?"
 )
+BY_MONTH = re.compile(
+    r"\b(?P<day>\d\d)/(?P<month>[A-Z][a-z]{2})/(?P<year>\d{4})[: ](?P<clock>\d\d:\d\d:\d\d)(?P<zone> [+-]\d{4})?"
+)
+"""As in access logs, and as some frameworks date their error logs too."""
+EPOCH = re.compile(
+    r"\"(?:ts|time|timestamp|created|asctime|@timestamp|epoch)\": ?\"?(?P<seconds>\d{10})(?:\.?(?P<part>\d{1,9}))?\b"
+)
+"""Seconds since 1970 in a JSON line, or thousandths and less of them without the point."""
 COLOUR = re.compile(r"\x1b\[[0-9;]*[mK]")
 MONTHS = {name: number for number, name in enumerate(calendar.month_abbr) if name}
 JSON_TIMES, JSON_TEXTS = ("time", "ts", "timestamp", "@timestamp"), ("msg", "message")
@@ -212,6 +220,15 @@ def moment_of(line: str, offset_s: float) -> tuple[float | None, bool]:
         time = _moment(stamp["day"], stamp["clock"], stamp["part"])
         if time is not None:
             return time - (offset_s if stamp["zone"] is None else _ahead_s(stamp["zone"])), stamp["part"] is not None
+    other = BY_MONTH.search(line, 0, SEARCHED)
+    if other is not None:
+        day = f"{other['year']}-{MONTHS.get(other['month'], 0):02}-{int(other['day']):02}"
+        time = _moment(day, other["clock"], None)
+        if time is not None:
+            return time - (offset_s if other["zone"] is None else _ahead_s(other["zone"])), False
+    epoch = EPOCH.search(line)
+    if epoch is not None:
+        return int(epoch["seconds"]) + float("0." + (epoch["part"] or "0")), epoch["part"] is not None
     return None, False
 
 

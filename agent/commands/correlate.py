@@ -26,7 +26,13 @@ Exit status:
 )
 @click.option("--journal", "journals", multiple=True, metavar="FILE|DIR", help="What the agent wrote with --journal.")
 @click.option("--alerts", "alerts", multiple=True, metavar="FILE", help="What `stucktrace agent --json` wrote.")
-@click.option("--gunicorn-log", "gunicorn_logs", multiple=True, metavar="FILE", help="gunicorn's error log.")
+@click.option(
+    "--gunicorn-log",
+    "gunicorn_logs",
+    multiple=True,
+    metavar="FILE",
+    help="gunicorn's error log, plain or gzip; - is stdin.",
+)
 @click.option(
     "--utc-offset",
     metavar="+HH:MM",

@@ -27,7 +27,8 @@ def render(answer: Json, *, colour: bool = False, width: int = 100) -> str:
     """The whole text, ending with a newline."""
     page = Page(width, colour)
     totals = answer["timeouts"]
-    text = f"{totals['matched']} of {count(totals['count'], 'worker timeout')} are in the broker's log"
+    verb = "is" if totals["count"] == 1 else "are"
+    text = f"{totals['matched']} of {count(totals['count'], 'worker timeout')} {verb} in the broker's log"
     if not totals["count"]:
         text = "no worker timeout is recorded in what was given: there is nothing to look for in the broker's log"
     if totals["matched"]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from stucktrace import recorded_timeouts
 from stucktrace.collectors import rabbitmq_log
 from stucktrace.collectors.rabbitmq_records import moment_of
 from stucktrace.errors import CannotInspect
@@ -234,7 +235,22 @@ def test_nothing_breaks_it(lines: list[str]) -> None:
         ),
         ("2026-11-21 12:00:30,250 CRITICAL gunicorn.error WORKER TIMEOUT (pid:9)", NOON + 30.25, True),
         ("[CRITICAL] WORKER TIMEOUT (pid:9)", None, False),
+        ("[21/Nov/2026:14:00:30 +0200] CRITICAL WORKER TIMEOUT (pid:9)", NOON + 30, False),
+        ("[21/Nov/2026 12:00:30] CRITICAL WORKER TIMEOUT (pid:9)", NOON + 30, False),
+        (f'{{"ts": {NOON + 30.25}, "msg": "WORKER TIMEOUT (pid:9)"}}', NOON + 30.25, True),
+        (f'{{"msg": "WORKER TIMEOUT (pid:9)", "timestamp":{NOON + 30:.0f}250}}', NOON + 30.25, True),
+        (f'{{"job": {NOON:.0f}, "msg": "WORKER TIMEOUT (pid:9)"}}', None, False),
     ],
 )
 def test_the_time_of_other_programs_lines(line: str, time: float | None, exact: bool) -> None:
     assert moment_of(line, 0.0) == (time, exact)
+
+
+def test_gunicorns_log_may_be_packed_and_one_without_timeouts_is_said(tmp_path: Path) -> None:
+    packed, other = tmp_path / "error.log.gz", tmp_path / "celery.log"
+    packed.write_bytes(gzip.compress(b"[2026-11-21 12:00:30 +0000] [7] [CRITICAL] WORKER TIMEOUT (pid:9)\n"))
+    other.write_text("[2026-11-21 12:00:30,1: ERROR/MainProcess] Hard time limit (30s) exceeded for app.hang[6d]\n")
+    torn: list[str] = []
+    (found,) = recorded_timeouts.read((), (), (str(packed), str(other), "/dev/null"), 0.0, torn.append)
+    assert (found.pid, found.killed) == (9, NOON + 30)
+    assert "1 hard time limit of Celery" in torn[0] and "/dev/null: no WORKER TIMEOUT" in torn[1]
