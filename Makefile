@@ -98,4 +98,4 @@ wheel: build-packages $(BIN)/python  ## build the wheel into dist/
 	@rm -rf build && $(BIN)/python -m build --wheel --no-isolation --outdir dist . >/dev/null && ls dist/*.whl
 
 clean:  ## remove what was built
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache bpf/*.o *.egg-info $(VENV)
+	rm -rf build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache bpf/*.o *.egg-info $(VENV)

@@ -5,8 +5,8 @@ connections. It parses what strangers sent, so it gives up all capabilities firs
 
 From the parent: {"capture": ...} with the packet socket (and the --pcap file), or {"file": ...} with a capture file;
 {"follow": [...], "about": [...]}, {"end": true}. To the parent: {"ready": true}, {"facts": [...], "now": ...,
-"notices": [...]}, {"stranger": [source, destination]}, {"foreign": [local, remote]}, {"unwritten": why},
-{"unreadable": why}, {"failed": why}, {"end": true}.
+"notices": [...], "not_kept": number}, {"stranger": [source, destination]}, {"foreign": [local, remote]},
+{"unwritten": why}, {"unreadable": why}, {"failed": why}, {"end": true}.
 """
 
 from __future__ import annotations

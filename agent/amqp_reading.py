@@ -189,7 +189,8 @@ class Capture:
         facts = self._conversations.facts(now)
         notices = [asdict(notice) for notice in self._notices.values()]
         self._notices.clear()
-        self._channel.tell({"facts": encode(facts), "now": now, "notices": notices})
+        told = {"facts": encode(facts), "now": now, "notices": notices}
+        self._channel.tell({**told, "not_kept": self._conversations.segments_not_kept})
         self._let_go(facts)
         if self._file is not None and not self._file.failed:
             self._file.flush()
@@ -255,5 +256,6 @@ def read_file(channel: Channel) -> None:
 
 def _tell(channel: Channel, conversations: Conversations, now: float, notices: list[Notice]) -> None:
     facts = encode(conversations.facts(now))
-    channel.tell({"facts": facts, "now": now, "notices": [asdict(notice) for notice in notices]})
+    told = {"facts": facts, "now": now, "notices": [asdict(notice) for notice in notices]}
+    channel.tell({**told, "not_kept": conversations.segments_not_kept})
     notices.clear()

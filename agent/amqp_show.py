@@ -148,6 +148,11 @@ class Show:
                 f"{count(captured.drops, 'packet')} of {captured.packets} could not be read in time: counts may be low",
                 "watch for a shorter time, or while less passes",
             )
+        if state.not_kept:
+            complain(
+                f"more connections than are kept at once: {count(state.not_kept, 'segment')} of others were left out",
+                "filter the capture by the broker's address" if not state.live else "",
+            )
         if state.failed:
             complain(
                 f"the decoder failed: {clean(state.failed)}", "report this; STUCKTRACE_DEBUG=1 shows the traceback"

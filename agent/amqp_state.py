@@ -42,6 +42,8 @@ class State:
     """Why the decoder did not come to its end."""
     probes: dict[Key, ProbeFact] = field(default_factory=dict)
     """What the peers' TCP answered."""
+    not_kept: int = 0
+    """Segments of connections for which there was no room."""
     unwritten: str = ""
     """Why the packet file is not whole."""
     unreadable: str = ""
@@ -70,6 +72,7 @@ class State:
 
     def _take_facts(self, message: dict[str, Any]) -> list[Notice]:
         before, past = self.facts, self.now
+        self.not_kept = message["not_kept"]
         self.now = message["now"]
         # One of which nothing has passed is a connection, too.
         untouched = (AmqpFact(*key, "wire", mid_stream=True) for key in self.remembered if key in self.connections)

@@ -18,6 +18,8 @@ from stucktrace.collectors.amqp_resync import Hunt
 from stucktrace.collectors.packets import ACK, Segment
 from stucktrace.collectors.tcp_streams import Piece, Stream
 
+MOST_DIRECTIONS = 2048
+"""Of a process that opens a connection for each publish there is no end: the oldest are forgotten."""
 MOST_WAITING = 512
 MOST_WAITING_BYTES = 8 << 20
 """Of one direction."""
@@ -60,6 +62,8 @@ class Redaction:
         ends = segment.source, segment.destination
         direction = self._directions.get(ends)
         if direction is None:
+            if len(self._directions) >= MOST_DIRECTIONS:
+                self._forget(next(iter(self._directions)))
             direction = self._directions[ends] = _Direction()
             direction.other = self._directions.get(ends[::-1])
             if direction.other is not None:
@@ -73,6 +77,11 @@ class Redaction:
             # The first frame of either direction sets both free.
             found = sorted([*waited, *found], key=lambda record: record.time_s)
         return found
+
+    def _forget(self, ends: tuple[str, str]) -> None:
+        other = self._directions.pop(ends).other
+        if other is not None:
+            other.other = None
 
 
 def _without_padding(packet: bytes) -> bytes:

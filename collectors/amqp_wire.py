@@ -39,7 +39,8 @@ class Conversations:
         """In the order of their beginning; those that ended or were replaced too."""
         self._settled: list[Event] = []
         """Events that `facts` came upon."""
-        self.connections_not_kept = 0
+        self.segments_not_kept = 0
+        """Of connections that came when there was no room for more."""
 
     def feed(self, segment: Segment) -> tuple[Event, ...]:
         key = (segment.source, segment.destination)
@@ -108,7 +109,7 @@ class Conversations:
             else:
                 return None
         if len(self._connections) >= MOST_CONNECTIONS and not self._make_room():
-            self.connections_not_kept += 1
+            self.segments_not_kept += 1
             return None
         connection = Connection(local, destination if local == source else source, self._follow is not None)
         self._connections[id(connection)] = connection

@@ -4,12 +4,12 @@ import random
 import struct
 
 import pytest
-from stucktrace.collectors import packets
+from stucktrace.collectors import amqp_redaction, packets
 from stucktrace.collectors.addresses import parse_endpoint
 from stucktrace.collectors.amqp_redaction import MOST_WAITING, Redaction
 from stucktrace.collectors.packet_file import RAW_IP
 
-from tests.unit.amqp_talks import SECRET, Wire, confirmed, decode, deliver, handshake, only_channel, segments_of
+from tests.unit.amqp_talks import CLIENT, SECRET, Wire, confirmed, decode, deliver, handshake, only_channel, segments_of
 
 BODY = b"the body of a message, " * 200
 TALK = [*handshake(), *confirmed(30, BODY), *((False, deliver(1, tag, BODY)) for tag in range(1, 20))]
@@ -98,3 +98,16 @@ def test_other_protocols_never_get_in():
     redaction = Redaction()
     assert not [record for segment in wire.segments for record in redaction.feed(packet_of(segment), segment)]
     assert all(len(direction._waiting) <= MOST_WAITING for direction in redaction._directions.values())
+
+
+def test_a_process_that_opens_a_connection_for_each_publish(monkeypatch):
+    monkeypatch.setattr(amqp_redaction, "MOST_DIRECTIONS", 8)
+    redaction = Redaction()
+    written = 0
+    for number in range(20):
+        for segment in segments_of(TALK):
+            mine = segment.source == CLIENT
+            ends = {"source" if mine else "destination": f"10.0.0.1:{40_000 + number}"}
+            written += len(redaction.feed(packet_of(segment), segment._replace(**ends)))
+        assert len(redaction._directions) <= 8
+    assert written == 20 * len(segments_of(TALK))

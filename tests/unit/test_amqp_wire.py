@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pika import spec
+from stucktrace.collectors import amqp_wire
 from stucktrace.collectors.amqp_wire import Conversations
 from stucktrace.collectors.packets import ACK, FIN, SYN, Segment
 
@@ -321,3 +322,17 @@ def test_syn_again_is_the_same_connection() -> None:
     fact, events = decode(again)
     assert only_channel(fact).publishes == 3 and [event.kind for event in events].count("opened") == 1
     assert segments[0].flags == SYN
+
+
+def test_connections_without_room_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(amqp_wire, "MOST_CONNECTIONS", 1)
+    conversations = Conversations()
+    talk = segments_of([*handshake(), *confirmed(3)])
+    for segment in talk:
+        conversations.feed(segment)
+    assert not conversations.segments_not_kept
+    for segment in talk:
+        ends = {"source": "10.0.0.9:1"} if segment.source == CLIENT else {"destination": "10.0.0.9:1"}
+        conversations.feed(segment._replace(**ends))
+    assert len(conversations.facts(talk[-1].time_s)) == 1
+    assert conversations.segments_not_kept == len(talk)
