@@ -148,7 +148,7 @@ class State:
         rows = self.rows()
         if any(row.fact is not None and row.open and stuck(row.fact) for row in rows):
             return STUCK
-        if any(probe.answer != "alive" for probe in self.probes.values()):
+        if any(probe.answer != "alive" or probe.unreceived_bytes for probe in self.probes.values()):
             return STUCK
         return 0 if any(row.fact is not None and read(row.fact) for row in rows) else UNREADABLE
 

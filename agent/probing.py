@@ -60,6 +60,9 @@ def probed(run: Run, snapshot: Snapshot, diagnosis: Diagnosis) -> tuple[Snapshot
         return snapshot, diagnosis
     pid = snapshot.process.pid
     sockets = _in_question(snapshot, diagnosis)
+    if len(sockets) > MOST_CONNECTIONS:
+        rest = f"{len(sockets) - MOST_CONNECTIONS} more connections"
+        run.miss(Missing(f"probe of {rest}", f"{MOST_CONNECTIONS} are asked at a time", "look again later"), pid)
     answers = (
         run.collect("probe", {}, partial(ask, pid, [socket.inode for socket in sockets], run.kernel), pid)
         if sockets
@@ -68,7 +71,7 @@ def probed(run: Run, snapshot: Snapshot, diagnosis: Diagnosis) -> tuple[Snapshot
     if not sockets:
         because = "nothing waits for an established TCP connection"
         run.miss(Missing("probe of the connection", because, "stucktrace amqp PID --probe asks all of AMQP"), pid)
-    elif not answers and not run.missing.get(pid):
+    elif not answers and not any(each.what.startswith("probe of") for each in run.missing.get(pid, ())):
         run.miss(Missing("probe of the connection", "it ended by itself meanwhile", "look again"), pid)
     asked = tuple(
         replace(socket, probe=answers[socket.inode]) if socket.inode in answers else socket

@@ -155,8 +155,12 @@ class Unsticker:
 
     def _asked(self, pid: int, connection: SocketFact) -> str:
         """What the peer's TCP answers at the last moment. Raises Refused when it lives, or was not asked after all."""
+        from stucktrace.collectors.tcp_probe import Unaskable
+
         try:
             answer = probing.ask(pid, (connection.inode,), self._opening.opened().kernel).get(connection.inode)
+        except Unaskable:
+            return ""
         except CollectorError as error:
             raise Refused(f"the peer could not be asked: {error.missing.because}", NOTHING_DONE) from None
         if answer is not None and answer.answer == "alive":
@@ -192,7 +196,7 @@ class Unsticker:
             if again and left_s is not None:
                 text = f"the process connected again to {again} {_after(after_s)} and goes on"
                 return Outcome("reconnected", after_s, text, again)
-            if after_s > WATCH_S:
+            if after_s > WATCH_S or (left_s is not None and plan.connection.direction == "in"):
                 break
             time.sleep(WATCH_EVERY_S)
         trying = next((other.remote for other in fresh if other.state == "SYN_SENT"), "")

@@ -11,6 +11,7 @@ conntrack on the way may take it for a new flow where it forgot the old one.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -44,6 +45,11 @@ MS_NS, US_NS = 1_000_000, 1_000
 STAMP_NS = {1: MS_NS, 2: US_NS}
 """enum timestamp_unit: how long one tick of a connection's time stamps is."""
 WORD = 1 << 32
+FILTERED = os.strerror(errno.EPERM)
+
+
+class Unaskable(CollectorError):
+    """These connections cannot be asked about, now or later."""
 
 
 def probe(pid: int, inodes: Collection[int], kernel: Kernel | None) -> Mapping[int, ProbeFact]:
@@ -59,7 +65,7 @@ def probe(pid: int, inodes: Collection[int], kernel: Kernel | None) -> Mapping[i
     records = _records(kernel, pid, inodes)
     askable = {inode: record for inode, record in records.items() if not _why_not(pid, record)}
     if records and not askable:
-        raise CollectorError(
+        raise Unaskable(
             WHAT, _why_not(pid, next(iter(records.values()))), "SO_KEEPALIVE on it: the kernel then asks by itself"
         )
     if not askable:
@@ -121,8 +127,14 @@ def _ask(child: _Child, kernel: Kernel, pid: int, order: tuple[int, ...]) -> dic
                 found[inode] = _fact("alive", asked)
         if open_ones and number < TRIES:
             time.sleep(max(0.0, began + TRY_S - time.monotonic()))
+    # A filter may let the process out and not us: that tells nothing.
+    filtered = [inode for inode, asked in open_ones.items() if asked.error == FILTERED and not asked.alive]
     for inode, asked in open_ones.items():
-        found[inode] = _fact("alive" if asked.alive else "unreachable", asked)
+        if inode not in filtered:
+            found[inode] = _fact("alive" if asked.alive else "unreachable", asked)
+    if filtered and not found:
+        because = f"a packet filter of this host does not let it out ({FILTERED})"
+        raise Unaskable(WHAT, because, "see the output rules: nft list ruleset, in the network namespace")
     return found
 
 
@@ -247,6 +259,8 @@ class _Child:
             raise CollectorError(WHAT, "the program that sends it ended or did not answer in time", "try again")
         answer = json.loads(line)
         if isinstance(answer, dict) and "error" in answer:
+            if answer["errno"] is None:
+                raise CollectorError(WHAT, answer["error"], "install stucktrace anew with its dependencies (scapy)")
             raise _refused(answer["error"])
         return answer
 

@@ -206,5 +206,6 @@ if __name__ == "__main__":
         main()
     except Exception as failure:
         number = failure.errno if isinstance(failure, OSError) else None
-        print(json.dumps({"error": f"{type(failure).__name__}: {failure}", "errno": number}), flush=True)
+        text = str(failure.strerror) if isinstance(failure, OSError) else f"{type(failure).__name__}: {failure}"
+        print(json.dumps({"error": text, "errno": number}), flush=True)
         sys.exit(1)

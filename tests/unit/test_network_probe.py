@@ -5,12 +5,15 @@ from __future__ import annotations
 import socket
 from dataclasses import replace
 
+import pytest
+from stucktrace.collectors import tcp_probe
 from stucktrace.collectors.events import SocketRecord
 from stucktrace.collectors.tcp_probe import _Asked, _heard, _segment
 from stucktrace.collectors.tcp_probe_child import ACK, RST, SYN, Connection
 from stucktrace.diagnosis import diagnose
 from stucktrace.diagnosis.model import LIKELY, PROVEN, Budgets, Finding
 from stucktrace.diagnosis.network_probe import words
+from stucktrace.errors import CollectorError
 from stucktrace.facts import AmqpFact, ProbeFact, Snapshot
 
 from tests.unit import known_stacks as k
@@ -123,6 +126,29 @@ def test_what_the_numbers_of_an_answer_tell() -> None:
     assert heard("sends", seq=5000, ack=1001) == _Asked(0.0, alive=True)
     assert heard("alive", seq=5000, ack=1101) == _Asked(0.0), "acknowledges what was never sent: another connection's"
     assert "acknowledged none of 3 probes" in words(ProbeFact("alive", 3, 2.7), "10.0.0.2:5672")
+
+
+class Answers:
+    """In the child's place: the same answer to every try, for the connection of each segment."""
+
+    def __init__(self, **answer):  # type: ignore[no-untyped-def]
+        self._answer = {"answer": "", "after_s": None, "error": "", "finished": False, **answer}
+
+    def say(self, message, within_s):  # type: ignore[no-untyped-def]
+        return [{"index": segment["index"], **self._answer} for segment in message["segments"]]
+
+
+def test_what_never_left_this_host_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcp_probe, "_records", lambda *_: {7: SocketRecord()})
+    monkeypatch.setattr(tcp_probe, "TRY_S", 0.0)
+
+    def asked(**answer):  # type: ignore[no-untyped-def]
+        return tcp_probe._ask(Answers(**answer), None, 1, (7,))[7]  # type: ignore[arg-type]
+
+    assert (asked().answer, asked().tries) == ("unreachable", 3)
+    assert asked(error="No route to host").answer == "unreachable", "nor does the process have one"
+    with pytest.raises(CollectorError, match="packet filter"):
+        asked(error="Operation not permitted")
 
 
 def test_a_segment_is_shaped_like_the_kernels_own() -> None:
