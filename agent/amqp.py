@@ -265,7 +265,7 @@ def read_file(path: str, *, as_json: bool) -> int:
         if stat.S_ISDIR(os.fstat(fd).st_mode):
             raise IsADirectoryError(errno.EISDIR, "")
     except OSError as error:
-        raise UsageError(f"{name}: {os.strerror(error.errno or 0)}") from None
+        raise CannotInspect(f"cannot read {name}: {os.strerror(error.errno or 0)}", "give another file") from None
     decoder = Decoder()
     decoder.send({"file": path}, fd)
     os.close(fd)

@@ -14,7 +14,7 @@ Exit status:
   1  in the end something is stuck: blocked by the broker, a publish without a confirm for over 5 s,
      a channel closed under an open confirm; or --probe found a broker's TCP gone or unreachable
   2  usage error
-  3  could not watch: gone, or not permitted
+  3  could not watch: gone, or not permitted; or FILE cannot be read
   4  nothing could be read: no AMQP connection, no frame passed, or TLS
 """
 
@@ -53,6 +53,8 @@ def command(
             )
         leave(amqp.read_file(file, as_json=as_json))
     if pid is None:
-        raise UsageError("which process?", "give a PID, or --read FILE; `stucktrace pid` lists what could be looked at")
+        raise UsageError(
+            "no process is named", "give a PID, or --read FILE; `stucktrace pid` lists what could be looked at"
+        )
     wanted = parse_pid(pid)
     leave(amqp.watch(wanted, for_s=for_s, as_json=as_json, pcap=None if pcap is None else Path(pcap), probe=probe))

@@ -77,7 +77,7 @@ def command(
     """
     text = url or os.environ.get(URL, "")
     if not text:
-        raise UsageError("which broker?", f"give its URL, or set {URL}")
+        raise UsageError("no broker is named", f"give its URL, or set {URL}")
     if url:
         keep_secret(url)
     broker = parse(text, ("amqp", "amqps", "redis", "rediss"))
