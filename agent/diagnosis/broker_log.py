@@ -44,6 +44,7 @@ UNKNOWN_PORT_S = 900.0
 """Where the log does not tell when a connection was accepted, an end later than this may be another one's."""
 BY_CHANCE = 0.1
 """Ends of the kind expected by accident in the span that is searched for one timeout."""
+ONE_DAY_S = 86_400.0
 ZONE_S, FARTHEST_ZONE_S = 900.0, 14 * 3600.0
 
 
@@ -133,16 +134,21 @@ def _by_connection(timeout: WorkerTimeout, by_client: dict[str, list[BrokerEvent
     looked = timeout.looked if timeout.looked is not None else timeout.killed
     found = []
     for connection in timeout.connections:
-        events = [
-            event
-            for event in by_client.get(connection.local, ())
-            if event.kind in LOSSES and _is_of(event, connection, looked)
-        ]
+        events = [event for event in by_client.get(connection.local, ()) if _is_of(event, connection, looked)]
         if events:
             # The port may have been another connection's before, or may be one's later.
             event = events[-1] if connection.ended else events[0]
-            found.append(Pair(timeout, event, CONNECTION, connection))
+            # Behind the reason comes that it is closed. One that was closed as it should was not lost, whatever
+            # became of others that had its port.
+            event = next((one for one in events if one.kind in LOSSES and _one_end(one, event)), event)
+            if event.kind in LOSSES:
+                found.append(Pair(timeout, event, CONNECTION, connection))
     return min(found, key=lambda pair: (pair.connection != timeout.hung_on, pair.event.time), default=None)
+
+
+def _one_end(one: BrokerEvent, other: BrokerEvent) -> bool:
+    """Both tell of the end of the same connection."""
+    return one is other or (one.accepted is not None and one.accepted == other.accepted)
 
 
 def _is_of(event: BrokerEvent, connection: Connection, looked: float) -> bool:
@@ -218,17 +224,26 @@ def _because(timeout: WorkerTimeout, log: BrokerLog, by_client: dict[str, list[B
     if timeout.killed > log.last + AFTER_KILL_S:
         return "it was after the log ends"
     clients = [timeout.hung_on] if timeout.hung_on is not None else list(timeout.connections)
+    looked = timeout.looked if timeout.looked is not None else timeout.killed
     for one in clients:
         accepted = log.open.get(one.local)
         if accepted is not None and accepted <= timeout.killed + CLOCKS_S:
             return f"the broker still had {one.local} open when the log ends: it never noticed"
         closed = [
-            event
-            for event in by_client.get(one.local, ())
-            if event.kind == CLOSED and _is_of(event, one, timeout.killed)
+            event for event in by_client.get(one.local, ()) if event.kind == CLOSED and _is_of(event, one, looked)
         ]
         if closed:
-            return f"{one.local} was closed as it should {closed[0].time - timeout.killed:.1f} s after the kill"
+            after_s = closed[0].time - timeout.killed
+            when = f"{abs(after_s):.1f} s {'after' if after_s >= 0 else 'before'} the kill"
+            return f"{one.local} was closed as it should {when}"
+    for one in clients:
+        for event in by_client.get(one.local, ()):
+            apart_s, same = event.time - looked, event.server.rpartition(":")[2] == one.remote.rpartition(":")[2]
+            if same and abs(apart_s) < ONE_DAY_S:
+                return (
+                    f"{one.local} ended in the log {abs(apart_s):,.0f} s {'before' if apart_s < 0 else 'after'} the "
+                    "worker was seen with it: another connection from that port, or the clocks differ"
+                )
     if timeout.connections:
         return "none of its connections is in the log (another broker, or addresses translated in between)"
     return "its connections are not known, and nothing in the log stands out at that time"

@@ -15,6 +15,7 @@ from stucktrace.errors import UsageError
 from stucktrace.facts.correlation import (
     ABRUPT,
     CLOSED,
+    FAILED,
     MISSED,
     Alarm,
     BrokerEvent,
@@ -99,6 +100,22 @@ def test_the_connection_it_hung_on_comes_first() -> None:
 def test_another_connection_with_this_address(event: BrokerEvent) -> None:
     found = joined([timeout()], log(event))
     assert not [pair for pair in found.pairs if pair.by == CONNECTION]
+
+
+def test_what_was_closed_as_it_should_was_not_lost_with_another_connection_of_its_port() -> None:
+    """Without the lines that tell when each was accepted."""
+    closed, reused = end(25, kind=CLOSED, accepted=None), end(300, accepted=None)
+    assert "was closed as it should" in because(joined([timeout()], log(closed, reused)))
+    ended = replace(timeout(), connections=(Connection("10.0.0.5:40000", BROKER, True),))
+    before = end(-300, accepted=NOON - 600)
+    assert not joined([ended], log(before, end(10, kind=CLOSED, accepted=NOON - 100))).pairs
+    # The reason for an exception comes first, and then that it is closed.
+    (pair,) = joined([ended], log(before, end(9, kind=FAILED), end(10, kind=CLOSED))).pairs
+    assert pair.event.kind == FAILED and pair.by == CONNECTION
+
+
+def test_clocks_that_differ_are_named() -> None:
+    assert "the clocks differ" in because(joined([timeout()], log(end(5))))
 
 
 def test_behind_a_service_address_the_server_differs() -> None:
