@@ -150,7 +150,8 @@ def _lost(snapshot: Snapshot, fact: BrokerFact) -> Iterator[tuple[Subscription, 
         return
     consumed = {consumer.queue for consumer in fact.consumers}
     for subscription in snapshot.subscriptions or _guessed(snapshot, fact):
-        if fact.kind == "redis" and subscription.full is not False:
+        # Who does something else between two pops is slow, at most: RabbitMQ's consumers stay meanwhile, pops do not.
+        if fact.kind == "redis" and (subscription.full is not False or not _rests(snapshot)):
             continue
         # Another program than Celery's worker may have several Consumers, and start and cancel them as it likes.
         own = subscription.queues if subscription.name.startswith("Celery") else subscription.active or ()
@@ -216,6 +217,12 @@ def _on_purpose(snapshot: Snapshot, channel: BrokerChannel, budgets: Budgets) ->
     if channel.idle_s < budgets.owed_s or snapshot.process.worker.pool not in _POOLS or not own:
         return True
     return own[0].rate_limited is not False or own[0].prefetch != own[0].initial_prefetch
+
+
+def _rests(snapshot: Snapshot) -> bool:
+    """Its main thread waits for work."""
+    purposes = {wait.thread.tid: wait.reading.purpose for wait in waits(snapshot)}
+    return purposes.get(snapshot.process.pid) in _PARKED
 
 
 def parked(snapshot: Snapshot) -> bool:

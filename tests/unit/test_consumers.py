@@ -145,6 +145,8 @@ def test_redis_a_full_worker_does_not_pop():
     for number, code in held.items():
         assert verdict(worker(redis, redis, replace(MINE, held=number))).code == code, number
     assert verdict(worker(redis, redis, replace(MINE, held=3, prefetch=0))).code == "consumer-lost"
+    busy = worker(redis, redis, replace(MINE, held=0), stacks={100: [f"sleep {SITE}own_step.py:7", *LOOP[1:]]})
+    assert "consumer-lost" not in {code for code, _ in codes(busy)}  # it will pop when that is done
 
 
 def test_deliveries_that_nobody_works_on():
