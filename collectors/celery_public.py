@@ -15,6 +15,9 @@ _WORD = re.compile(r"[A-Za-z0-9_.+-]{1,60}")
 
 
 def value(literal: Literal) -> tuple[Value, bool]:
+    if isinstance(literal, str) and ("://" in literal or "@" in literal):
+        # A URL where none belongs.
+        return HIDDEN, True
     return (None, False) if isinstance(literal, Other | tuple | dict) else (literal, True)
 
 
@@ -34,7 +37,7 @@ def public(name: str, literal: Literal) -> tuple[Value, bool]:
         return (scheme if _WORD.fullmatch(scheme) else HIDDEN), True
     if name == "broker_host" and not _HOST.fullmatch(literal):
         return HIDDEN, True
-    return literal, True
+    return value(literal)
 
 
 def host_of(url: str) -> str:

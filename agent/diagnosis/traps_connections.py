@@ -111,6 +111,13 @@ def _judged(member: Audited, connection: Connection, amqp: AmqpFact | None) -> C
 def _spelled(member: Audited, connection: Connection, client: Client) -> Client:
     """Celery's options as this project writes them, with keepalive in two thirds of the worker's timeout."""
     view = View.of(member.settings)
+    backend_s = (
+        member.number("redis_socket_timeout") if str(member.value("result_backend")).startswith("redis") else None
+    )
+    if client is CLIENTS["kombu-redis"] and backend_s is not None and connection.own_timeout_s == backend_s:
+        # Of the two kinds of connection to Redis only those of the result backend have this timeout.
+        limit_s = min(connection.budget_s or 30.0, 30.0) / 2
+        return replace(client, name=_FITTED, timeout=f"{view.spelled('redis_socket_timeout')} = {limit_s:g}")
     if client is not CLIENTS["kombu"] or not view.facts:
         return client
     third_s = int(min(30.0, connection.budget_s or 30.0)) // 3
@@ -125,8 +132,10 @@ def client_of(member: Audited, connection: Connection, amqp: AmqpFact | None) ->
     if amqp is not None:
         return CLIENTS.get({"py-amqp": kombu, "pika": "pika", "amqpstorm": "amqp"}.get(amqp.client, ""), OTHER)
     scheme, _, place = str(member.value("broker_url") or "").partition("://")
-    if place and place.rpartition(":")[2] == connection.remote.rpartition(":")[2]:
-        return CLIENTS["kombu-redis" if scheme.startswith(("redis", "valkey", "sentinel")) else "kombu"]
+    redis = scheme.startswith(("redis", "valkey", "sentinel"))
+    port = place.partition(" ")[0].rpartition(":")[2] if ":" in place else "6379" if redis else "5672"
+    if scheme and port == connection.remote.rpartition(":")[2]:
+        return CLIENTS["kombu-redis" if redis else "kombu"]
     libraries = member.process.hooked_c_clients if connection.waits == "C library" else ()
     for library, client in (("libpq", "postgresql"), ("libmysqlclient", "mysql"), ("libmariadb", "mysql")):
         if library in libraries:

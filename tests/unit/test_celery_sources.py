@@ -36,6 +36,7 @@ def test_of_a_backend_its_kind():
     assert public("result_backend", "proj.backends:Mine") == ("proj.backends", True)
     assert public("result_backend", "se cret") == ("(hidden)", True)
     assert public("broker_host", "u:secret@h") == ("(hidden)", True)
+    assert public("broker_transport", "amqp://u:secret@h") == ("(hidden)", True), "a URL where none belongs"
 
 
 def parse(text: str) -> settings_files.Parsed:

@@ -114,6 +114,17 @@ def test_the_fix_of_a_celery_connection_is_the_line_to_write():
     )
 
 
+def test_the_timeout_of_a_result_backend_is_a_setting_of_its_own():
+    celery = (
+        SettingFact("celery", "broker_url", "redis://10.0.0.2", "x"),
+        SettingFact("celery", "result_backend", "redis", "x"),
+        SettingFact("celery", "redis_socket_timeout", 120.0, DEFAULT),
+    )
+    each = member(sockets=[tcp(7, remote="10.0.0.2:6379")], more={"own_timeouts": {7: 120.0}})
+    (found,) = traps_connections.connections(replace(each, settings=(*each.settings, *celery)))
+    assert (found.check.code, found.check.fix) == ("detection-too-slow", "redis_socket_timeout = 15")
+
+
 def test_what_is_known_of_a_connection():
     amqp = AmqpFact("10.0.0.1:40007", "", "memory", heartbeat_s=30.0, channels=(AmqpChannel(1, confirms=True),))
     (found,) = traps_connections.connections(member(sockets=[tcp(7, **GOOD)], more={"amqp": (amqp,)}))
