@@ -9,7 +9,6 @@ Everything is read twice and has to agree. Nothing is said of a setting that cou
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Iterator, Mapping
 
 from stucktrace.collectors import (
@@ -25,7 +24,7 @@ from stucktrace.collectors.celery_apps import CHANGED, DEFAULT, App, Finder
 from stucktrace.collectors.celery_target import Target, open_target
 from stucktrace.collectors.python_classes import Objects
 from stucktrace.collectors.python_literals import Literal, Literals, Other
-from stucktrace.errors import CollectorError, StucktraceError
+from stucktrace.errors import CollectorError
 from stucktrace.facts import ProcessFact, settings
 from stucktrace.facts.settings import SettingFact
 
@@ -42,7 +41,8 @@ def collect(process: ProcessFact) -> tuple[SettingFact, ...]:
         target = open_target(process.pid)
         if target is None or target.modules.module(celery_apps.STATE) is None:
             return ()
-        objects, worker = _worker(target, search=process.worker.kind in _WORKERS)
+        objects, of_celery = Objects(target.reader, target.values), process.worker.kind in _WORKERS
+        worker = celery_worker.find(target.reader, target.found, objects, search=of_celery)
         for _ in range(2):
             found, again = read(target, process, objects, worker), _app(target, worker)
             values = {fact.name: (fact.value, fact.known) for fact in found}
@@ -55,32 +55,15 @@ def collect(process: ProcessFact) -> tuple[SettingFact, ...]:
     raise CollectorError(WHAT, "they changed while they were read, twice", "look again")
 
 
-def broker_options(pid: int) -> tuple[SettingFact, ...]:
-    """As `collect`, without where files set them, for a look that must not wait: () for whatever goes wrong."""
-    try:
-        target = open_target(pid)
-        if target is None or target.modules.module(celery_apps.STATE) is None:
-            return ()
-        return read(target, None, *_worker(target, search=False))
-    except (OSError, struct.error, StucktraceError, CollectorError):
-        return ()
-
-
-def _worker(target: Target, *, search: bool) -> tuple[Objects, int | None]:
-    objects = Objects(target.reader, target.values)
-    return objects, celery_worker.find(target.reader, target.found, objects, search=search)
-
-
-def read(target: Target, process: ProcessFact | None, objects: Objects, worker: int | None) -> tuple[SettingFact, ...]:
-    """One reading; with the process, also what its files and its command line set. Raises OSError, struct.error."""
+def read(target: Target, process: ProcessFact, objects: Objects, worker: int | None) -> tuple[SettingFact, ...]:
+    """One reading. Raises OSError, struct.error."""
     known = _app(target, worker)
     if known is None:
         return ()
     app, others, literals, found = known
-    if process is not None:
-        transport = next((address for address, _ in _hits(app, celery_names.TRANSPORT)), 0)
-        found = celery_sources.Sources(target, literals, process, app, transport).explain(found)
-    of_celery = process is not None and process.worker.kind in _WORKERS
+    transport = next((address for address, _ in _hits(app, celery_names.TRANSPORT)), 0)
+    found = celery_sources.Sources(target, literals, process, app, transport).explain(found)
+    of_celery = process.worker.kind in _WORKERS
     if worker is not None:
         found.update({fact.name: fact for fact in _of_worker(target, objects, literals, worker, found)})
     elif of_celery:

@@ -94,11 +94,6 @@ class Outbound:
             return (flow,)
         return flow, Flow(sent.source, sent.source_port, sent.target, sent.target_port)
 
-    def close(self) -> None:
-        self._diag.close()
-        if self._netfilter is not None:
-            self._netfilter.close()
-
 
 def of(pid: int) -> Outbound:
     """CannotInspect where the process is not there, or may not be looked at."""

@@ -14,7 +14,7 @@ import pytest
 from stucktrace.collectors import celery_settings
 from stucktrace.collectors.process import read_process
 from stucktrace.diagnosis import traps_celery
-from stucktrace.facts.settings import CHANGED_SINCE, DEFAULT, MEMORY, NOT_SET, OK, SettingFact
+from stucktrace.facts.settings import CHANGED_SINCE, DEFAULT, NOT_SET, OK, SettingFact
 
 from tests.harness import kernel, pythons, targets
 
@@ -258,14 +258,6 @@ def test_a_file_that_was_changed_since(tmp_path):
         file.write_text("# As before.\nbroker_url = 'amqp://broker'\ntask_acks_late = False\n")
         os.utime(file, (time.time() + 60,) * 2)
         assert problems(settings(pid)) == set()
-
-
-def test_a_look_that_must_not_fail(tmp_path):
-    assert celery_settings.broker_options(1 << 22) == ()
-    assert celery_settings.broker_options(os.getpid()) == ()
-    with project(tmp_path, main=SETUP) as pid:
-        found = celery_settings.broker_options(pid)
-    assert ("app", "shop", MEMORY) in {(fact.name, fact.value, fact.source) for fact in found}
 
 
 @pytest.mark.parametrize("pool", ["gevent", "threads"])
