@@ -120,7 +120,7 @@ def _ask(child: _Child, kernel: Kernel, pid: int, order: tuple[int, ...]) -> dic
                 del open_ones[inode]
                 continue
             elif answer["answer"]:
-                asked = _heard(asked, answer, after[inode])
+                asked = _heard(asked, answer, records[inode], after[inode])
             open_ones[inode] = asked
             if asked.after_s is not None and not asked.unreceived_bytes:
                 del open_ones[inode]
@@ -138,16 +138,19 @@ def _ask(child: _Child, kernel: Kernel, pid: int, order: tuple[int, ...]) -> dic
     return found
 
 
-def _heard(asked: _Asked, answer: Mapping[str, Any], now: SocketRecord) -> _Asked:
+def _heard(asked: _Asked, answer: Mapping[str, Any], before: SocketRecord, now: SocketRecord) -> _Asked:
     """With what a segment of the living peer says. One that acknowledges what was never sent is of another connection.
 
-    Its sequence number tells what the peer has sent: where that has not come in by now, it is on its way or lost.
+    Its sequence number tells what the peer has sent: where that has not come in by now, it is on its way or lost. While
+    data comes in at all, something always is, and where there is no room for more, a peer may still try one byte.
     """
     if (now.snd_nxt - answer["ack"]) % WORD >= WORD // 2:
         return asked
     ahead = (answer["seq"] - now.rcv_nxt) % WORD
     after_s = answer["after_s"] if answer["answer"] == "alive" else asked.after_s
-    return replace(asked, alive=True, after_s=after_s, unreceived_bytes=ahead if ahead < WORD // 2 else 0)
+    stands = now.rcv_nxt == before.rcv_nxt and now.receive_window_bytes > 0
+    lost = ahead if ahead < WORD // 2 and stands else 0
+    return replace(asked, alive=True, after_s=after_s, unreceived_bytes=lost)
 
 
 def _fact(said: str, asked: _Asked) -> ProbeFact:

@@ -112,17 +112,20 @@ def test_which_segment_is_an_answer() -> None:
     assert said((ACK, 5000, 1000)) == "", "older than what is acknowledged"
 
 
-def heard(answer: str, *, seq: int, ack: int) -> _Asked:
+def heard(answer: str, *, seq: int, ack: int, came_in: int = 0, window_bytes: int = 65_536) -> _Asked:
     """What the probe knows after this answer, where the target has sent up to 1100 and received up to 5000."""
-    now = SocketRecord()
-    now.snd_nxt, now.rcv_nxt = 1100, 5000
-    return _heard(_Asked(0.0), {"answer": answer, "seq": seq, "ack": ack, "after_s": 0.001}, now)
+    before, now = SocketRecord(), SocketRecord()
+    now.snd_nxt, now.rcv_nxt, before.rcv_nxt = 1100, 5000, 5000 - came_in
+    now.receive_window_bytes = window_bytes
+    return _heard(_Asked(0.0), {"answer": answer, "seq": seq, "ack": ack, "after_s": 0.001}, before, now)
 
 
 def test_what_the_numbers_of_an_answer_tell() -> None:
     assert heard("alive", seq=5000, ack=1001) == _Asked(0.0, alive=True, after_s=0.001)
     assert heard("alive", seq=4000, ack=1100).unreceived_bytes == 0
     assert heard("alive", seq=8000, ack=1001).unreceived_bytes == 3000
+    assert heard("alive", seq=8000, ack=1001, came_in=1).unreceived_bytes == 0, "a busy connection: it is on its way"
+    assert heard("alive", seq=5001, ack=1001, window_bytes=0).unreceived_bytes == 0, "tries a closed window"
     assert heard("sends", seq=5000, ack=1001) == _Asked(0.0, alive=True)
     assert heard("alive", seq=5000, ack=1101) == _Asked(0.0), "acknowledges what was never sent: another connection's"
     assert "acknowledged none of 3 probes" in words(ProbeFact("alive", 3, 2.7), "10.0.0.2:5672")
