@@ -8,7 +8,6 @@ bodies are never read.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import ModuleType
@@ -20,6 +19,7 @@ from stucktrace.collectors import (
     amqp_client_pyamqp,
     interpreter,
     memory,
+    procfs,
     python_stacks,
     regions,
     usage,
@@ -115,7 +115,7 @@ class _Target:
         self._found = interpreter.find(process.pid, mapped)
         self._reader = Reader(process.pid, mapped, Layout())
         self._threads, self._python = threads, python
-        self._same_clock = _same_monotonic_clock(process.pid)
+        self._same_clock = procfs.same_monotonic_clock(process.pid)
         numbers = {thread.tid: thread.ns_tid for thread in threads}
         self._idents = {
             thread.ident: numbers[thread.tid] for thread in python.threads if thread.ident and thread.tid in numbers
@@ -143,13 +143,3 @@ class _Target:
             for client in CLIENTS:
                 for connection in dict.fromkeys(client.connections(things, thread.tid)):
                     yield client, connection, thread.tid
-
-
-def _same_monotonic_clock(pid: int) -> bool:
-    """It is not in a time namespace of its own."""
-    try:
-        return os.readlink(f"/proc/{pid}/ns/time") == os.readlink("/proc/self/ns/time")
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stucktrace.collectors import interpreter, memory, python_frames, regions, work_shapes
+from stucktrace.collectors import interpreter, memory, procfs, python_frames, regions, work_shapes
 from stucktrace.collectors.cpython_objects import Layout, Reader
 from stucktrace.collectors.python_frames import Frame, Walk
 from stucktrace.collectors.python_values import Values
@@ -214,7 +214,7 @@ class _Target:
 def _age_s(process: ProcessFact, mapped: Regions, work: _Work, slept_s: float) -> float | None:
     """For how long the work has lasted; None where it cannot be said for certain."""
     ages: list[float] = []
-    if work.monotonic is not None and _same_monotonic_clock(process.pid):
+    if work.monotonic is not None and procfs.same_monotonic_clock(process.pid):
         ages = [time.monotonic() - work.monotonic]
     elif work.local is not None:
         from stucktrace.collectors import local_time
@@ -227,14 +227,3 @@ def _age_s(process: ProcessFact, mapped: Regions, work: _Work, slept_s: float) -
     process_s = time.clock_gettime(time.CLOCK_BOOTTIME) - process.start_time / os.sysconf("SC_CLK_TCK")
     possible = [age for age in ages if slept_s - 0.1 <= age <= process_s + 0.1]
     return max(possible[0], 0.0) if len(possible) == 1 else None
-
-
-def _same_monotonic_clock(pid: int) -> bool:
-    """It is not in a time namespace of its own."""
-    try:
-        return os.readlink(f"/proc/{pid}/ns/time") == os.readlink("/proc/self/ns/time")
-    except FileNotFoundError:
-        # A kernel without time namespaces.
-        return True
-    except OSError:
-        return False
