@@ -17,7 +17,7 @@ from stucktrace.diagnosis import network_probe
 from stucktrace.diagnosis.model import PROVEN, Finding
 from stucktrace.diagnosis.words import age, listing, process, size
 from stucktrace.errors import CollectorError, Refused, StucktraceError
-from stucktrace.facts import ProcessFact, SocketFact
+from stucktrace.facts import MASTERS, ProcessFact, SocketFact
 from stucktrace.inspection import Inspection, Opening, follow, inspect_all
 from stucktrace.run import Options
 
@@ -245,7 +245,7 @@ def _proven(inspection: Inspection) -> tuple[Finding, SocketFact]:
         raise Refused(
             f"nothing proves that pid {pid} hangs on a dead connection: its verdict is {verdict.code} "
             f"({verdict.summary})",
-            f"{NOTHING_DONE}; only a connection that is proven to be half-open is ended",
+            f"{NOTHING_DONE}; {_whom(inspection.snapshot.process)}",
         )
     if verdict.confidence != PROVEN:
         raise Refused(
@@ -257,6 +257,12 @@ def _proven(inspection: Inspection) -> tuple[Finding, SocketFact]:
     if connection is None or connection.protocol != "tcp":
         raise Refused("the verdict names no TCP connection", NOTHING_DONE)
     return verdict, connection
+
+
+def _whom(target: ProcessFact) -> str:
+    if target.worker.kind in MASTERS:
+        return f"name the worker that hangs: stucktrace pid {target.pid} shows them"
+    return "only a connection that is proven to be half-open is ended"
 
 
 def _alone(pid: int, connection: SocketFact) -> None:
