@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import sysconfig
@@ -16,7 +17,7 @@ from stucktrace.collectors.process import read_process
 from stucktrace.diagnosis import traps_celery
 from stucktrace.facts.settings import CHANGED_SINCE, DEFAULT, NOT_SET, OK, SettingFact
 
-from tests.harness import kernel, pythons, targets
+from tests.harness import command, kernel, pythons, targets
 
 PYTHONS = {pythons.name_of(path): path for path in pythons.interpreters()}
 CASES = [
@@ -55,6 +56,15 @@ def problems(facts: dict[str, SettingFact]) -> set[str]:
     return {check.code for check in traps_celery.checks(tuple(facts.values())) if check.status != OK}
 
 
+def audited(pid: int) -> tuple[int, set[str]]:
+    """(exit status, what is not well) by the command itself, which shows no credential either."""
+    done = command.run("audit", pid, "--json")
+    text = command.run("audit", pid, "--verbose").stdout
+    assert "secret" not in done.stdout + text and "Celery" in text
+    checks = json.loads(done.stdout)["checks"]
+    return done.status, {check["code"] for check in checks if check["status"] != OK}
+
+
 def lost(facts: dict[str, SettingFact]) -> dict[str, tuple[tuple[str, object], ...]]:
     return {name.rpartition(".")[2]: fact.others for name, fact in facts.items() if fact.source == NOT_SET}
 
@@ -74,6 +84,8 @@ def test_what_is_set_and_what_is_not(tmp_path, python, use):
     )
     with project(tmp_path, python, main=main) as pid:
         found = settings(pid)
+        if python == sys.executable:
+            assert audited(pid) == (1, {"string-keys", "no-connection-pool"})
     assert all(fact.in_force and fact.known for fact in found.values())
     options = {
         name.removeprefix("broker_transport_options"): fact.value for name, fact in found.items() if "transport" in name
@@ -110,6 +122,7 @@ def test_an_overlay_that_replaces_and_one_that_adds(tmp_path):
     files = {"main": NAMESPACED, "conf__base": BASE}
     with project(tmp_path, **files, conf__production=STARS + REPLACED) as pid:
         found = settings(pid)
+        assert audited(pid) == (5, {"settings-overlay"})
     where = f"{tmp_path}/conf/base.py:3"
     assert lost(found) == {"confirm_publish": ((where, True),), "heartbeat": ((where, 30),)}
     assert problems(found) == {"settings-overlay"}
