@@ -123,9 +123,8 @@ def _memory(view: View, process: ProcessFact) -> Iterator[Check]:
         yield Check(
             "max-memory-per-child",
             WARN,
-            f"worker_max_memory_per_child = {limit_kb:g} kB is less than a child has now ({rss_kb:.0f} kB): it is "
-            "replaced after the task",
-            evidence(memory),
+            f"worker_max_memory_per_child = {limit_kb:g} kB is less than a child has now: a task is its last",
+            (*evidence(memory), f"pid {process.pid} has {rss_kb:.0f} kB"),
             f"{view.spelled('worker_max_memory_per_child')} = {round(4 * rss_kb, -4):.0f}",
         )
 
