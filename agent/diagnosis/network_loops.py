@@ -17,6 +17,7 @@ from stucktrace.diagnosis import (
     network_conntrack,
     network_inbound,
     network_outage,
+    network_probe,
     network_remedies,
     tcp_timers,
 )
@@ -92,7 +93,9 @@ def _unanswered(snapshot: Snapshot, wait: Wait, socket: SocketFact, limit_s: flo
 
 def _dead(snapshot: Snapshot, wait: Wait, socket: SocketFact, budgets: Budgets, limit_s: float) -> Iterator[Finding]:
     outage = network_outage.find_outage(snapshot, socket, budgets)
-    if outage is None or (outage.since_s < limit_s and not outage.ended and not network_outage.shows_early(socket)):
+    # Where the answer of the peer tells it, the outage need not be long.
+    told = outage is not None and (outage.ended or bool(network_probe.unreceived(socket.probe)))
+    if outage is None or (outage.since_s < limit_s and not told and not network_outage.shows_early(socket)):
         return
     left_s = tcp_timers.gives_up_s(socket)
     ends = f"; the kernel gives up in about {age(left_s)}" if left_s is not None else ""

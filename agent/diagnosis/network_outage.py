@@ -127,7 +127,8 @@ def _only_small(snapshot: Snapshot, socket: SocketFact, budgets: Budgets) -> Out
     else:
         return None
     known = (line for line in network.retransmit_lines(snapshot, socket) if line.value or line.what == "unacked")
-    return Outage(LIKELY, what, outage_s, (*_probe_lines(socket), *known, _gives_up(socket)))
+    ends = (_gives_up(socket),) if socket.unacked else ()
+    return Outage(LIKELY, what, outage_s, (*_probe_lines(socket), *known, *ends))
 
 
 def shows_early(socket: SocketFact) -> bool:
