@@ -8,24 +8,22 @@ refused with its reason.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from stucktrace import probing
+from stucktrace import probing, unstick_watch
 from stucktrace.diagnosis import network_probe
 from stucktrace.diagnosis.model import PROVEN, Finding
-from stucktrace.diagnosis.words import age, listing, process, size
+from stucktrace.diagnosis.words import listing, process, size
 from stucktrace.errors import CollectorError, Refused, StucktraceError
 from stucktrace.facts import MASTERS, ProcessFact, SocketFact
 from stucktrace.inspection import Inspection, Opening, follow, inspect_all
 from stucktrace.run import Options
+from stucktrace.unstick_watch import Outcome
 
 if TYPE_CHECKING:
     from stucktrace.collectors.kernel import Kernel
 
-WATCH_S = 10.0
-WATCH_EVERY_S = 0.1
 NOTHING_DONE = "nothing was done"
 
 
@@ -71,21 +69,6 @@ class Plan:
             f"may be lost or doubled: what was sent and not acknowledged{unacked} may have arrived all the same; "
             f"{self.loses}",
         )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the process did next."""
-
-    what: str
-    """ "reconnected", "went-on", "ended" or "unchanged"."""
-    after_s: float
-    text: str
-    remote: str = ""
-
-    @property
-    def good(self) -> bool:
-        return self.what in ("reconnected", "went-on")
 
 
 class Unsticker:
@@ -140,7 +123,7 @@ class Unsticker:
         if (target.pid, target.start_time, *_identity(connection)) != before:
             raise Refused("the process hangs on another connection by now", f"{NOTHING_DONE}; look again")
         _alone(target.pid, connection)
-        self._before, self._call = frozenset(self._connections() or ()), _call(plan)
+        self._before, self._call = frozenset(self._connections() or ()), unstick_watch.call_of(plan)
         if plan.asks and self._asked(target.pid, connection) == "reset":
             return "ended-by-probe"
         known = self._connections() or {}
@@ -172,45 +155,8 @@ class Unsticker:
         return answer.answer if answer is not None else ""
 
     def watch(self, plan: Plan) -> Outcome:
-        """Looks on until the process has connected again or ended, or for a while."""
-        from stucktrace.collectors.process import still_same
-
-        began, left_s = time.monotonic(), None
-        while True:
-            if not still_same(plan.process):
-                after_s = time.monotonic() - began
-                return Outcome("ended", after_s, f"the process ended {_after(after_s)}")
-            connections, call = self._connections(), _call(plan)
-            after_s = time.monotonic() - began
-            moved = call != self._call and not (call or "").startswith("running")
-            if left_s is None and (moved or (connections is not None and plan.connection.inode not in connections)):
-                left_s = after_s
-            fresh = [
-                other
-                for inode, other in (connections or {}).items()
-                if inode not in self._before and other.direction != "in"
-            ]
-            new = [other.remote for other in fresh if other.state == "ESTABLISHED"]
-            again = next((remote for remote in new if _same_service(plan.connection, remote)), "")
-            # Another thread of it may connect at any time: what hung must have gone on too.
-            if again and left_s is not None:
-                text = f"the process connected again to {again} {_after(after_s)} and goes on"
-                return Outcome("reconnected", after_s, text, again)
-            if after_s > WATCH_S or (left_s is not None and plan.connection.direction == "in"):
-                break
-            time.sleep(WATCH_EVERY_S)
-        trying = next((other.remote for other in fresh if other.state == "SYN_SENT"), "")
-        if left_s is None:
-            return Outcome("unchanged", after_s, f"nothing changed for {age(after_s)}: the thread is still in its call")
-        text = f"the thread left its call {_after(left_s)} and the process goes on"
-        if plan.connection.direction == "in":
-            return Outcome("went-on", left_s, f"{text}; to connect again is its client's business")
-        text += "; it has not connected again"
-        if new:
-            text += f" to that service, but to {listing(new)}"
-        elif trying:
-            text += f": {trying} does not answer"
-        return Outcome("went-on", left_s, text)
+        """What the process does next."""
+        return unstick_watch.look_on(plan, self._before, self._call, self._connections)
 
     def verdict(self) -> Finding | None:
         """What is said of the process now; None when it is gone."""
@@ -301,24 +247,5 @@ def _identity(connection: SocketFact) -> tuple[int, str, str]:
     return connection.inode, connection.local, connection.remote
 
 
-def _same_service(old: SocketFact, remote: str) -> bool:
-    """The address may change with a name's; the port tells which service it is."""
-    return remote.rpartition(":")[2] == old.remote.rpartition(":")[2]
-
-
 def _loses(finding: Finding) -> str:
     return next((step.loses for step in finding.now if step.loses), "the library's own retry sends it again, or nobody")
-
-
-def _after(seconds: float) -> str:
-    return "at once" if seconds < WATCH_EVERY_S else f"within {age(seconds)}"
-
-
-def _call(plan: Plan) -> str | None:
-    """The call that the thread is in, with its arguments; None when it is gone."""
-    tid = plan.finding.tid
-    try:
-        with open(f"/proc/{plan.process.pid}/task/{tid}/syscall") as file:
-            return file.read()
-    except OSError:
-        return None

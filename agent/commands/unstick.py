@@ -25,7 +25,8 @@ from stucktrace.output import write, write_json
 
 if TYPE_CHECKING:
     from stucktrace.diagnosis.model import Finding
-    from stucktrace.unstick import Outcome, Plan
+    from stucktrace.unstick import Plan
+    from stucktrace.unstick_watch import Outcome
 
 EPILOG = """\b
 Exit status:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stucktrace import unstick
+from stucktrace import unstick, unstick_watch
 from stucktrace.collectors import sock_destroy
 from stucktrace.collectors.process import read_process
 from stucktrace.diagnosis.model import Finding
@@ -257,8 +257,8 @@ def test_without_the_kernels_own_way_it_is_shut_down(path: Route, monkeypatch: p
         plan = unstick.Plan(
             read_process(client.pid), fact, Finding("half-open", "proven", "", tid=client.pid), "", False
         )
-        monkeypatch.setattr(unstick, "WATCH_S", 0.3)
-        unsticker._before, unsticker._call = frozenset({inode}), unstick._call(plan)
+        monkeypatch.setattr(unstick_watch, "WATCH_S", 0.3)
+        unsticker._before, unsticker._call = frozenset({inode}), unstick_watch.call_of(plan)
         assert (unsticker.watch(plan).what, unsticker.watch(plan).good) == ("unchanged", False)
         sock_destroy.shut_down(client.pid, fd, fact)
         kernel.wait_for_call(client.pid, "clock_nanosleep")

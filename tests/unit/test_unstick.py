@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from stucktrace.unstick import Plan, _same_service, _unheard
+from stucktrace.unstick import Plan, _unheard
+from stucktrace.unstick_watch import same_service
 
 from tests.unit.snapshots import black_hole, snapshot
 from tests.unit.test_network_probe import RESET, publisher, verdict
@@ -28,8 +29,8 @@ def test_a_peer_that_is_heard_again_at_the_last_moment() -> None:
 
 
 def test_a_service_is_told_by_its_port() -> None:
-    assert _same_service(DEAD, "10.0.0.99:5672")
-    assert not _same_service(DEAD, "10.0.0.2:6379")
+    assert same_service(DEAD, "10.0.0.99:5672")
+    assert not same_service(DEAD, "10.0.0.2:6379")
 
 
 def test_the_plan_says_what_it_costs() -> None:
