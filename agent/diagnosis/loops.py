@@ -53,6 +53,8 @@ LOOPS = (
     Loop("uvloop's event loop", "run", "uvloop/__init__.py", ("run_until_complete", "run", "wrapper"), "uvloop"),
 )
 
+_CELERY_LOOPS = ("kombu's event loop", "Celery's event loop")
+_SOLO_FILE = "celery/concurrency/base.py"
 _DISPATCHERS = frozenset({"_doReadOrWrite", "_process_events"})
 """Inside some loops' poll functions callbacks run; inside these frames they do."""
 
@@ -101,7 +103,7 @@ def blocked_loop(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
         if wait.lock is not None and wait.lock.kind == "gil":
             continue
         callback = callback_of(snapshot, wait)
-        if callback is None:
+        if callback is None or _runs_a_task(wait, callback):
             continue
         yield loop_locks.told(snapshot, wait, callback.loop, _blocked(snapshot, budgets, wait, callback, age_s))
 
@@ -125,6 +127,13 @@ def callback_of(snapshot: Snapshot, wait: Wait) -> Callback | None:
             return None
         return Callback(loop.name, index)
     return _green(snapshot, wait, frames)
+
+
+def _runs_a_task(wait: Wait, callback: Callback) -> bool:
+    """Celery's solo pool runs its tasks inside of Celery's own loop, which is what it is for."""
+    own = callback.loop in _CELERY_LOOPS
+    inner = _since_fork(wait.frames)[: callback.depth]
+    return own and any(bare(frame) == "apply_target" and in_file(frame, _SOLO_FILE) for frame in inner)
 
 
 def callback_frame(snapshot: Snapshot, tid: int) -> Frame | None:

@@ -181,6 +181,15 @@ def test_celery_main_on_a_silent_redis_has_the_network_as_its_root():
     assert codes(facts)[:2] == [("half-open", "proven"), ("blocked-loop", "proven")]
 
 
+def test_a_task_of_the_solo_pool_runs_in_the_loop_on_purpose():
+    site = "/v/lib/python3.11/site-packages/celery"
+    task = [f"trace_task {site}/app/trace.py:451", f"apply_target {site}/concurrency/base.py:30", *KOMBU]
+    sleeps = blocked(["nap /srv/app/tasks.py:3", *task], syscall=call("clock_nanosleep"), blocked_s=20)
+    assert verdict(sleeps).verdict_class == "healthy"
+    asks = blocked([*REDIS, "nap /srv/app/tasks.py:3", *task], worker="celery-main")
+    assert codes(replace(asks, sockets=(black_hole(7, 45.0),)))[0] == ("half-open", "proven")
+
+
 def test_a_forked_child_does_not_inherit_its_parents_loop():
     child = [
         "Connection._recv /v/lib/python3.11/site-packages/billiard/connection.py:422",
