@@ -186,7 +186,7 @@ def watch(folder: Path, chosen: Sequence[Healthy], watched_s: float, rounds: int
 pytestmark = pytest.mark.xdist_group("lookalikes")
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_never_called_stuck(tmp_path: Path):
     watch(tmp_path, [case for case in CASES if case not in BUSY], WATCHED_S, ROUNDS)
 
