@@ -154,7 +154,7 @@ def _member(run: Run, process: ProcessFact, sockets: tuple[SocketFact, ...], pol
         member = replace(member, siblings=frozenset(procfs.children(process.ppid)) - {pid})
     if kind.startswith("gunicorn-"):
         member = run.collect("gunicorn's settings", member, partial(_gunicorn, member), pid)
-    return run.collect("Celery's settings", member, partial(_celery, member), pid)
+    return run.collect("Celery's settings", member, partial(_celery, run, member), pid)
 
 
 def _gunicorn(member: Audited) -> Audited:
@@ -176,7 +176,7 @@ def _gunicorn(member: Audited) -> Audited:
     )
 
 
-def _celery(member: Audited) -> Audited:
+def _celery(run: Run, member: Audited) -> Audited:
     from stucktrace.collectors import celery_options, celery_settings, startup
 
     process = member.process
@@ -186,7 +186,22 @@ def _celery(member: Audited) -> Audited:
     in_force = _explained(celery_settings.collect(process), given)
     if process.worker.kind == "celery-child":
         in_force = _explained(celery_options.limits_in_force(process.pid), in_force)
+    in_force, unloaded = _loaded(in_force)
+    if unloaded:
+        because = f"the application has not been used yet, and loads {unloaded} when it is"
+        run.miss(Missing("Celery's settings", because, "look again after it has published"), process.pid)
     return replace(member, settings=(*member.settings, *in_force))
+
+
+def _loaded(settings: tuple[SettingFact, ...]) -> tuple[tuple[SettingFact, ...], str]:
+    """(those that are settled, the module of settings that Celery will load at first use; "" for none)."""
+    told = {each.name: each.value for each in settings}
+    source = str(told.get("app_settings") or "")
+    # A configured application has values of a module too that cannot be read: those are worth a line each.
+    if not source or told.get("app_state") == "configured":
+        return settings, ""
+    settled = tuple(each for each in settings if each.known or not each.source.startswith(f"{source}."))
+    return settled, source if len(settled) < len(settings) else ""
 
 
 def _explained(in_force: Collection[SettingFact], given: Collection[SettingFact]) -> tuple[SettingFact, ...]:
