@@ -16,7 +16,7 @@ twice, some seconds apart, with no connection lost in between:
 - `deliveries_held`: the broker counts as many unacknowledged deliveries as the worker may have, so it sends no more,
   and the worker works on none. `likely` at most: a consumer may keep messages on purpose. Celery's reasons to do so
   (rate limits, ETA) are read from its memory and have to be absent. A busy channel is always full: so nothing may have
-  passed on it for a while (only the management API tells), with another consumer for the budget of a request.
+  passed on it for a while (only the management API tells), with another consumer for a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -162,11 +162,14 @@ def _lost(snapshot: Snapshot, fact: BrokerFact) -> Iterator[tuple[Subscription, 
 
 
 def _at_home(snapshot: Snapshot, fact: BrokerFact) -> bool:
-    """The broker asked is the one that the worker consumes from, and not one to which it only publishes: the connection
-    that its loop holds is known there, or some consumer of it is (remote control has one)."""
+    """The broker asked is the one that the worker consumes from, and not one to which it only publishes, or where it
+    gets replies: the connection that its loop holds is known there; where that is not known, some consumer of it is.
+    """
     peers = {connection.peer for connection in fact.connections}
-    held = any(amqp.source == "memory" and amqp.local in peers for amqp in snapshot.amqp)
-    return held or bool(fact.consumers) or fact.kind == "redis"
+    held = [amqp.local for amqp in snapshot.amqp if amqp.source == "memory" and amqp.local]
+    if held and fact.kind != "redis" and fact.matched_by == "address":
+        return any(local in peers for local in held)
+    return bool(fact.consumers) or fact.kind == "redis"
 
 
 def _guessed(snapshot: Snapshot, fact: BrokerFact) -> tuple[Subscription, ...]:

@@ -122,7 +122,10 @@ def test_a_broker_to_which_it_only_publishes():
     assert codes(facts) == [("idle", "likely")]
     loop = AmqpFact("10.0.0.1:40007", "10.0.0.2:5672", "memory")
     assert verdict(replace(facts, amqp=(loop,))).confidence == "proven"
-    assert codes(replace(facts, amqp=(replace(loop, local="10.0.0.1:40008"),))) == [("idle", "likely")]
+    other = (replace(loop, local="10.0.0.1:40008"),)
+    assert codes(replace(facts, amqp=other)) == [("idle", "likely")]
+    # It gets replies there: its consumer of them is no sign that it should have the other one.
+    assert codes(replace(worker(view(), view()), amqp=other)) == [("idle", "likely")]
 
 
 def test_a_worker_in_its_shutdown_has_no_consumer():
