@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stucktrace.collectors.amqp_client_objects import Things
+from stucktrace.collectors.amqp_client_objects import Things, in_frames
 from stucktrace.facts import AmqpChannel, AmqpFact, AmqpMethod
 
 CLIENT = "amqpstorm"
@@ -20,11 +20,7 @@ _NEXT = ("_channel0", "_connection", "_default_connection_adapter", "_channel")
 
 def connections(things: Things, tid: int) -> Iterator[int]:
     """Those that a frame of the thread has in hand, innermost first."""
-    for place in things.stacks.of(tid):
-        if any(part in place.file for part in FILES):
-            found = _connection_of(things, things.stacks.variable(place, "self"))
-            if found is not None:
-                yield found
+    return in_frames(things, tid, FILES, _connection_of)
 
 
 def _connection_of(things: Things, address: int | None) -> int | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 
 from stucktrace.collectors import call_counts, dead_frames, memory, python_modules
 from stucktrace.collectors.interpreter import Interpreter
@@ -163,3 +163,14 @@ class Things:
             text.partition(b"\0")[0].decode("ascii", errors="replace"): offset
             for text, offset in zip(names, found.values(), strict=True)
         }
+
+
+def in_frames(
+    things: Things, tid: int, files: Collection[str], connection_of: Callable[[Things, int | None], int | None]
+) -> Iterator[int]:
+    """The connections that frames of a thread in these files have in hand as `self`, innermost first."""
+    for place in things.stacks.of(tid):
+        if any(part in place.file for part in files):
+            found = connection_of(things, things.stacks.variable(place, "self"))
+            if found is not None:
+                yield found

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from stucktrace.collectors import dead_frames
-from stucktrace.collectors.amqp_client_objects import Things
+from stucktrace.collectors.amqp_client_objects import Things, in_frames
 from stucktrace.collectors.amqp_client_pyamqp import ASSUMED, ASSUMED_OF_COUNTS, more_often
 from stucktrace.facts import AmqpChannel, AmqpFact, AmqpMethod
 
@@ -26,11 +26,7 @@ _SHOWN_CHANNELS = 256
 
 def connections(things: Things, tid: int) -> Iterator[int]:
     """Those that a frame of the thread has in hand, innermost first."""
-    for place in things.stacks.of(tid):
-        if any(part in place.file for part in FILES):
-            found = _connection_of(things, things.stacks.variable(place, "self"))
-            if found is not None:
-                yield found
+    return in_frames(things, tid, FILES, _connection_of)
 
 
 def _connection_of(things: Things, address: int | None) -> int | None:
