@@ -43,7 +43,7 @@ class Case:
         budget_s = min(budgets.owed_s, budgets.stuck_after_s)
         # The heartbeats of a client that sends its own hide when the wait began: it is as old as the last of them. But
         # counts may be of another connection, and the answer is only slow.
-        polls = self.wait.polls or bool(self.fact.waiting_task)
+        polls = (self.wait.polls and self.fact.waiting_s is None) or bool(self.fact.waiting_task)
         counted = self.fact.blocked_assumes and self.fact.last_in is None
         if polls and self.fact.heartbeat_s and self.fact.blocked is not None and not counted:
             budget_s = min(budget_s, BLOCKED_S)

@@ -103,6 +103,9 @@ def test_a_polling_client_that_waits_for_a_slow_answer_is_not_blocked_by_counts(
         sleeper = thread(100, call("poll", 7, timeout_s=1.0, endless=False), blocked_s=0.5)
         polls = replace(publisher(fact, **values), threads=(sleeper,))
         assert [finding.code for finding in broker.broker_blocked(polls, BUDGETS)] == codes
+        # One that keeps by itself since when it waits: a short alarm is no reason for alarm.
+        known = replace(polls, amqp=(replace(fact, waiting_s=3.0),))
+        assert list(broker.broker_blocked(known, BUDGETS)) == []
 
 
 def test_a_heartbeat_that_comes_in_does_not_make_the_wait_young() -> None:
