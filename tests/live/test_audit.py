@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness import command, gunicorn, kernel, namespaces, targets
+from tests.harness import command, elsewhere, gunicorn, kernel, namespaces, targets
 from tests.live.conftest import ENGINES
 
 pytestmark = pytest.mark.xdist_group("audit")
@@ -169,8 +169,8 @@ def test_what_is_not_python_and_what_is_not_there(peer):
         answer = audit(target.pid)
         assert [each["remote"] for each in answer["connections"]] == [address]
         assert problems(answer) == {"no-timeout": "warn"}
-        nobody = ("setpriv", "--reuid", "65534", "--clear-groups")
-        refused = command.run("audit", target.pid, prefix=nobody)
-        assert (refused.status, refused.stdout, refused.stderr.count("\n")) == (3, "", 1), refused
+        with elsewhere.installed() as environment:
+            refused = elsewhere.run(environment, "audit", target.pid, prefix=elsewhere.UNPRIVILEGED)
+        assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (3, "", 1), refused
     gone = command.run("audit", target.pid)
     assert (gone.status, gone.stderr.count("\n")) == (3, 1)
