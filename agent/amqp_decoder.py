@@ -65,7 +65,6 @@ def _prepare(parent: int) -> None:
     """Signals are the parent's affair, and no right is left that reading open files does not need."""
     for number in _NOT_OURS:
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(_PARENT_ENDED, lambda *_: sys.exit())
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_PDEATHSIG, _PARENT_ENDED, 0, 0, 0)
     if os.getppid() != parent:
@@ -110,6 +109,8 @@ def _serve(channel: Channel) -> None:
     # While the parent is busy.
     from stucktrace.amqp_reading import Capture, read_file
 
+    # Until here that signal simply ends it: an import swallows what is raised. From here on a packet file is closed.
+    signal.signal(_PARENT_ENDED, lambda *_: sys.exit())
     channel.tell({"ready": True})
     order = channel.order()
     if "capture" in order:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -69,9 +70,10 @@ def _headline(page: Page, audit: Audit) -> None:
     process, status = own.process, audit.status
     kind = process.worker.kind.replace("-", " ")
     who = kind if kind != "other" else process.command
-    found = [check for check in _all_checks(audit) if check.status == status]
+    found = Counter(check.status for check in _all_checks(audit))
     well = "nothing that was seen would hurt" if audit.missing else "nothing here would hurt"
-    what = {OK: well, WARN: count(len(found), "warning"), ERROR: count(len(found), "error")}[status]
+    bad = [count(found[each], word) for each, word in ((ERROR, "error"), (WARN, "warning")) if found[each]]
+    what = ", ".join(bad) or well
     words = [f"pid {process.pid}", who]
     if workers:
         words.append(f"{count(len(workers), 'worker')} ({_pids([member.process.pid for member in workers])})")

@@ -167,7 +167,6 @@ def test_two_thousand_threads():
             report = command.explain(target.pid, "--engine", engine)
             assert len(report["threads"]) == 2001
             assert report.verdict["class"] == "healthy"
-            assert report["timings_ms"]["total"] < 30_000
 
 
 def test_twenty_thousand_fds():
@@ -184,7 +183,6 @@ def test_twenty_thousand_fds():
             report = command.explain(target.pid, "--engine", engine)
             assert report["process"]["fd_count"] > count
             assert report.verdict["class"] == "healthy"
-            assert report["timings_ms"]["total"] < 30_000
 
 
 def test_py_spy_missing(waiting: targets.Target):
