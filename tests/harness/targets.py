@@ -21,7 +21,7 @@ from pathlib import Path
 from tests.harness import kernel
 
 TARGETS = Path(__file__).parents[1] / "targets"
-READY_DEADLINE_S = 120.0
+READY_DEADLINE_S = 150.0
 MARK = "STUCKTRACE_TEST_TARGET"
 """In the environment of everything that a target starts, so that it is found again whoever its parent is."""
 
