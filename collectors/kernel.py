@@ -1,6 +1,6 @@
 """The kernel side of the tool: loads the BPF objects, runs their iterators, and says why where that is not possible.
 
-One look needs one object (look.bpf.o); hooks for a sampling window are loaded when asked for. Whether a program works
+One look needs one object (look.bpf.c); hooks for a sampling window are loaded when asked for. Whether a program works
 is found out by trying it, never from the kernel's version.
 """
 
@@ -52,9 +52,9 @@ class Kernel:
             self.unload(name)
 
     def load(self, name: str, programs: frozenset[str] | None = None) -> libbpf.Object:
-        """The object NAME.bpf.o, loaded once; only these programs of it when given. BpfError: the kernel refuses it."""
+        """What bpf/NAME.bpf.c was compiled to, loaded once; only these programs when given. BpfError: it is refused."""
         if name not in self._objects:
-            self._objects[name] = libbpf.Object(str(OBJECTS / f"{name}.bpf.o"), programs)
+            self._objects[name] = libbpf.Object(str(object_file(name)), programs)
         return self._objects[name]
 
     def unload(self, name: str) -> None:
@@ -92,7 +92,7 @@ class Kernel:
             followed.update(ctypes.c_uint32(pid), ctypes.c_uint8(1))
 
     def iterate_over_node(self, name: str, program: str) -> bytes:
-        """All records of one run of an iterator of the object NAME.bpf.o, which chooses by itself what it reports."""
+        """All records of one run of an iterator of bpf/NAME.bpf.c, which chooses by itself what it reports."""
         return _read_all(self.load(name).open_iterator(program))
 
     def iterate(self, program: str, pid: int | None) -> bytes:
@@ -141,6 +141,11 @@ class Opened(NamedTuple):
     """Why there is no kernel, when it would have been used."""
 
 
+def object_file(name: str) -> Path:
+    """What bpf/NAME.bpf.c was compiled to for this machine."""
+    return OBJECTS / f"{name}.{os.uname().machine}.bpf.o"
+
+
 def open_kernel(engine: str) -> Opened:
     """The kernel side for an engine: "auto" takes it when it can be had, "core" insists, "none" does without.
 
@@ -168,8 +173,9 @@ def why_not() -> Missing | None:
         return Missing(
             "BPF", "the kernel has no BTF (/sys/kernel/btf/vmlinux)", "a kernel with CONFIG_DEBUG_INFO_BTF=y"
         )
-    if not (OBJECTS / f"{LOOK}.bpf.o").exists():
-        return Missing("BPF", "the compiled BPF programs are not installed", "install a wheel for this architecture")
+    if not object_file(LOOK).exists():
+        because = f"there are no compiled BPF programs for {os.uname().machine}"
+        return Missing("BPF", because, "install a wheel of stucktrace, on x86_64 or aarch64")
     lacking = _lacking_capabilities()
     if lacking:
         return Missing("BPF", f"not permitted: {' and '.join(lacking)} missing", _grant(lacking))

@@ -29,11 +29,15 @@ def test_one_importable_name_and_what_it_carries(wheel):
         "stucktrace/report.schema.json",
         "stucktrace/py.typed",
         "stucktrace/diagnosis/known_issues.json",
-        "stucktrace/objects/look.bpf.o",
-        "stucktrace/objects/waits.bpf.o",
-        "stucktrace/objects/tcp.bpf.o",
+        *(
+            f"stucktrace/objects/{name}.{machine}.bpf.o"
+            for name in ("inflight", "lifecycle", "look", "tcp", "trouble", "waits")
+            for machine in ("x86_64", "aarch64")
+        ),
     ):
         assert wanted in names
+    # One for every Linux: it carries no machine code but BPF's, and that for each architecture.
+    assert wheel.wheel.name.endswith("-py3-none-any.whl")
     assert sum("licenses/" in name for name in names) >= 3
     assert not [name for name in names if name.endswith((".c", ".h"))]
 

@@ -166,7 +166,7 @@ def test_garbled_headers_and_symbols(libc: elf.Module) -> None:
 
 def test_garbled_files() -> None:
     chance = random.Random(4)
-    whole = (kernel.OBJECTS / "look.bpf.o").read_bytes()
+    whole = kernel.object_file("look").read_bytes()
     header = whole[:64]
     with tempfile.TemporaryFile() as file:
         for _ in range(ROUNDS):
