@@ -10,6 +10,7 @@
 #include "events.h"
 #include "ids.h"
 #include "ring.h"
+#include "maps.h"
 
 ANCHOR(life_record);
 
@@ -34,21 +35,10 @@ struct kernel_siginfo {
 } CORE;
 
 /* pid in the initial namespace -> as the tool sees it. A process takes its entry with it. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 16384);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, __u32);
-	__type(value, __u32);
-} watched SEC(".maps");
+MAP_HASH_SPARSE(watched, __u32, __u32, 16384);
 
 /* Inode number of the tool's PID namespace. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u32);
-} own_namespace SEC(".maps");
+MAP_ARRAY(own_namespace, __u32, 1);
 
 /* 0: not visible there. */
 static __always_inline __u32 pid_for_tool(struct task_struct *task)

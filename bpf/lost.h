@@ -4,13 +4,9 @@
 #define STUCKTRACE_LOST_H
 
 #include "types.h"
+#include "maps.h"
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} lost SEC(".maps");
+MAP_ARRAY(lost, __u64, 1);
 
 /* Losing is rare, so one shared counter is cheap enough. */
 static __always_inline void count_lost(void)

@@ -9,35 +9,19 @@
 #include "net_types.h"
 #include "events.h"
 #include "lost.h"
+#include "maps.h"
 
 ANCHOR(tcp_key);
 ANCHOR(tcp_count);
 
 /* Sockets to report, by inode: those held when the window began (0), and those that connect within it (by whom). */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, __u64);
-	__type(value, __u32);
-} watched_sockets SEC(".maps");
+MAP_HASH_SPARSE(watched_sockets, __u64, __u32, 65536);
 
 /* Processes whose new connections are watched too, by their pid in the initial namespace. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, __u32);
-	__type(value, __u8);
-} watched_processes SEC(".maps");
+MAP_HASH_SPARSE(watched_processes, __u32, __u8, 4096);
 
 /* A few kinds of events on the sockets that have any; what does not fit is counted as lost. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 16384);
-	__type(key, struct tcp_key);
-	__type(value, struct tcp_count);
-} tcp_events SEC(".maps");
+MAP_HASH(tcp_events, struct tcp_key, struct tcp_count, 16384);
 
 static __always_inline void count(struct sock *sk, __u32 kind, __u32 detail)
 {

@@ -10,6 +10,7 @@
 #include "net_types.h"
 #include "events.h"
 #include "ring.h"
+#include "maps.h"
 
 ANCHOR(trouble_record);
 
@@ -27,12 +28,7 @@ struct outage {
 };
 
 /* Where more sockets are in trouble at once, the oldest begin anew: one record more for each. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 16384);
-	__type(key, struct tcp_key);
-	__type(value, struct outage);
-} outages SEC(".maps");
+MAP_LRU_HASH(outages, struct tcp_key, struct outage, 16384);
 
 static __always_inline void report(struct sock *sk, __u32 kind, __u32 error)
 {

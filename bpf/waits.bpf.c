@@ -9,6 +9,7 @@
 #include "types.h"
 #include "events.h"
 #include "lost.h"
+#include "maps.h"
 
 ANCHOR(call_key);
 ANCHOR(call_count);
@@ -52,29 +53,14 @@ static const __u8 kinds[CALLS] = {
 };
 
 /* Processes in the window, by their pid in the initial namespace. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
-	__type(key, __u32);
-	__type(value, __u8);
-} watched SEC(".maps");
+MAP_HASH(watched, __u32, __u8, 4096);
 
 /* The same by the pid's low bits: tells most processes apart without a hash (an array look-up is inlined; 30 ns less). */
 #define SLOTS 4096
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, SLOTS);
-	__type(key, __u32);
-	__type(value, __u32);
-} watched_slots SEC(".maps");
+MAP_ARRAY(watched_slots, __u32, SLOTS);
 
 /* A thread uses a few calls on a few fds in a window of seconds; what does not fit is counted as lost. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 16384);
-	__type(key, struct call_key);
-	__type(value, struct call_count);
-} calls SEC(".maps");
+MAP_HASH(calls, struct call_key, struct call_count, 16384);
 
 #define EINTR 4
 #define EAGAIN 11
