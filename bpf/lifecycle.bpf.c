@@ -8,6 +8,7 @@
  */
 #include "types.h"
 #include "events.h"
+#include "hook.h"
 #include "ids.h"
 #include "ring.h"
 #include "maps.h"
@@ -73,8 +74,7 @@ static __always_inline void emit(struct life_record *record, __u32 pid, struct t
 	emit_record(record, sizeof(*record), urgent);
 }
 
-SEC("tp_btf/sched_process_exec")
-int on_exec(__u64 *ctx)
+HOOK(on_exec, sched_process_exec)
 {
 	struct task_struct *process = (struct task_struct *)ctx[0];
 	struct life_record record = {.kind = LIFE_EXEC};
@@ -83,8 +83,7 @@ int on_exec(__u64 *ctx)
 	return 0;
 }
 
-SEC("tp_btf/sched_process_fork")
-int on_fork(__u64 *ctx)
+HOOK(on_fork, sched_process_fork)
 {
 	__u32 parent = bpf_get_current_pid_tgid() >> 32, kernel_pid, pid;
 	struct life_record record = {.kind = LIFE_FORK};
@@ -103,8 +102,7 @@ int on_fork(__u64 *ctx)
 	return 0;
 }
 
-SEC("tp_btf/sched_process_exit")
-int on_exit(__u64 *ctx)
+HOOK(on_exit, sched_process_exit)
 {
 	__u32 kernel_pid = bpf_get_current_pid_tgid() >> 32, pid;
 	struct life_record record = {.kind = LIFE_EXIT};
@@ -141,8 +139,7 @@ static __always_inline __u32 sender_of(__u64 info)
 	return pid_for_tool((struct task_struct *)bpf_get_current_task());
 }
 
-SEC("tp_btf/signal_generate")
-int on_signal(__u64 *ctx)
+HOOK(on_signal, signal_generate)
 {
 	struct life_record record = {.kind = LIFE_SIGNAL};
 	struct task_struct *process;
@@ -163,8 +160,7 @@ int on_signal(__u64 *ctx)
 }
 
 /* The argument was a pid of the initial namespace at first; it is the task since 6.8 or so. */
-SEC("tp_btf/mark_victim")
-int on_oom(__u64 *ctx)
+HOOK(on_oom, mark_victim)
 {
 	struct life_record record = {.kind = LIFE_OOM};
 	struct task_struct *process;

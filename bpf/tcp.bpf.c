@@ -8,6 +8,7 @@
  */
 #include "net_types.h"
 #include "events.h"
+#include "hook.h"
 #include "lost.h"
 #include "maps.h"
 
@@ -54,15 +55,13 @@ static __always_inline void count(struct sock *sk, __u32 kind, __u32 detail)
 	}
 }
 
-SEC("tp_btf/tcp_retransmit_skb")
-int on_retransmit(__u64 *ctx)
+HOOK(on_retransmit, tcp_retransmit_skb)
 {
 	count((struct sock *)ctx[0], TCP_RETRANSMIT, 0);
 	return 0;
 }
 
-SEC("tp_btf/inet_sock_set_state")
-int on_state(__u64 *ctx)
+HOOK(on_state, inet_sock_set_state)
 {
 	struct sock *sk = (struct sock *)ctx[0];
 	__u32 state = (__u32)ctx[2], process;
@@ -82,8 +81,7 @@ int on_state(__u64 *ctx)
 	return 0;
 }
 
-SEC("tp_btf/inet_sk_error_report")
-int on_error(__u64 *ctx)
+HOOK(on_error, inet_sk_error_report)
 {
 	struct sock *sk = (struct sock *)ctx[0];
 
@@ -92,8 +90,7 @@ int on_error(__u64 *ctx)
 	return 0;
 }
 
-SEC("tp_btf/tcp_receive_reset")
-int on_reset(__u64 *ctx)
+HOOK(on_reset, tcp_receive_reset)
 {
 	count((struct sock *)ctx[0], TCP_RESET_RECEIVED, 0);
 	return 0;

@@ -9,6 +9,7 @@
  */
 #include "net_types.h"
 #include "events.h"
+#include "hook.h"
 #include "ring.h"
 #include "maps.h"
 
@@ -71,15 +72,13 @@ static __always_inline void report(struct sock *sk, __u32 kind, __u32 error)
 	}
 }
 
-SEC("tp_btf/tcp_retransmit_skb")
-int on_retransmit(__u64 *ctx)
+HOOK(on_retransmit, tcp_retransmit_skb)
 {
 	report((struct sock *)ctx[0], TCP_RETRANSMIT, 0);
 	return 0;
 }
 
-SEC("tp_btf/inet_sk_error_report")
-int on_error(__u64 *ctx)
+HOOK(on_error, inet_sk_error_report)
 {
 	struct sock *sk = (struct sock *)ctx[0];
 	int error = BPF_CORE_READ(sk, sk_err);
@@ -90,8 +89,7 @@ int on_error(__u64 *ctx)
 	return 0;
 }
 
-SEC("tp_btf/tcp_receive_reset")
-int on_reset(__u64 *ctx)
+HOOK(on_reset, tcp_receive_reset)
 {
 	struct sock *sk = (struct sock *)ctx[0];
 

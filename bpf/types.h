@@ -126,6 +126,10 @@ struct pt_regs {
 #define SYSCALL_ARG3(regs) ((regs)->r10)
 #define SYSCALL_ARG4(regs) ((regs)->r8)
 #define SYSCALL_ARG5(regs) ((regs)->r9)
+/* The same where the verifier does not know the pointer's type. */
+#define READ_SYSCALL_NUMBER(regs) ((__s32)BPF_CORE_READ(regs, orig_ax))
+#define READ_SYSCALL_ARG0(regs) BPF_CORE_READ(regs, di)
+#define READ_SYSCALL_ARG1(regs) BPF_CORE_READ(regs, si)
 #elif defined(__TARGET_ARCH_arm64)
 struct pt_regs {
 	__u64 regs[31];
@@ -148,6 +152,9 @@ struct pt_regs {
 #define SYSCALL_ARG3(regs) ((regs)->regs[3])
 #define SYSCALL_ARG4(regs) ((regs)->regs[4])
 #define SYSCALL_ARG5(regs) ((regs)->regs[5])
+#define READ_SYSCALL_NUMBER(regs) BPF_CORE_READ(regs, syscallno)
+#define READ_SYSCALL_ARG0(regs) BPF_CORE_READ(regs, orig_x0)
+#define READ_SYSCALL_ARG1(regs) BPF_CORE_READ(regs, regs[1])
 #else
 #error "compile with -D__TARGET_ARCH_x86 or -D__TARGET_ARCH_arm64"
 #endif

@@ -8,6 +8,7 @@
  */
 #include "types.h"
 #include "events.h"
+#include "hook.h"
 #include "lost.h"
 #include "maps.h"
 
@@ -71,7 +72,7 @@ MAP_HASH(calls, struct call_key, struct call_count, 16384);
 #define FUTEX_COMMAND 0x7f
 #define FUTEX_WAKE 1
 
-static __always_inline bool is_empty(__u8 kind, __s64 result, struct pt_regs *regs)
+static __always_inline bool is_empty(__u8 kind, __u32 number, __s64 result, struct pt_regs *regs)
 {
 	if (result < 0)
 		return result == -EAGAIN || result == -ETIMEDOUT || result == -EINTR;
@@ -80,16 +81,15 @@ static __always_inline bool is_empty(__u8 kind, __s64 result, struct pt_regs *re
 		return result == 0;
 	case ON_FD:
 		/* 0 events; for connect 0 is success, and an accepted fd is hardly ever 0. */
-		return result == 0 && SYSCALL_NUMBER(regs) != SYSCALL_CONNECT;
+		return result == 0 && number != SYSCALL_CONNECT;
 	case ON_FUTEX:
 		/* 0 from a wait is a wake-up; 0 from a wake woke nobody. */
-		return result == 0 && (SYSCALL_ARG1(regs) & FUTEX_COMMAND) == FUTEX_WAKE;
+		return result == 0 && (READ_SYSCALL_ARG1(regs) & FUTEX_COMMAND) == FUTEX_WAKE;
 	case YIELDS:
 		return true;
 	}
 	/* Sleeps end with 0, as they should; polls with 0 when nothing was ready. */
-	return result == 0 && SYSCALL_NUMBER(regs) != SYSCALL_NANOSLEEP &&
-	       SYSCALL_NUMBER(regs) != SYSCALL_CLOCK_NANOSLEEP;
+	return result == 0 && number != SYSCALL_NANOSLEEP && number != SYSCALL_CLOCK_NANOSLEEP;
 }
 
 static __always_inline bool is_watched(__u32 kernel_pid)
@@ -102,12 +102,11 @@ static __always_inline bool is_watched(__u32 kernel_pid)
 	return *there == kernel_pid || bpf_map_lookup_elem(&watched, &kernel_pid);
 }
 
-SEC("tp_btf/sys_exit")
-int count_return(__u64 *ctx)
+HOOK(count_return, sys_exit)
 {
 	struct pt_regs *regs = (struct pt_regs *)ctx[0];
 	__s64 result = (__s64)ctx[1];
-	__u64 number = (__u32)SYSCALL_NUMBER(regs);
+	__u64 number = (__u32)READ_SYSCALL_NUMBER(regs);
 	struct call_count *count;
 	struct call_key key;
 	__u64 ids;
@@ -126,7 +125,7 @@ int count_return(__u64 *ctx)
 		return 0;
 	key.kernel_tid = (__u32)ids;
 	key.syscall = number;
-	key.fd = kind == MOVES_BYTES || kind == ON_FD ? (__s32)SYSCALL_ARG0(regs) : -1;
+	key.fd = kind == MOVES_BYTES || kind == ON_FD ? (__s32)READ_SYSCALL_ARG0(regs) : -1;
 	count = bpf_map_lookup_elem(&calls, &key);
 	if (!count) {
 		struct call_count fresh = {};
@@ -141,7 +140,7 @@ int count_return(__u64 *ctx)
 	if (result <= -ERESTARTSYS && result >= -ERESTART_RESTARTBLOCK)
 		result = -EINTR;
 	count->returns++;
-	if (is_empty(kind, result, regs))
+	if (is_empty(kind, number, result, regs))
 		count->empty++;
 	if (result < 0)
 		count->last_error = -result;

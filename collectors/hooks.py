@@ -1,15 +1,21 @@
 """Objects whose programs sit on tracepoints: what the kernel takes of one is attached, and what it does not is said.
 
-Found out by trying: all programs at once, for that is what most kernels take, else one by one.
+Each hook is there in the forms of bpf/hook.h, and the first one that the kernel takes is used. Found out by trying: all
+hooks in the first form at once, for that is what most kernels take, else one by one.
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 
 from stucktrace.collectors import libbpf
 from stucktrace.collectors.kernel import Kernel
 from stucktrace.facts import Missing
+
+FORMS: Mapping[str, str] = {"tp_btf": "", "raw_tp": "_raw"}
+"""Means -> what its program's name ends with (bpf/hook.h); the best one first."""
 
 
 class Hooks:
@@ -24,23 +30,35 @@ class Hooks:
         self._programs = programs
         self._subject = subject
         self._links: dict[str, libbpf.Link] = {}
-        self.loaded, self._taken = _load(kernel, name, programs)
+        self._refused: dict[str, libbpf.BpfError] = {}
+        self.loaded, self._means = _load(kernel, name, programs)
 
     def attach(self) -> None:
-        """The maps are filled by now: from here on the programs run."""
-        for program in self._taken:
+        """The maps are filled by now: from here on the programs run. BpfError when none of them does."""
+        for program, means in self._means.items():
             try:
-                self._links[program] = self.loaded.attach(program)
-            except libbpf.BpfError:
-                continue
-        if self._links:
-            self._kernel.hooks[self._name] = f"tp_btf/{','.join(self._programs[program] for program in self._links)}"
+                self._links[program] = self.loaded.attach(program + FORMS[means])
+            except libbpf.BpfError as error:
+                self._refused[program] = error
+        if not self._links:
+            self.close()
+            raise next(iter(self._refused.values()))
+        self._kernel.hooks[self._name] = self.means
+
+    @property
+    def means(self) -> str:
+        """What is attached, as `tp_btf/one,another raw_tp/third`."""
+        by_means = {
+            means: ",".join(self._programs[program] for program in self._links if self._means[program] == means)
+            for means in FORMS
+        }
+        return " ".join(f"{means}/{tracepoints}" for means, tracepoints in by_means.items() if tracepoints)
 
     @property
     def missing(self) -> tuple[Missing, ...]:
         """The hooks that this kernel does not have."""
         return tuple(
-            Missing(f"{self._subject}: {tracepoint}", "this kernel has no such tracepoint", "a newer kernel")
+            Missing(f"{self._subject}: {tracepoint}", _because(self._refused.get(program)), "a newer kernel")
             for program, tracepoint in self._programs.items()
             if program not in self._links
         )
@@ -61,18 +79,28 @@ class Window:
         self._object = loaded
 
 
-def _load(kernel: Kernel, name: str, programs: Mapping[str, str]) -> tuple[libbpf.Object, tuple[str, ...]]:
+def _because(error: libbpf.BpfError | None) -> str:
+    if error is None or error.errno in (errno.ENOENT, errno.ESRCH):
+        return "this kernel has no such tracepoint"
+    return str(error)
+
+
+def _load(kernel: Kernel, name: str, programs: Mapping[str, str]) -> tuple[libbpf.Object, dict[str, str]]:
+    """The object, and the means for each program that the kernel takes."""
+    first = next(iter(FORMS))
     try:
-        return kernel.load(name), tuple(programs)
+        return kernel.load(name, frozenset(program + FORMS[first] for program in programs)), dict.fromkeys(
+            programs, first
+        )
     except libbpf.BpfError as error:
-        taken = []
+        means: dict[str, str] = {}
         for program in programs:
-            try:
-                kernel.load(name, frozenset({program}))
-            except libbpf.BpfError:
-                continue
-            kernel.unload(name)
-            taken.append(program)
-        if not taken:
+            for form, suffix in FORMS.items():
+                with suppress(libbpf.BpfError):
+                    kernel.load(name, frozenset({program + suffix}))
+                    kernel.unload(name)
+                    means[program] = form
+                    break
+        if not means:
             raise error
-        return kernel.load(name, frozenset(taken)), tuple(taken)
+        return kernel.load(name, frozenset(program + FORMS[form] for program, form in means.items())), means

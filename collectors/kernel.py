@@ -29,9 +29,13 @@ _FOLLOW_REGISTERS = 2
 
 
 class Kernel:
-    """Loaded BPF programs. A context manager; closing it leaves nothing behind in the kernel."""
+    """Loaded BPF programs. A context manager; closing it leaves nothing behind in the kernel.
 
-    def __init__(self) -> None:
+    `without`: for tests, the means that the kernel is made to refuse (`libbpf.Object`), so that others have to serve.
+    """
+
+    def __init__(self, without: frozenset[str] = frozenset()) -> None:
+        self._without = without
         self.hooks: dict[str, str] = {}
         """Subject -> the means in use; each collector that uses the kernel writes its own."""
         self._objects: dict[str, libbpf.Object] = {}
@@ -54,7 +58,7 @@ class Kernel:
     def load(self, name: str, programs: frozenset[str] | None = None) -> libbpf.Object:
         """What bpf/NAME.bpf.c was compiled to, loaded once; only these programs when given. BpfError: it is refused."""
         if name not in self._objects:
-            self._objects[name] = libbpf.Object(str(object_file(name)), programs)
+            self._objects[name] = libbpf.Object(str(object_file(name)), programs, self._without)
         return self._objects[name]
 
     def unload(self, name: str) -> None:
@@ -146,16 +150,16 @@ def object_file(name: str) -> Path:
     return OBJECTS / f"{name}.{os.uname().machine}.bpf.o"
 
 
-def open_kernel(engine: str) -> Opened:
+def open_kernel(engine: str, without: frozenset[str] = frozenset()) -> Opened:
     """The kernel side for an engine: "auto" takes it when it can be had, "core" insists, "none" does without.
 
-    CannotInspect for "core" where BPF cannot be used.
+    CannotInspect for "core" where BPF cannot be used. `without`: see `Kernel`.
     """
     if engine == "none":
         return Opened(None, ())
     missing = why_not()
     if missing is None:
-        kernel = Kernel()
+        kernel = Kernel(without)
         try:
             kernel.load(LOOK)
         except (libbpf.BpfError, OSError) as error:

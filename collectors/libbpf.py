@@ -30,6 +30,8 @@ _FUNCTIONS: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
     ("bpf_object__next_program", c_void_p, (c_void_p, c_void_p)),
     ("bpf_object__find_map_by_name", c_void_p, (c_void_p, c_char_p)),
     ("bpf_program__name", c_char_p, (c_void_p,)),
+    ("bpf_program__section_name", c_char_p, (c_void_p,)),
+    ("bpf_program__set_type", c_int, (c_void_p, c_int)),
     ("bpf_program__set_autoload", c_int, (c_void_p, ctypes.c_bool)),
     ("bpf_program__attach", c_void_p, (c_void_p,)),
     ("bpf_program__attach_iter", c_void_p, (c_void_p, c_void_p)),
@@ -48,6 +50,8 @@ _FUNCTIONS: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
     ("ring_buffer__free", None, (c_void_p,)),
 )
 _SAMPLE = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
+_NO_TYPE = 0x7FFF
+"""A program type that no kernel has."""
 _MOST_AT_ONCE = 8192
 """Records in one `RingBuffer.consume`, for a flood must not hold its reader."""
 
@@ -194,19 +198,28 @@ class Link:
 
 
 class Object:
-    """A loaded object file. `programs`: the ones to load, all when None."""
+    """A loaded object file. `programs`: the ones to load, all when None.
 
-    def __init__(self, path: str, programs: frozenset[str] | None = None) -> None:
+    `without`: means that the kernel is made to refuse, as one does that does not have them: a section or
+    its kind (tp_btf, tp_btf/mark_victim, iter, ...).
+    """
+
+    def __init__(
+        self, path: str, programs: frozenset[str] | None = None, without: frozenset[str] = frozenset()
+    ) -> None:
         lib = library()
         _MESSAGES.clear()
         name = Path(path).name
         self._pointer: int | None = _checked(lib.bpf_object__open_file(os.fsencode(path), None), f"open {name}")
         self._maps: dict[str, Map] = {}
         try:
-            program = lib.bpf_object__next_program(self._pointer, None) if programs is not None else None
-            while program:
-                wanted = lib.bpf_program__name(program).decode() in (programs or ())
+            program = lib.bpf_object__next_program(self._pointer, None)
+            while program and (without or programs is not None):
+                wanted = programs is None or lib.bpf_program__name(program).decode() in programs
                 lib.bpf_program__set_autoload(program, wanted)
+                section = lib.bpf_program__section_name(program).decode()
+                if section in without or section.partition("/")[0] in without:
+                    lib.bpf_program__set_type(program, _NO_TYPE)
                 program = lib.bpf_object__next_program(self._pointer, program)
             _checked(lib.bpf_object__load(self._pointer), f"load {name}")
         except BpfError:

@@ -13,13 +13,13 @@ from ctypes import c_uint8, c_uint32
 
 from stucktrace.collectors import libbpf, syscalls, threads
 from stucktrace.collectors.events import CallCount, CallKey
-from stucktrace.collectors.hooks import Window
+from stucktrace.collectors.hooks import Hooks, Window
 from stucktrace.collectors.kernel import Kernel
 from stucktrace.facts import CallActivity, Missing
 
 OBJECT = "waits"
-PROGRAM = "count_return"
-SOURCE = "tp_btf/sys_exit"
+HOOKS = {"count_return": "sys_exit"}
+"""Program -> the tracepoint it sits on."""
 _SLOTS = 4096
 """As SLOTS in waits.bpf.c."""
 
@@ -79,12 +79,11 @@ def watching(pids: Collection[int], kernel: Kernel | None) -> Iterator[Watch]:
         watch = Watch(pids, kernel, None)
         if kernel is not None:
             try:
-                loaded = kernel.load(OBJECT)
-                stack.callback(kernel.unload, OBJECT)
-                watch = Watch(pids, kernel, loaded)
+                attached = Hooks(kernel, OBJECT, HOOKS, "counts of calls")
+                stack.callback(attached.close)
+                watch = Watch(pids, kernel, attached.loaded)
                 watch.begin()
-                stack.callback(loaded.attach(PROGRAM).close)
-                kernel.hooks["waits"] = SOURCE
+                attached.attach()
             except libbpf.BpfError as error:
                 watch = Watch(pids, kernel, None)
                 watch.missing = (Missing("counts of calls", _because(error), "a longer --sample tells the same later"),)

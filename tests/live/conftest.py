@@ -52,9 +52,10 @@ def engine(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def core() -> Iterator[Kernel]:
-    """The BPF side; nothing stays loaded after the test."""
-    opened = open_kernel("core").kernel
+def core(request: pytest.FixtureRequest) -> Iterator[Kernel]:
+    """The BPF side; nothing stays loaded after the test. A parameter: the means that it has to do without."""
+    without = frozenset(getattr(request, "param", ()))
+    opened = open_kernel("core", without).kernel
     assert opened is not None
     with opened:
         yield opened

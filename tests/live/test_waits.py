@@ -8,6 +8,7 @@ import sys
 from ctypes import c_uint32
 from pathlib import Path
 
+import pytest
 from stucktrace.collectors import waits
 from stucktrace.facts import CallActivity
 
@@ -65,7 +66,8 @@ def assert_exact(activity: tuple[CallActivity, ...], says: dict[str, int], refus
     assert figures({"connect"}, refused) == (1, 0, 0, 111)
 
 
-def test_exact_counts_of_the_watched_alone(core):
+@pytest.mark.parametrize("core", [{}, {"tp_btf"}], indirect=True, ids=["tp_btf", "raw_tp"])
+def test_exact_counts_of_the_watched_alone(core, request):
     with running(WORKER) as watched, running(WORKER) as stranger:
         watched.tell("before the window")
         with waits.watching([watched.pid], core) as watch:
@@ -77,7 +79,7 @@ def test_exact_counts_of_the_watched_alone(core):
             assert watch.complete
     assert set(activity) == {watched.pid}
     assert_exact(activity[watched.pid], watched.says, refused, watched.pid)
-    assert core.hooks["waits"].startswith("tp_btf")
+    assert core.hooks["waits"] == f"{request.node.callspec.id}/sys_exit"
     assert core.lost_records() == 0
 
 
