@@ -169,6 +169,7 @@ def _process(process: ProcessFact) -> Json:
         "container": {
             "id": container.id,
             "pod": container.pod or None,
+            "pod_name": container.pod_name or None,
             "namespace": container.namespace or None,
             "name": container.name or None,
         }

@@ -142,7 +142,7 @@ def list_candidates() -> tuple[Candidate, ...]:
         if stat.ending:
             continue
         kind = workers.kind_of(workers.Start(pid, stat.ppid, argv), is_python=True)
-        container = containers.from_paths(cgroups.read_paths(pid))
+        container = containers.read_container(pid, cgroups.read_paths(pid))
         found.append(
             Candidate(
                 pid=pid,

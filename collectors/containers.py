@@ -1,8 +1,10 @@
 """Which container and pod a process is in, and how its runtime and the kubelet call it.
 
-Source: its cgroup path (Docker, containerd, CRI-O, podman; cgroupfs and systemd drivers; v1 and v2), and where a
-private cgroup namespace hides that, what was mounted into it (/proc/PID/mountinfo); the container's name in its pod
-stands only there. The pod's Kubernetes namespace needs the kubelet, and stays "".
+Source: its cgroup path (Docker, containerd, CRI-O, podman; cgroupfs and systemd drivers; v1, v2 and both together;
+nodes that are containers themselves), and where a private cgroup namespace hides that, what was mounted into it
+(/proc/PID/mountinfo); the container's name in its pod stands only there. Seen from a cgroup namespace of our own the
+path is one from our own cgroup on ("/../<id>" beside us in our pod): then the mounts tell the pod.
+The names of the pod and of its Kubernetes namespace need a list of pods (pod_list.py).
 """
 
 from __future__ import annotations
@@ -29,43 +31,61 @@ _RUNTIMES = {
 }
 
 _MOUNTED_POD = re.compile(r"/pods/(?P<uid>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32})/(?P<rest>[^ ]*)")
-_MOUNTED_DOCKER = re.compile(r"/containers/(?P<id>[0-9a-f]{64})/")
-# What runtimes and the kubelet mount into every container from a folder of its own.
-_MOUNTED_FILES = frozenset({"/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/dev/termination-log"})
+# Docker's folder of the container, and podman's: both have the container's own id, but in a pod that of its sandbox.
+_MOUNTED_ID = re.compile(r"/(?:containers|overlay-containers)/(?P<id>[0-9a-f]{64})/")
+# What runtimes and the kubelet mount into every container from a folder of its own; podman's members of a pod share
+# all but the last.
+_MOUNTED_FILES = frozenset(
+    {"/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/dev/termination-log", "/run/.containerenv"}
+)
 
 
 def read_container(pid: int, paths: tuple[tuple[str, str], ...]) -> Container | None:
     """None outside of containers. `paths`: its cgroups."""
     named = from_paths(paths)
-    if named is not None and not named.pod:
-        return named
     try:
         mounted = from_mounts(procfs.read(pid, "mountinfo").decode(errors="replace"))
     except CannotInspect:
         mounted = None
     if named is None or mounted is None:
         return named or mounted
-    return Container(named.id or mounted.id, named.runtime or mounted.runtime, named.pod, name=mounted.name)
+    if named.pod and mounted.pod not in ("", named.pod):
+        # A pod's process that has the node's own files, or those of a pod inside of the pod: not what its cgroup is.
+        return named
+    return Container(
+        named.id or mounted.id, named.runtime or mounted.runtime, named.pod or mounted.pod, name=mounted.name
+    )
 
 
 def from_paths(paths: tuple[tuple[str, str], ...]) -> Container | None:
-    """None outside of containers, as far as the path tells (a private cgroup namespace shows only "/")."""
-    for _, path in paths:
-        for part in reversed(path.split("/")):
-            match = _ID.match(part)
-            if not match:
-                continue
-            pod = _POD.search(path)
-            runtime = match.group(1) or ("docker" if "/docker/" in path else "")
-            return Container(
-                id=match.group(2),
-                runtime=_RUNTIMES.get(runtime, runtime),
-                pod=pod.group(1).replace("_", "-") if pod else "",
-            )
+    """None outside of containers, as far as the path tells (a private cgroup namespace shows only "/").
+
+    Hierarchies may differ: the first with a pod tells, else the first with a container.
+    """
+    found = [container for _, path in paths if (container := _from_path(path)) is not None]
+    return next((container for container in found if container.pod), found[0] if found else None)
+
+
+def _from_path(path: str) -> Container | None:
+    """The innermost container, and the pod that it belongs to: a node may be a container, and a pod have some of its
+    own."""
+    parts = path.removesuffix(" (deleted)").split("/")
+    for depth in range(len(parts) - 1, -1, -1):
+        match = _ID.match(parts[depth])
+        if not match:
+            continue
+        pods = _POD.findall("/".join(parts[: depth + 1]))
+        runtime = match.group(1) or ("docker" if depth and parts[depth - 1] == "docker" else "")
+        return Container(
+            id=match.group(2),
+            runtime=_RUNTIMES.get(runtime, runtime),
+            pod=pods[-1].replace("_", "-") if pods else "",
+        )
     return None
 
 
 def from_mounts(mountinfo: str) -> Container | None:
+    """What the files tell that its runtime and the kubelet mounted into it."""
     identity = runtime = pod = name = ""
     for line in mountinfo.splitlines():
         fields = line.split(" ")
@@ -76,6 +96,12 @@ def from_mounts(mountinfo: str) -> Container | None:
             folders = match["rest"].split("/")
             if folders[0] == "containers" and len(folders) > 2:
                 name = folders[1]
-        elif match := _MOUNTED_DOCKER.search(fields[3]):
-            identity, runtime = match["id"], "docker" if "docker" in fields[3] else ""
-    return Container(identity, runtime, pod, name=name) if identity or pod else None
+        elif match := _MOUNTED_ID.search(fields[3]):
+            if "/overlay-containers/" not in fields[3]:
+                identity, runtime = match["id"], "docker" if "docker" in fields[3] else ""
+            elif fields[4] == "/run/.containerenv":
+                identity, runtime = match["id"], "podman"
+    if pod:
+        # What is mounted from a runtime's folder is its sandbox's.
+        return Container("", pod=pod, name=name)
+    return Container(identity, runtime) if identity else None

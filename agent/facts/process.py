@@ -55,11 +55,20 @@ class Relative:
 @dataclass(frozen=True)
 class Container:
     id: str
+    """"" where only its pod is known."""
     runtime: str = ""
     pod: str = ""
     """The pod's uid."""
     namespace: str = ""
+    """Of Kubernetes; it and the pod's name are known only where a list of pods may be asked for."""
     name: str = ""
+    """The container's, within its pod."""
+    pod_name: str = ""
+
+    @property
+    def pod_as_told(self) -> str:
+        """The pod's name where it is known, else its uid."""
+        return f"{self.namespace}/{self.pod_name}" if self.pod_name else self.pod
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from stucktrace.collectors import cgroups, containers, procfs
+from stucktrace.collectors import cgroups, procfs
 from stucktrace.collectors.command_line import without_userinfo
 from stucktrace.collectors.usage import Sample
 from stucktrace.errors import CannotInspect
-from stucktrace.facts import Container, ProcessFact, Snapshot
+from stucktrace.facts import ProcessFact, Snapshot
 from stucktrace.node.tracker import Tracked
 
 LOOKS_KEPT = 512
@@ -27,7 +27,6 @@ class _Known:
     ns_pid: int = 0
     uid: int = 0
     cgroups: tuple[tuple[str, str], ...] = ()
-    container: Container | None = None
 
 
 class Remembered:
@@ -88,7 +87,7 @@ class Remembered:
             rss_bytes=last.rss_bytes if last is not None else None,
             is_python=True,
             worker=replace(process.worker, last_notify_s=None, seconds_to_kill=None),
-            container=known.container,
+            container=process.container,
         )
         return Snapshot(time.time(), fact)
 
@@ -104,7 +103,6 @@ def _read(pid: int) -> _Known:
             procfs.last_number(status.get("NSpid", ""), pid),
             procfs.first_number(status.get("Uid", "")),
             paths,
-            containers.from_paths(paths),
         )
     except CannotInspect:
         return _Known()

@@ -22,7 +22,7 @@ from stucktrace.alerts import EXITED, KILLED
 from stucktrace.collectors import candidates, cgroups, containers, heartbeat, procfs, workers
 from stucktrace.collectors.process import read_process
 from stucktrace.errors import StucktraceError
-from stucktrace.facts import ROLES, WORKERS, WorkerFact
+from stucktrace.facts import ROLES, WORKERS, Container, WorkerFact
 from stucktrace.node.figures import Durations
 from stucktrace.node.thresholds import Thresholds, thresholds
 
@@ -46,8 +46,13 @@ class Tracked:
     start_time: int
     worker: WorkerFact = field(compare=False)
     thresholds: Thresholds = field(compare=False)
-    pod: str | None = field(compare=False)
+    container: Container | None = field(compare=False)
     pidfd: int = field(compare=False)
+
+    @property
+    def pod(self) -> str | None:
+        """Its uid."""
+        return (self.container.pod or None) if self.container else None
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ class Tracker:
         pidfd = os.pidfd_open(pid)
         try:
             worker = self._worker(pid, stat.ppid, kind)
-            container = containers.from_paths(cgroups.read_paths(pid))
+            container = containers.read_container(pid, cgroups.read_paths(pid))
             if procfs.read_stat(pid).start_time != stat.start_time:
                 raise ProcessLookupError
             self._ends.register(pidfd, select.EPOLLIN)
@@ -140,9 +145,7 @@ class Tracker:
             os.close(pidfd)
             return None
         found = thresholds(worker, self._stuck_after_s)
-        return Tracked(
-            pid, stat.ppid, stat.start_time, worker, found, (container.pod or None) if container else None, pidfd
-        )
+        return Tracked(pid, stat.ppid, stat.start_time, worker, found, container, pidfd)
 
     def _matches(self, pid: int, argv: tuple[str, ...]) -> bool:
         return self._match is not None and self._match.search(" ".join(argv)) is not None and candidates.is_python(pid)

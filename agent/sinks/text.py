@@ -109,8 +109,17 @@ def _who(process: Json, thread: Json | None, *, code: str) -> str:
         else:
             words.append(f"{left:.0f} s until gunicorn kills it" if left > 0 else "gunicorn kills it now")
     if process["container"]:
-        words.append(f"container {process['container']['id'][:12]}")
+        words.append(_where(process["container"]))
     return ", ".join(words)
+
+
+def _where(container: Json) -> str:
+    """As kubectl would be told, where that is known."""
+    name, short, pod = container["name"], container["id"][:12], container["pod"]
+    called = f"{name} ({short})" if name and short else name or short
+    if pod and container.get("pod_name"):
+        pod = f"{container['namespace']}/{container['pod_name']}"
+    return " of ".join(word for word in (called and f"container {called}", pod and f"pod {pod}") if word)
 
 
 def _beats_on(worker: Json, thread: Json | None) -> bool:
