@@ -60,7 +60,8 @@ static __always_inline __u32 pid_for_tool(struct task_struct *task)
 	return 0;
 }
 
-static __always_inline void emit(struct life_record *record, __u32 pid, struct task_struct *process, bool urgent)
+static __always_inline void emit(void *ctx, struct life_record *record, __u32 pid, struct task_struct *process,
+				 bool urgent)
 {
 	if (!pid)
 		return;
@@ -71,7 +72,7 @@ static __always_inline void emit(struct life_record *record, __u32 pid, struct t
 	record->kernel_pid = BPF_CORE_READ(process, tgid);
 	record->parent = pid_for_tool(BPF_CORE_READ(process, real_parent));
 	BPF_CORE_READ_INTO(&record->command, process, comm);
-	emit_record(record, sizeof(*record), urgent);
+	emit_record(ctx, record, sizeof(*record), urgent);
 }
 
 HOOK(on_exec, sched_process_exec)
@@ -79,7 +80,7 @@ HOOK(on_exec, sched_process_exec)
 	struct task_struct *process = (struct task_struct *)ctx[0];
 	struct life_record record = {.kind = LIFE_EXEC};
 
-	emit(&record, pid_for_tool(process), process, false);
+	emit(ctx, &record, pid_for_tool(process), process, false);
 	return 0;
 }
 
@@ -98,7 +99,7 @@ HOOK(on_fork, sched_process_fork)
 	pid = pid_for_tool(child);
 	if (bpf_map_update_elem(&watched, &kernel_pid, &pid, BPF_ANY))
 		count_lost();
-	emit(&record, pid, child, false);
+	emit(ctx, &record, pid, child, false);
 	return 0;
 }
 
@@ -122,7 +123,7 @@ HOOK(on_exit, sched_process_exit)
 		record.status = BPF_CORE_READ(group, group_exit_code);
 	else
 		record.status = BPF_CORE_READ(process, exit_code);
-	emit(&record, pid, process, false);
+	emit(ctx, &record, pid, process, false);
 	return 0;
 }
 
@@ -155,7 +156,7 @@ HOOK(on_signal, signal_generate)
 		return 0;
 	record.sender = sender_of(ctx[1]);
 	/* Its stack is there for an instant only. */
-	emit(&record, *pid, process, record.signal == SIGABRT);
+	emit(ctx, &record, *pid, process, record.signal == SIGABRT);
 	return 0;
 }
 
@@ -172,6 +173,6 @@ HOOK(on_oom, mark_victim)
 	kernel_pid = process ? BPF_CORE_READ(process, tgid) : (__u32)victim;
 	pid = bpf_map_lookup_elem(&watched, &kernel_pid);
 	if (pid)
-		emit(&record, *pid, process, true);
+		emit(ctx, &record, *pid, process, true);
 	return 0;
 }

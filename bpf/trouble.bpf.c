@@ -31,7 +31,7 @@ struct outage {
 /* Where more sockets are in trouble at once, the oldest begin anew: one record more for each. */
 MAP_LRU_HASH(outages, struct tcp_key, struct outage, 16384);
 
-static __always_inline void report(struct sock *sk, __u32 kind, __u32 error)
+static __always_inline void report(void *ctx, struct sock *sk, __u32 kind, __u32 error)
 {
 	struct tcp_key key = {.kind = kind, .detail = error};
 	struct trouble_record record = {};
@@ -66,7 +66,7 @@ static __always_inline void report(struct sock *sk, __u32 kind, __u32 error)
 	record.remote_port = remote_port_of(sk);
 	read_addresses(sk, record.local, record.remote);
 	begins = !outage->at_ns || record.time_ns - outage->at_ns > OVER_NS;
-	if (emit_record(&record, sizeof(record), kind == TCP_RETRANSMIT && begins)) {
+	if (emit_record(ctx, &record, sizeof(record), kind == TCP_RETRANSMIT && begins)) {
 		outage->reported = outage->count;
 		outage->at_ns = record.time_ns;
 	}
@@ -74,7 +74,7 @@ static __always_inline void report(struct sock *sk, __u32 kind, __u32 error)
 
 HOOK(on_retransmit, tcp_retransmit_skb)
 {
-	report((struct sock *)ctx[0], TCP_RETRANSMIT, 0);
+	report(ctx, (struct sock *)ctx[0], TCP_RETRANSMIT, 0);
 	return 0;
 }
 
@@ -85,7 +85,7 @@ HOOK(on_error, inet_sk_error_report)
 
 	/* A disconnect by the holder wakes its waiters the same way, without an error. */
 	if (error && error != ECONNREFUSED && BPF_CORE_READ(sk, sk_protocol) == IPPROTO_TCP)
-		report(sk, TCP_ERROR, error);
+		report(ctx, sk, TCP_ERROR, error);
 	return 0;
 }
 
@@ -94,6 +94,6 @@ HOOK(on_reset, tcp_receive_reset)
 	struct sock *sk = (struct sock *)ctx[0];
 
 	if (BPF_CORE_READ(sk, __sk_common.skc_state) != TCP_SYN_SENT)
-		report(sk, TCP_RESET_RECEIVED, 0);
+		report(ctx, sk, TCP_RESET_RECEIVED, 0);
 	return 0;
 }

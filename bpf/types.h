@@ -45,8 +45,9 @@ enum {
 enum { BPF_ANY = 0, BPF_NOEXIST = 1 };
 enum { BPF_F_NO_PREALLOC = 1 };
 enum { BPF_RB_NO_WAKEUP = 1, BPF_RB_FORCE_WAKEUP = 2 };
+#define BPF_F_CURRENT_CPU 0xffffffffULL
 /* Asked for by name: does this kernel have the helper? */
-enum bpf_func_id { BPF_FUNC_loop = 181 };
+enum bpf_func_id { BPF_FUNC_ringbuf_output = 130, BPF_FUNC_loop = 181 };
 
 #define CORE __attribute__((preserve_access_index))
 

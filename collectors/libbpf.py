@@ -10,7 +10,6 @@ import ctypes
 import errno
 import os
 from collections import deque
-from collections.abc import Callable
 from ctypes import c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -48,12 +47,21 @@ _FUNCTIONS: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
     ("ring_buffer__new", c_void_p, (c_int, c_void_p, c_void_p, c_void_p)),
     ("ring_buffer__consume", c_int, (c_void_p,)),
     ("ring_buffer__free", None, (c_void_p,)),
+    ("perf_buffer__new", c_void_p, (c_int, c_size_t, c_void_p, c_void_p, c_void_p, c_void_p)),
+    ("perf_buffer__epoll_fd", c_int, (c_void_p,)),
+    ("perf_buffer__consume", c_int, (c_void_p,)),
+    ("perf_buffer__free", None, (c_void_p,)),
+    ("libbpf_probe_bpf_map_type", c_int, (c_int, c_void_p)),
+    ("bpf_map__set_type", c_int, (c_void_p, c_int)),
+    ("bpf_map__set_key_size", c_int, (c_void_p, c_uint32)),
+    ("bpf_map__set_value_size", c_int, (c_void_p, c_uint32)),
+    ("bpf_map__set_max_entries", c_int, (c_void_p, c_uint32)),
+    ("bpf_map__initial_value", c_void_p, (c_void_p, c_void_p)),
 )
-_SAMPLE = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
+RINGBUF, PERF_EVENT_ARRAY = 27, 4
+"""BPF_MAP_TYPE_..."""
 _NO_TYPE = 0x7FFF
 """A program type that no kernel has."""
-_MOST_AT_ONCE = 8192
-"""Records in one `RingBuffer.consume`, for a flood must not hold its reader."""
 
 
 class BpfError(OSError):
@@ -99,16 +107,23 @@ def library() -> ctypes.CDLL:
 
 def enable_run_time_statistics() -> int:
     """The kernel measures the runs of all BPF programs of the node while this file descriptor is open."""
-    return _checked(library().bpf_enable_stats(0), "measure the run time of BPF programs")
+    return checked(library().bpf_enable_stats(0), "measure the run time of BPF programs")
 
 
 def program_info(fd: int, info: ctypes.Structure) -> None:
     """Fills `info`, a beginning of struct bpf_prog_info."""
     size = c_uint32(ctypes.sizeof(info))
-    _checked(library().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)), "read about a BPF program")
+    checked(library().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)), "read about a BPF program")
 
 
-def _checked(result: int | None, what: str) -> int:
+def map_type(fd: int) -> int:
+    """Of enum bpf_map_type."""
+    kind, size = c_uint32(), c_uint32(4)
+    checked(library().bpf_obj_get_info_by_fd(fd, ctypes.byref(kind), ctypes.byref(size)), "read about a BPF map")
+    return kind.value
+
+
+def checked(result: int | None, what: str) -> int:
     """libbpf 1.x answers NULL or -errno, and sets errno either way."""
     if result is None:
         raise BpfError(ctypes.get_errno() or errno.EINVAL, what)
@@ -126,7 +141,7 @@ class Map:
 
     def update(self, key: ctypes.Structure | ctypes._SimpleCData[Any], value: Any) -> None:
         result = library().bpf_map_update_elem(self.fd, ctypes.byref(key), ctypes.byref(value), 0)
-        _checked(result, f"write to the map {self.name}")
+        checked(result, f"write to the map {self.name}")
 
     def lookup(self, key: Any, value: Any) -> bool:
         """Fills `value`; False when there is no such key."""
@@ -152,35 +167,6 @@ class Map:
             previous = key
 
 
-class RingBuffer:
-    """Reads a BPF ring buffer. `fd` is readable while there are records."""
-
-    def __init__(self, ring: Map) -> None:
-        self.fd = ring.fd
-        self._records: list[bytes] = []
-        self._callback: Callable[..., int] = _SAMPLE(self._keep)
-        pointer = library().ring_buffer__new(ring.fd, ctypes.cast(self._callback, c_void_p), None, None)
-        self._pointer: int | None = _checked(pointer, f"read the ring buffer {ring.name}")
-
-    def _keep(self, _context: int | None, data: int, size: int) -> int:
-        self._records.append(ctypes.string_at(data, size))
-        # This one is taken in either case.
-        return 0 if len(self._records) < _MOST_AT_ONCE else -errno.EAGAIN
-
-    def consume(self) -> list[bytes]:
-        """The records there are now, in their order; never waits."""
-        result = library().ring_buffer__consume(self._pointer)
-        records, self._records = self._records, []
-        if result != -errno.EAGAIN:
-            _checked(result, "read a ring buffer")
-        return records
-
-    def close(self) -> None:
-        if self._pointer is not None:
-            library().ring_buffer__free(self._pointer)
-            self._pointer = None
-
-
 class Link:
     """An attached program; `close` detaches it."""
 
@@ -201,7 +187,7 @@ class Object:
     """A loaded object file. `programs`: the ones to load, all when None.
 
     `without`: means that the kernel is made to refuse, as one does that does not have them: a section or
-    its kind (tp_btf, tp_btf/mark_victim, iter, ...).
+    its kind (tp_btf, tp_btf/mark_victim, iter, ...), or `ringbuf`.
     """
 
     def __init__(
@@ -210,7 +196,7 @@ class Object:
         lib = library()
         _MESSAGES.clear()
         name = Path(path).name
-        self._pointer: int | None = _checked(lib.bpf_object__open_file(os.fsencode(path), None), f"open {name}")
+        self._pointer: int | None = checked(lib.bpf_object__open_file(os.fsencode(path), None), f"open {name}")
         self._maps: dict[str, Map] = {}
         try:
             program = lib.bpf_object__next_program(self._pointer, None)
@@ -221,7 +207,9 @@ class Object:
                 if section in without or section.partition("/")[0] in without:
                     lib.bpf_program__set_type(program, _NO_TYPE)
                 program = lib.bpf_object__next_program(self._pointer, program)
-            _checked(lib.bpf_object__load(self._pointer), f"load {name}")
+            if self.has_map("ring") and ("ringbuf" in without or lib.libbpf_probe_bpf_map_type(RINGBUF, None) != 1):
+                self._stream_by_perf_array()
+            checked(lib.bpf_object__load(self._pointer), f"load {name}")
         except BpfError:
             self.close()
             raise
@@ -231,16 +219,31 @@ class Object:
             library().bpf_object__close(self._pointer)
             self._pointer = None
 
+    def _stream_by_perf_array(self) -> None:
+        """Before it is loaded: makes the map of bpf/ring.h what kernels have that have no ring buffers."""
+        lib = library()
+        ring = lib.bpf_object__find_map_by_name(self._pointer, b"ring")
+        lib.bpf_map__set_type(ring, PERF_EVENT_ARRAY)
+        lib.bpf_map__set_key_size(ring, 4)
+        lib.bpf_map__set_value_size(ring, 4)
+        # 0: as many as there are CPUs.
+        lib.bpf_map__set_max_entries(ring, 0)
+        size = c_size_t()
+        flag = lib.bpf_map__initial_value(
+            lib.bpf_object__find_map_by_name(self._pointer, b".rodata.ring"), ctypes.byref(size)
+        )
+        c_uint32.from_address(checked(flag, "choose the kind of the ring")).value = 1
+
     def _program(self, name: str) -> int:
         program = library().bpf_object__find_program_by_name(self._pointer, name.encode())
-        return _checked(program, f"find the program {name}")
+        return checked(program, f"find the program {name}")
 
     def has_map(self, name: str) -> bool:
         return bool(library().bpf_object__find_map_by_name(self._pointer, name.encode()))
 
     def map(self, name: str) -> Map:
         if name not in self._maps:
-            pointer = _checked(
+            pointer = checked(
                 library().bpf_object__find_map_by_name(self._pointer, name.encode()), f"find the map {name}"
             )
             self._maps[name] = Map(library().bpf_map__fd(pointer), name)
@@ -255,7 +258,7 @@ class Object:
 
     def attach(self, program: str) -> Link:
         """Attaches a program to the hook that its section names."""
-        return Link(_checked(library().bpf_program__attach(self._program(program)), f"attach {program}"))
+        return Link(checked(library().bpf_program__attach(self._program(program)), f"attach {program}"))
 
     def open_iterator(self, program: str, pid: int | None = None) -> int:
         """A file descriptor to read the iterator's output from; with a pid over that process's threads only."""
@@ -265,8 +268,8 @@ class Object:
             info = _LinkInfoTask(0, pid, 0)
             options = _IterAttachOpts(ctypes.sizeof(_IterAttachOpts), ctypes.addressof(info), ctypes.sizeof(info))
         attached = lib.bpf_program__attach_iter(self._program(program), options and ctypes.byref(options))
-        link = Link(_checked(attached, f"attach the iterator {program}"))
+        link = Link(checked(attached, f"attach the iterator {program}"))
         try:
-            return _checked(lib.bpf_iter_create(link.fd), f"open the iterator {program}")
+            return checked(lib.bpf_iter_create(link.fd), f"open the iterator {program}")
         finally:
             link.close()

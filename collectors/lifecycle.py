@@ -15,6 +15,7 @@ from ctypes import c_uint32
 from dataclasses import dataclass
 
 from stucktrace.collectors import libbpf, threads
+from stucktrace.collectors.bpf_streams import open_stream
 from stucktrace.collectors.events import LifeRecord
 from stucktrace.collectors.hooks import Hooks
 from stucktrace.collectors.kernel import Kernel
@@ -78,7 +79,7 @@ class Lifecycle:
         loaded = self._hooks.loaded
         loaded.map("own_namespace").update(c_uint32(0), c_uint32(self._namespace))
         self._watched = loaded.map("watched")
-        self._ring = libbpf.RingBuffer(loaded.map("ring"))
+        self._ring = open_stream(loaded.map("ring"))
         self._hooks.attach()
         self.missing = self._hooks.missing
         self.complete = not self.missing

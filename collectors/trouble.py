@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stucktrace.collectors import libbpf
 from stucktrace.collectors.addresses import both_ends
+from stucktrace.collectors.bpf_streams import open_stream
 from stucktrace.collectors.events import TroubleRecord
 from stucktrace.collectors.hooks import Hooks
 from stucktrace.collectors.kernel import Kernel
@@ -51,7 +51,7 @@ class Stream:
 
     def __init__(self, kernel: Kernel) -> None:
         self._hooks = Hooks(kernel, OBJECT, HOOKS, "signs of trouble on TCP")
-        self._ring = libbpf.RingBuffer(self._hooks.loaded.map("ring"))
+        self._ring = open_stream(self._hooks.loaded.map("ring"))
         self._hooks.attach()
         self.missing = self._hooks.missing
         self.fd = self._ring.fd
