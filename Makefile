@@ -14,6 +14,7 @@ BUILD_PACKAGES := clang llvm libbpf-dev linux-libc-dev make python3 python3-venv
 TEST_PACKAGES := bpftool conntrack debian-archive-keyring debootstrap gcc graphviz iproute2 libc6-dev musl-tools netcat-openbsd nftables openssl postgresql procps python3-dev \
 	rabbitmq-server redis-server strace supervisor systemd tini util-linux
 BENCH_PACKAGES := tshark
+VM_PACKAGES := busybox-static debian-archive-keyring kmod qemu-system-x86
 DEMO_PACKAGES := iproute2 nftables procps redis-server
 
 # $(call install,PACKAGES): Debian packages that are not there yet; apt is not even asked when all are.
@@ -27,7 +28,7 @@ define install
 	fi
 endef
 
-.PHONY: help dev bpf lint format test bench demo wheel clean bench-packages build-packages test-packages demo-packages tests-ready
+.PHONY: help dev bpf lint format test bench demo wheel clean bench-packages build-packages test-packages demo-packages vm-packages tests-ready
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -40,6 +41,9 @@ test-packages:
 
 bench-packages:
 	$(call install,$(BENCH_PACKAGES))
+
+vm-packages:
+	$(call install,$(VM_PACKAGES))
 
 demo-packages:
 	$(call install,$(DEMO_PACKAGES))
