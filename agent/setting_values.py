@@ -99,6 +99,9 @@ def directory(value: Any) -> Path:
     return path
 
 
+file = directory
+
+
 def listen_address(value: Any) -> str:
     """HOST:PORT; a port alone, with or without a colon, is one of the loopback address. Port 0: any free one."""
     if isinstance(value, int) and not isinstance(value, bool):
@@ -117,12 +120,19 @@ def listen_address(value: Any) -> str:
 
 
 def endpoint(value: Any) -> str:
-    """An http or https URL, without credentials: those go into headers, which are never shown."""
+    """As `server`; credentials go into headers, which are never shown."""
+    if "@" in urlsplit(text(value)).netloc:
+        raise ValueError("credentials go into otlp.headers")
+    return server(value)
+
+
+def server(value: Any) -> str:
+    """An http or https URL without credentials."""
     parts = urlsplit(text(value))
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError
     if "@" in parts.netloc:
-        raise ValueError("credentials go into otlp.headers")
+        raise ValueError
     try:
         _ = parts.port
     except ValueError:

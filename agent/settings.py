@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stucktrace import setting_values as values
+from stucktrace.collectors.pod_list import MOUNTED
 from stucktrace.errors import InvalidSettings
 from stucktrace.setting_sources import Key, choose, from_environment, from_file, from_options, refusal
 
@@ -54,6 +55,13 @@ class Settings:
     journal: Path | None = None
     journal_bytes: int = 256_000_000
     journal_age_s: float = 7 * 86400.0
+    kubernetes_pods: str = "off"
+    """Who is asked for the names of pods: "off", "api" or "kubelet"."""
+    kubernetes_url: str | None = None
+    """None: the API server that a pod is told of; the kubelet on the loopback address."""
+    kubernetes_token_file: Path = MOUNTED / "token"
+    kubernetes_ca_file: Path = MOUNTED / "ca.crt"
+    kubernetes_verify: bool = True
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     """Field -> where its value came from; defaults are not in it."""
 
@@ -101,6 +109,13 @@ KEYS = (
         "journal_age_s", "journal.age", values.seconds(60, 10 * _YEAR_S),
         'a number of seconds from 60 on, or a time like "7d"',
     ),
+    Key(
+        "kubernetes_pods", "kubernetes.pods", values.one_of("off", "api", "kubelet"), 'one of "off", "api", "kubelet"',
+    ),
+    Key("kubernetes_url", "kubernetes.url", values.server, 'a URL like "https://10.0.0.1:10250"'),
+    Key("kubernetes_token_file", "kubernetes.token_file", values.file, "an absolute path of a file"),
+    Key("kubernetes_ca_file", "kubernetes.ca_file", values.file, "an absolute path of a file"),
+    Key("kubernetes_verify", "kubernetes.verify", values.boolean, "true or false"),
 )  # fmt: skip
 
 

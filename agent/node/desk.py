@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 from stucktrace.alerts import Alerts, Member, Observed
 from stucktrace.diagnosis.model import Budgets
@@ -12,15 +13,17 @@ from stucktrace.incidents import Incident
 from stucktrace.inspection import Inspection
 from stucktrace.node.figures import Durations
 from stucktrace.node.incidents import realtime
+from stucktrace.node.pod_names import PodNames
 from stucktrace.node.recorder import Recorder
 from stucktrace.report import build
 from stucktrace.sinks.delivery import Item
 
 
 class Desk:
-    def __init__(self, node: str, recorder: Recorder, put: Callable[[Item], None]) -> None:
+    def __init__(self, node: str, recorder: Recorder, put: Callable[[Item], None], names: PodNames) -> None:
         self.alerts = Alerts(node)
         self._recorder = recorder
+        self._names = names
         self.put = put
         """Takes what goes to the sinks; never waits."""
         self._overdue: dict[Member, float] = {}
@@ -40,6 +43,7 @@ class Desk:
 
     def stuck(self, member: Member, since: float, due: float, inspection: Inspection, budgets: Budgets) -> None:
         """A process was found stuck; its examination was due at this CLOCK_MONOTONIC."""
+        inspection = self._named(inspection)
         self._recorder.examined(inspection.snapshot, budgets, None, inspection.diagnosis, inspection.siblings)
         if member not in self.alerts:
             self._overdue[member] = due
@@ -47,9 +51,15 @@ class Desk:
 
     def happened(self, member: Member, since: float, incident: Incident, inspection: Inspection) -> None:
         """Something happened to a process; `inspection` has the incident's verdict."""
+        inspection = self._named(inspection)
         self.happened_so_far[inspection.diagnosis.verdict.code] += 1
         self._recorder.examined(inspection.snapshot, Budgets(), incident, inspection.diagnosis)
         self.alerts.observe(Observed(member, since, build(inspection)))
+
+    def _named(self, inspection: Inspection) -> Inspection:
+        snapshot = inspection.snapshot
+        process = replace(snapshot.process, container=self._names.named(snapshot.process.container))
+        return replace(inspection, snapshot=replace(snapshot, process=process))
 
     def left(self, member: Member, how: str) -> None:
         """A process is no longer in its alert."""
@@ -62,6 +72,8 @@ class Desk:
                 self.opened[event["code"]] += 1
             elif event["type"] == "resolved":
                 self.resolved[event["code"], event["how"]] += 1
+            for affected in event["affected"]:
+                affected["pod"] = affected["pod"] and self._names.called(affected["pod"])
             members = self.alerts.of(event["id"])
             self._recorder.write(event, members)
             self.put(Item(event, self._recorder.timeline([member.pid for member in members])))

@@ -27,6 +27,7 @@ from stucktrace.diagnosis.model import POSSIBLE, STUCK, UNKNOWN, Budgets
 from stucktrace.diagnosis.network_outage import find_outage
 from stucktrace.errors import CannotInspect, InvalidSettings
 from stucktrace.inspection import Inspection
+from stucktrace.node import pod_names
 from stucktrace.node.complaints import Complaints
 from stucktrace.node.desk import Desk
 from stucktrace.node.examiner import MOST_AT_ONCE, Examined, Examiner
@@ -72,7 +73,9 @@ class Agent:
             RECORDED_MINUTES, settings.journal, settings.journal_bytes, settings.journal_age_s, self._complaints.say
         )
         self._delivery = deliver_to(settings, self._complaints.say)
-        self._desk = Desk(settings.node or report.host()["node"], self._recorder, self._delivery.put)
+        node = settings.node or report.host()["node"]
+        self._names = pod_names.asked(settings, node, self._complaints.say)
+        self._desk = Desk(node, self._recorder, self._delivery.put, self._names)
         self._signs = Signs(opened.kernel, self._wake, self._complaints.say, self._desk.note)
         self._examiner = Examiner(settings.engine, self._signs.flows, self._wake)
         self._incidents = Incidents(hooks=self._signs.sees_ends)
@@ -245,6 +248,7 @@ class Agent:
 
     def _look_for_processes(self) -> None:
         self._tracker.scan()
+        self._names.want(process.container for process in self._tracker.processes.values())
         self._signs.watch(self._tracker.processes.keys())
         self._glances.watch(
             {

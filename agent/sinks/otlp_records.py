@@ -69,11 +69,17 @@ def log_attributes(item: Item) -> dict[str, Any]:
         "stucktrace.duration_s": float(event["duration_s"]),
         "stucktrace.how": event["how"],
         "stucktrace.pids": [affected["pid"] for affected in event["affected"]],
-        "k8s.pod.name": next((affected["pod"] for affected in event["affected"] if affected["pod"]), None),
+        **_pod(event["affected"]),
     }
     if event["report"] is not None:
         found.update(_from_report(event["report"]))
     return {name: value for name, value in found.items() if value not in (None, "", [])}
+
+
+def _pod(affected: Sequence[Json]) -> dict[str, str]:
+    """The first one's: "NAMESPACE/NAME", or the uid."""
+    namespace, separator, name = next((one["pod"] for one in affected if one["pod"]), "").partition("/")
+    return {"k8s.namespace.name": namespace, "k8s.pod.name": name} if separator else {"k8s.pod.uid": namespace}
 
 
 def _from_report(report: Json) -> Iterator[tuple[str, Any]]:
@@ -84,8 +90,8 @@ def _from_report(report: Json) -> Iterator[tuple[str, Any]]:
     yield "k8s.namespace.name", container.get("namespace")
     yield "k8s.container.name", container.get("name")
     yield "container.id", container.get("id")
-    if container.get("pod"):
-        yield "k8s.pod.name", container["pod"]
+    yield "k8s.pod.uid", container.get("pod")
+    yield "k8s.pod.name", container.get("pod_name")
     yield "stucktrace.peer", reported.peer(report)
     thread = reported.thread(report)
     if thread is None:

@@ -36,19 +36,22 @@ _STANDARD = re.compile(r".*/lib(?:64)?/python\d(?:\.\d+)?t?/(.+)")
 def tags(event: Json) -> dict[str, str]:
     """What Sentry can search by. Those from the report are there on `opened` only."""
     report = event["report"]
+    # "NAMESPACE/NAME", or the uid alone.
+    namespace, _, pod = next((one["pod"] for one in event["affected"] if one["pod"]), "").rpartition("/")
     found = {
         "node": event["node"],
         "code": event["code"],
         "confidence": event["confidence"],
-        "pod": next((affected["pod"] for affected in event["affected"] if affected["pod"]), None),
+        "namespace": namespace,
+        "pod": pod,
     }
     if report is not None:
         process, thread = report["process"], reported.thread(report)
         container = process["container"] or {}
         worker = process["worker"]
         found |= {
-            "namespace": container.get("namespace"),
-            "pod": container.get("pod") or found["pod"],
+            "namespace": container.get("namespace") or namespace,
+            "pod": container.get("pod_name") or container.get("pod") or pod,
             "container": container.get("name") or (container.get("id") or "")[:12],
             "worker": process["kind"],
             "worker_class": worker["class"] or worker["pool"],
