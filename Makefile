@@ -28,7 +28,7 @@ define install
 	fi
 endef
 
-.PHONY: help dev bpf lint format test bench demo wheel clean bench-packages build-packages test-packages demo-packages vm-packages tests-ready
+.PHONY: help dev bpf lint format test bench demo manifests wheel clean bench-packages build-packages test-packages demo-packages vm-packages tests-ready
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -96,6 +96,9 @@ $(VENV)/demo-installed: tests/demo-requirements.txt $(VENV)/installed
 
 demo: demo-packages dev $(VENV)/demo-installed  ## stage a real hang, explain it, clean up
 	@$(BIN)/python tests/demo.py
+
+manifests: $(VENV)/tests-installed  ## write packaging/kubernetes/daemonset.yaml from the Helm chart
+	@$(BIN)/python -m tests.harness.chart
 
 wheel: build-packages $(BIN)/python  ## build the wheel into dist/
 	@$(BIN)/pip install -q --disable-pip-version-check build

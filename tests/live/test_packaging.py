@@ -1,38 +1,31 @@
-"""What is in packaging/: the image's steps, the manifests and the unit are sound, and what they grant is enough."""
+"""What is in packaging/: the image's steps and the unit are sound, and what manifests and unit grant is enough."""
 
 from __future__ import annotations
 
 import re
 import shutil
 import subprocess
-import tomllib
 from collections.abc import Iterator
 from importlib import util
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
 import pytest
 import yaml
 
-from tests.harness import agent, command, installed, namespaces, targets
+from tests.harness import agent, chart, command, installed, namespaces, targets
 from tests.harness.installed import Installed
 
 PACKAGING = Path(__file__).parents[2] / "packaging"
 UNIT = PACKAGING / "systemd" / "stucktrace-agent.service"
-MANIFEST = PACKAGING / "kubernetes" / "daemonset.yaml"
-KUBERNETES = ("1.30", kubernetes_validate.latest_version())
-"""The first one that knows appArmorProfile, and the last."""
 ANOTHER_USER = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--no-new-privs")
 
 
-def documents() -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all(MANIFEST.read_text()))
-
-
-def pod() -> dict[str, Any]:
-    (found,) = [document for document in documents() if document["kind"] == "DaemonSet"]
-    return found["spec"]["template"]["spec"]  # type: ignore[no-any-return]
+def granted() -> dict[str, Any]:
+    """The agent's security context in the DaemonSet."""
+    documents = list(yaml.safe_load_all(chart.MANIFEST.read_text()))
+    (container,) = chart.of_kind(documents, "DaemonSet")["spec"]["template"]["spec"]["containers"]
+    return container["securityContext"]  # type: ignore[no-any-return]
 
 
 def unit_values(name: str) -> list[str]:
@@ -41,11 +34,11 @@ def unit_values(name: str) -> list[str]:
 
 def as_the_container() -> list[str]:
     """Root with the DaemonSet's capabilities, as a runtime starts it."""
-    granted = pod()["containers"][0]["securityContext"]["capabilities"]
-    assert granted["drop"] == ["ALL"]
+    capabilities = granted()["capabilities"]
+    assert capabilities["drop"] == ["ALL"]
     return [
         "setpriv",
-        "--bounding-set=-all" + "".join(f",+{name.lower()}" for name in granted["add"]),
+        "--bounding-set=-all" + "".join(f",+{name.lower()}" for name in capabilities["add"]),
         "--inh-caps=-all",
         "--no-new-privs",
     ]
@@ -60,36 +53,9 @@ def as_the_service() -> list[str]:
     return [*user, f"--inh-caps={names}", f"--ambient-caps={names}", f"--bounding-set={names}", "--no-new-privs"]
 
 
-@pytest.mark.parametrize("version", KUBERNETES)
-def test_the_manifests_follow_kubernetes_schemas(version: str):
-    for document in documents():
-        kubernetes_validate.validate(document, version, strict=True)
-
-
-def test_the_pod_is_granted_what_is_needed_and_no_more():
-    spec = pod()
-    (container,) = spec["containers"]
-    security = container["securityContext"]
-    assert spec["hostPID"] and not spec["automountServiceAccountToken"]
-    assert not {"hostNetwork", "hostIPC"} & spec.keys() and not any("hostPath" in one for one in spec["volumes"])
-    assert (
-        security["readOnlyRootFilesystem"] and not security["allowPrivilegeEscalation"] and not security["privileged"]
-    )
+def test_pod_and_service_are_granted_the_same():
     (wanted,) = unit_values("AmbientCapabilities")
-    assert {f"CAP_{name}" for name in security["capabilities"]["add"]} == set(wanted.split())
-
-
-def test_the_settings_that_come_along_are_accepted(tmp_path: Path):
-    (config,) = [document for document in documents() if document["kind"] == "ConfigMap"]
-    from_kubernetes = tmp_path / "agent.toml"
-    from_kubernetes.write_text(config["data"]["agent.toml"])
-    done = command.run("agent", "--check-config", "--config", str(from_kubernetes))
-    assert done.status == 0 and done.stderr == "", done
-    settings = tomllib.loads(from_kubernetes.read_text())
-    (container,) = pod()["containers"]
-    assert settings["metrics"]["listen"].endswith(f":{container['ports'][0]['containerPort']}")
-    mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
-    assert all(settings[name]["dir"].startswith(tuple(mounts)) for name in ("spool", "journal"))
+    assert {f"CAP_{name}" for name in granted()["capabilities"]["add"]} == set(wanted.split())
 
 
 def test_the_unit_is_one_that_systemd_takes(tmp_path: Path):
