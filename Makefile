@@ -28,7 +28,7 @@ define install
 	fi
 endef
 
-.PHONY: help dev bpf lint format test bench demo manifests wheel clean bench-packages build-packages test-packages demo-packages vm-packages tests-ready
+.PHONY: help dev bpf lint format test bench demo docs manifests wheel clean bench-packages build-packages test-packages demo-packages vm-packages tests-ready
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -93,6 +93,9 @@ bench: tests-ready bench-packages  ## measure what the design promises, as ratio
 $(VENV)/demo-installed: tests/demo-requirements.txt $(VENV)/installed
 	@$(BIN)/pip install -q --disable-pip-version-check -r $<
 	@touch $@
+
+docs: dev  ## write docs/verdicts from the docstrings of the rules
+	@$(BIN)/python -c 'from stucktrace.verdict_pages import write; write("docs/verdicts")'
 
 demo: demo-packages dev $(VENV)/demo-installed  ## stage a real hang, explain it, clean up
 	@$(BIN)/python tests/demo.py

@@ -28,6 +28,7 @@ COMMANDS = {
     "correlate": "Match RabbitMQ's log with recorded worker timeouts.",
     "record": "Write all that is seen of process PID to a journal.",
     "replay": "Explain what stands in a journal.",
+    "explain": "What a verdict means, what proves it, and what to do.",
     "doctor": "What can be seen from here, and what would show more.",
     "completion": "Print the completion script for a shell.",
 }

@@ -105,9 +105,33 @@ def owed(wait: Wait, fact: AmqpFact) -> bool:
 
 
 def broker_blocked(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
-    """A thread waits for the broker, which said connection.blocked on this very connection.
+    """`broker-blocked`: the broker told the publisher to wait: a resource alarm.
 
-    Not it: a consumer, or whoever else waits for nothing that it is owed; a block that was taken back.
+    RabbitMQ is low on memory or disk. It has said connection.blocked and reads nothing more that is published on
+    this connection until the alarm is over; a publisher that waits for a confirm waits as long.
+
+    Proven: the client's own object says that its connection is blocked; or the last method that this thread was
+    given is connection.blocked, no heartbeat is agreed on, and the broker's last data came after the last that was
+    sent to it; or the broker itself says that this connection's state is "blocked" (`--broker`, whatever the client
+    is).
+
+    Likely: the last method, or the count of such methods in the client's process, says so, with something left to
+    assume; the summary says what.
+
+    Now: on the broker `rabbitmq-diagnostics alarms`, then its memory breakdown or its disk. The thread goes on by
+    itself once the alarm is over; a restarted one would block again.
+
+    Later: a bound for the blocked time in the client's own words (pika: `blocked_connection_timeout`);
+    `vm_memory_high_watermark` and `disk_free_limit` of the broker, and an alert on its alarms.
+
+    Not: a consumer, or whoever else is owed nothing; a block that was taken back; a connection whose state at the
+    broker is only "blocking".
+
+    Wrong: none is known where it is proven. What is concluded from counts may be of another connection of the same
+    process (`likely`).
+
+    Try: `make test T=test_a_resource_alarm` in a clone: real publishers, and a RabbitMQ whose memory limit is set
+    to almost nothing.
     """
     for case in cases(snapshot):
         confidence = blocked(case.fact, case.socket, case.age_s or 0.0)
@@ -169,9 +193,25 @@ def at_the_broker(snapshot: Snapshot, socket: SocketFact) -> BrokerConnection | 
 
 
 def channel_closed(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
-    """A thread waits for a confirm on a channel that the broker closed: it forgot what was published there.
+    """`channel-closed`: it waits for a confirm on a channel that the broker has closed.
 
-    Not it: a channel that was closed and opened again before this publish, for that one confirms again.
+    The broker closed the channel after an error (an exchange that is not there, say), and forgot what was published
+    on it: the confirm never comes. Another thread may have read the channel.close.
+
+    Proven: channel.close of the broker is known for the channel on which the confirm is awaited; or the client's
+    object has that channel closed, or without confirms in force below a publish that asked for them, which means
+    that the client opened it anew.
+
+    Now: read the broker's log for the channel.close of this connection: it names the exchange or queue. Then
+    restart the process.
+
+    Later: one connection for each thread that publishes; a timeout for the confirm.
+
+    Not: a channel that was closed and opened again before this publish: that one confirms again.
+
+    Wrong: none is known.
+
+    Try: `make test T=test_a_channel_that_the_broker_closed` in a clone.
     """
     for case in cases(snapshot):
         channel = closed_channel(case.fact)

@@ -24,7 +24,23 @@ HEARTBEAT_AT_MOST_S = 150.0
 
 
 def keepalive_too_slow(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
-    """Keepalive is on, but would notice a dead peer only after the worker's own timeout has killed it."""
+    """`keepalive-too-slow`: keepalive would notice a dead peer only after the worker's own timeout.
+
+    Keepalive is on for the connection that a thread waits on now, and idle + interval * count is longer than the
+    timeout that kills the worker: when the peer vanishes, the worker dies first.
+
+    Proven: always, from the live socket's own options.
+
+    Later: the client's settings for keepalive, so that the sum stays below the worker's timeout.
+
+    Not: a peer on this node; a wait younger than 1 s; a wait for work. What `stucktrace audit` says of idle
+    connections is `detection-too-slow`.
+
+    Wrong: none is known.
+
+    Try: `stucktrace pid` on a gunicorn worker in a query to a database elsewhere: the kernel's default keepalive
+    takes 2 h 11 min.
+    """
     timeout_s = snapshot.process.worker.timeout_s
     if not timeout_s:
         return
@@ -47,7 +63,24 @@ def keepalive_too_slow(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding
 
 
 def no_timeout(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
-    """A request is pending in a call without an end, on a socket where nothing else would end it either."""
+    """`no-timeout`: a request whose wait nothing would ever end.
+
+    A request is pending in a call without a timeout, on a socket with neither keepalive nor TCP_USER_TIMEOUT. If
+    the peer vanished now, the thread would wait for ever.
+
+    Proven: always, from the call's arguments and the live socket's options.
+
+    Warn: `stucktrace audit` says it of idle connections too: nothing notices a dead peer while they are idle; and
+    of one to a peer on this machine whose socket blocks without a timeout, for that peer can hang.
+
+    Later: a timeout of the client, or its keepalive.
+
+    Not: a wait younger than 1 s, a wait for work, a client's connection, a call that polls with a timeout.
+
+    Wrong: a library may bound the wait in another thread, which the socket does not show.
+
+    Try: `stucktrace audit PID` of a worker with an open connection; the fix stands beside it.
+    """
     for wait, socket in _waits_on_peers(snapshot):
         call = wait.thread.syscall
         if wait.purpose not in ASKING or call is None or wait.polls or socket.user_timeout_s:
@@ -69,9 +102,25 @@ def no_timeout(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
 
 
 def no_heartbeat(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
-    """An AMQP consumer that would never learn that its broker is gone: no heartbeat comes in, and keepalive is off.
+    """`no-heartbeat`: an AMQP consumer that would never learn that its broker is gone.
 
-    What was agreed on, the connection's own facts say; where they are not known, a long silence does.
+    No heartbeat is agreed on, and keepalive is off: a consumer waits for messages, sends nothing, and so nothing
+    notices when the broker or the way to it is gone.
+
+    Proven: the client's own object says that the heartbeat is 0.
+
+    Likely: it is not known, and nothing has come for 150 s: brokers that agreed on a heartbeat send one sooner.
+
+    Warn: `stucktrace audit` says it of every AMQP connection without a heartbeat and without keepalive.
+
+    Later: a heartbeat (Celery: `broker_heartbeat`; publishers need it in `broker_transport_options`), or keepalive.
+
+    Not: a broker on this node, which cannot vanish without a word (`audit` says it there too, for that broker can
+    hang).
+
+    Wrong: none is known where it is proven.
+
+    Try: `stucktrace audit PID` of a Celery worker with `broker_heartbeat = 0`.
     """
     for wait, socket in _waits_on_peers(snapshot):
         keepalive = socket.keepalive

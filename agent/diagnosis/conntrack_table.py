@@ -38,10 +38,95 @@ def checks(tables: Collection[NamespaceTable], flows: Collection[Flow], *, on_aw
 
 
 def table_checks(table: NamespaceTable) -> Iterator[Check]:
-    """Room and drops of one table.
+    """`table-full`: the conntrack table has no room for new connections.
 
-    `drop` grows for want of room, but also where first packets of one connection race each other: with room it is a
-    warning. `early_drop` throws unanswered connections out to make room: the table was full then.
+    A new connection is dropped unless an unanswered one can be thrown out for it. Connections that have their entry
+    go on.
+
+    Error: 99 % of the table and more are in use: entries that expire make room for moments.
+
+    Later: find what fills it (`conntrack -L`), or raise `net.netfilter.nf_conntrack_max` on the node, for it holds
+    for every namespace.
+
+    Not: a table that is nearly full and drops nothing (`table-filling`).
+
+    Try: `stucktrace conntrack`; with `sysctl -w net.netfilter.nf_conntrack_max=8` in a virtual machine.
+
+    `drops-now`: the table drops first packets of new connections.
+
+    The kernel's counter `drop` grew between the two readings.
+
+    Error: and over 80 % of the table are in use: it is for want of room.
+
+    Warn: the table has room. Packets of one new connection that overtake each other are dropped too, so a few are
+    harmless.
+
+    Later: room in the table, as for `table-full`; for a few drops with room, nothing.
+
+    Not: what was dropped before the first reading (`drops-in-the-past`).
+
+    Try: `stucktrace conntrack --for 30s` at the busiest hour.
+
+    `table-filling`: over 80 % of the conntrack table are in use.
+
+    Nothing is dropped yet.
+
+    Warn: over 80 %, and below 99 %, without drops.
+
+    Later: as for `table-full`, in time.
+
+    Not: a table that drops already (`drops-now`).
+
+    Try: `stucktrace conntrack`.
+
+    `early-drops-now`: unanswered connections are thrown out to make room.
+
+    The table was full for a moment, and an entry without an answer had to go for a new one.
+
+    Warn: the kernel's counter `early_drop` grew between the two readings.
+
+    Later: as for `table-full`.
+
+    Not: the loss of an established connection: only unanswered ones are thrown out.
+
+    Try: `stucktrace conntrack --for 30s` at the busiest hour.
+
+    `drops-in-the-past`: the table has dropped connections since it was made, none now.
+
+    What was lost then is lost; it may happen again.
+
+    Warn: the counters `drop` or `early_drop` are not 0, did not grow between the readings, and the table is not
+    full.
+
+    Later: look again at the busiest hour.
+
+    Not: drops of now.
+
+    Try: `stucktrace conntrack`.
+
+    `insert-failures-now`: first packets were lost to an entry that was in their way.
+
+    Two packets at once from one port, as glibc's resolver sends them for A and AAAA, race each other for one entry.
+
+    Warn: the kernel's counter `insert_failed` grew between the two readings.
+
+    Later: `options single-request-reopen` in /etc/resolv.conf, or a DNS cache on the node.
+
+    Not: want of room.
+
+    Try: `stucktrace conntrack --for 30s`.
+
+    `hash-too-small`: too many connections share one hash bucket, and new ones were dropped for it.
+
+    The table may have room and still refuse a connection whose bucket is too long.
+
+    Warn: the kernel has counted chains that were too long since the table was made.
+
+    Later: raise `net.netfilter.nf_conntrack_buckets` on the node.
+
+    Not: want of room.
+
+    Try: `stucktrace conntrack`.
     """
     before, after, where = table.before, table.after, table.where
     fill = after.fill or 0.0
@@ -81,11 +166,22 @@ def table_checks(table: NamespaceTable) -> Iterator[Check]:
 
 
 def lost_entries(flows: Collection[Flow], tables: dict[int, NamespaceTable]) -> Iterator[Check]:
-    """ABSENT is said of an established connection, twice, where conntrack is hooked and nothing exempts it.
+    """`entry-lost`: an established connection has lost its conntrack entry.
 
-    It was evicted, or is older than the hook. Both meet the same with their next packet. Where that makes a new entry
-    and nothing is translated it goes on as if nothing had been, and where no rule is known to drop it perhaps too: a
-    warning.
+    It was evicted, or is older than the tracking. What its next packet meets depends on nf_conntrack_tcp_loose, on
+    NAT and on rules for INVALID; the text says which.
+
+    Error: the next packet may be dropped, or translated anew and reach another host.
+
+    Warn: nothing is translated, and the next packet makes a new entry, or no rule is known to drop it.
+
+    Later: let the process connect anew, and keep the next connection alive within the table's timeout; where its
+    silence was shorter than that, look for what flushes entries.
+
+    Not: a connection that is new, is exempt, or does not pass a place where conntrack is hooked; an entry that only
+    one of two readings missed.
+
+    Try: `make test T=test_an_evicted_entry_is_named_at_once` in a clone.
     """
     for flow in flows:
         for entry in flow.entries:
@@ -144,10 +240,31 @@ def outlive(flow: Flow, table: NamespaceTable) -> str:
 
 
 def keepalive_checks(flows: Collection[Flow], tables: dict[int, NamespaceTable]) -> Iterator[Check]:
-    """An entry is forgotten when nothing passes for the table's timeout, so the first keepalive has to come before.
+    """`silent-without-keepalive`: a connection without keepalive is silent for so long that its entry will be
+    forgotten.
 
-    Whether the application itself sends something sooner (heartbeats) is not known here, so it is a warning. Without
-    keepalive it is one only where nothing has passed for long: that says that no heartbeat did either.
+    Nothing has passed for half of the table's timeout, so no heartbeat did either.
+
+    Warn: keepalive is off on the live socket, and its silence is longer than half of the timeout.
+
+    Later: keepalive with an idle time below the table's timeout.
+
+    Not: an entry that hardware has taken over (offload).
+
+    Try: `stucktrace conntrack PID` of a process with an old idle connection.
+
+    `timeout-below-keepalive`: the table forgets a silent connection before its first keepalive comes.
+
+    An idle connection is then kept by nothing, and loses its entry while both ends think that it is there.
+
+    Warn: TCP_KEEPIDLE of the live socket is not below the table's timeout for established connections.
+
+    Later: TCP_KEEPIDLE, or `net.ipv4.tcp_keepalive_time`, well below the timeout, a third of it say.
+
+    Not: a connection whose application sends something sooner; that is not known here, so it is a warning.
+
+    Try: `sysctl -w net.netfilter.nf_conntrack_tcp_timeout_established=3600` in a virtual machine, then `stucktrace
+    conntrack`.
     """
     slow: defaultdict[tuple[int, float, int], list[Flow]] = defaultdict(list)
     for flow in flows:
@@ -184,7 +301,19 @@ def keepalive_checks(flows: Collection[Flow], tables: dict[int, NamespaceTable])
 
 
 def nlb_checks(flows: Collection[Flow]) -> Iterator[Check]:
-    """A hint: this machine is AWS's, and whether a load balancer stands in between is not known."""
+    """`aws-idle-timeout`: a load balancer or NAT gateway of AWS would forget the connection before its first
+    keepalive.
+
+    They forget an idle connection after 350 s. Whether one stands in between is not known.
+
+    Remark: this machine is AWS's, and the first keepalive of a connection comes after more than 350 s.
+
+    Later: TCP_KEEPIDLE below 350 s where there is one.
+
+    Not: a machine elsewhere.
+
+    Try: `stucktrace conntrack` on a machine of AWS.
+    """
     slow = [
         flow
         for flow in flows

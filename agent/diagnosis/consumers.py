@@ -1,22 +1,15 @@
-"""`consumer-lost`: a worker that polls, while the broker has no consumer of it for the messages that wait.
+"""`consumer-lost`, by the broker's own view, read twice: three rules for three ways to lose a consumer.
 
-From inside, such a worker looks exactly like an idle one. Only the broker tells, so these rules need its view, read
-twice, some seconds apart, with no connection lost in between:
-- `consumer_lost`: a queue that the worker should consume has messages, and none of its connections has a consumer
-  there, now and before. Proven where the worker's own command line, settings or object name the queue, the broker knows
-  its connection by address, the view is complete, and nobody else consumes the queue. `likely` where others do (an
-  operator may be draining this worker), or the connection was told by the client's properties alone. A Celery worker
-  that polls keeps its consumers; only a start and a shutdown are without, and neither is in the loop.
-- The broker asked may be another one, to which the worker only publishes, with a queue of the same name: so the
-  connection that the loop holds has to be known there, or some consumer of the worker.
-- On Redis the consumer is a blocking pop. A worker that holds as many messages as it may does not pop, and that is
-  healthy, so it has to be known from its memory that it may take more (not with worker_disable_prefetch, where that
+- `consumer_lost`: a queue that the worker should consume. A Celery worker that polls keeps its consumers; only a start
+  and a shutdown are without, and neither is in the loop. The broker asked may be another one, to which the worker only
+  publishes, with a queue of the same name: so the connection that the loop holds has to be known there, or some
+  consumer of the worker. On Redis the consumer is a blocking pop, and a worker that holds as many messages as it may
+  does not pop: it has to be known from its memory that it may take more (not with worker_disable_prefetch, where that
   depends on its tasks).
-- `lost_tags`: the client's objects have a consumer tag that the broker does not. `likely`: its queue is not known.
-- `deliveries_held`: the broker counts as many unacknowledged deliveries as the worker may have, so it sends no more,
-  and the worker works on none. `likely` at most: a consumer may keep messages on purpose. Celery's reasons to do so
-  (rate limits, ETA) are read from its memory and have to be absent. A busy channel is always full: so nothing may have
-  passed on it for a while (only the management API tells), with another consumer for a quarter of an hour.
+- `lost_tags`: the client's objects have a consumer tag that the broker does not; its queue is not known.
+- `deliveries_held`: a consumer may keep messages on purpose. Celery's reasons to do so (rate limits, ETA) are read from
+  its memory and have to be absent. A busy channel is always full, so nothing may have passed on it for a while, which
+  only the management API tells.
 """
 
 from __future__ import annotations
@@ -53,7 +46,37 @@ def suspicious(snapshot: Snapshot) -> bool:
 
 
 def consumer_lost(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
-    """Messages wait in a queue that the worker should consume, and the broker has no consumer of it there."""
+    """`consumer-lost`: it polls, and the broker has no consumer of it for the messages that wait.
+
+    From inside, such a worker looks exactly like an idle one. Only the broker tells, so this needs its view
+    (`--broker VIEW`), read twice, some seconds apart, with no connection lost in between.
+
+    Proven: in both readings a queue that the worker's own command line, settings or object name had no consumer of
+    this worker, and it has messages; the broker knows its connection by address, the view is complete, and nobody
+    else consumes that queue.
+
+    Likely: others consume the queue (an operator may be draining this worker); the connection was told by the
+    client's properties alone; the worker's queues are not known, and it has no consumer at all while a queue with
+    messages has none. Or the client's objects have a consumer tag that the broker does not. Or the broker counts as
+    many unacknowledged deliveries as the worker may have, sends no more, nothing passes on the channel, and the
+    worker works on none.
+
+    Now: where Celery's own object says that the queue was cancelled, `celery control add_consumer`; else a warm
+    shutdown (`kill -TERM`) and a new start: the loop still turns.
+
+    Later: an alert on queues with messages and no consumer, for a worker cannot know that it lost its own; for
+    deliveries that are held, an acknowledgement on every path.
+
+    Not: a worker that was asked of another broker than it consumes from; one in a task; on Redis a worker that
+    holds as many messages as it may, for then it does not pop; a worker with a rate limit or with ETA tasks, which
+    holds deliveries on purpose.
+
+    Wrong: a program other than Celery may keep a message for a timer of its own: it is told only when nothing has
+    passed on its channel for a quarter of an hour.
+
+    Try: `celery -A APP control cancel_consumer QUEUE`, a message into QUEUE, then `stucktrace pid PID --broker
+    find`. Or `make test T=test_a_worker_that_lost_its_consumer` in a clone.
+    """
     fact = snapshot.broker
     earlier = _before(snapshot)
     if fact is None or earlier is None or not _polls(snapshot):

@@ -34,11 +34,39 @@ _MEMBERS_TOLD = 4
 
 
 def deadlock(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
-    """A lock that cannot be released: its owner waits for it, or owners wait for each other in a circle.
+    """`deadlock`: a thread waits for a lock that cannot be released: its own, or one of a circle.
 
-    `proven`: nobody else may release a mutex or RLock, and no wait of the circle has a timeout. `likely` where a member
-    was awake between the two looks, so that the owners may have been read at different instants, or where an owner is
-    known under an assumption alone.
+    Two or more threads wait for each other's locks in a circle, or one waits for a lock that it holds itself, or a
+    thread joins one that waits for a lock of the joiner. None of them ever goes on.
+
+    Proven: every owner was read from memory and read the same twice, no wait of the circle has a timeout, nothing
+    is taken for granted about who holds what, and the threads slept between the two readings. Across processes: the
+    owners of locks of multiprocessing, or of flock(2), in a circle of single threads. Without a readable owner:
+    every thread of the process is parked without a timeout in locks of its own, one is a mutex, and no signal has a
+    handler.
+
+    Likely: a member was awake between the readings; a lock was taken by `acquire()` without `with`, so that its
+    holder rests on what the summary says is assumed; whom a join is for is not readable (before CPython 3.13).
+
+    Now: restart the process; the report has the command.
+
+    Later: for a circle, take the locks in one order everywhere; for a lock taken twice, an RLock, or no lock in
+    `__del__`, in a weakref's callback and in a signal handler; join threads only after releasing what they take.
+
+    Not: a wait in a condition, an event, a queue, a semaphore or a join without locks: it has no owner and waits
+    for a notification. A wait with a timeout. An RLock that its owner enters again. A plain lock used as a signal,
+    which another thread or a handler may release.
+
+    Wrong: none is known where it is proven.
+
+    Try: a lock taken twice:
+
+        python3 -c "import threading
+        lock = threading.Lock()
+        with lock:
+            with lock:
+                pass" &
+        sleep 2; stucktrace pid $!
     """
     known = by_tid(snapshot)
     for lock in snapshot.locks:

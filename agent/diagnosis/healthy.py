@@ -31,7 +31,29 @@ _VERBS = {"idle": "is idle", "working": "works", "waiting": "waits", "inconclusi
 
 
 def verdict(snapshot: Snapshot, budgets: Budgets, findings: Iterable[Finding]) -> Finding:
-    """What the process does, with the reason for each group of threads."""
+    """`inconclusive`: what was needed could not be read, so nothing is said.
+
+    Whether it is idle or stuck depends on something that stucktrace could not see: the Python stacks, a system
+    call, a lock's owner. It is never reported as healthy then.
+
+    Likely: neither stacks nor calls could be read; or a thread acquires a lock for longer than a request may take
+    and who holds it cannot be known (a plain lock of Python in a place that is not read, a lock of C code without
+    an owner, a lock held by a process that was not looked at, a file's lock that a leader may hold on purpose).
+
+    Possible: a rule failed on odd data; the others were asked all the same.
+
+    Now: see "Not seen" in the report: each line names what would show more. `stucktrace doctor` tests all of it.
+
+    Later: where a lock hides its holder, an RLock or an acquire with a timeout.
+
+    Not: a verdict on the process. Its exit status is 4, so that scripts can tell it from 0 and 1.
+
+    Wrong: it says nothing that could be wrong.
+
+    Try: a look without the right to see anything:
+
+        sleep 60 & setpriv --reuid 65534 --clear-groups stucktrace pid $!
+    """
     open_question = next((f for f in findings if f.verdict_class == UNKNOWN and f.confidence != POSSIBLE), None)
     if open_question is not None:
         return open_question

@@ -27,10 +27,37 @@ from stucktrace.facts import LockFact, LockOwner, Snapshot
 
 
 def lock_held(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
-    """A lock whose owner lives and does not move: why the owner does not is the owner's own finding, or its own wait.
+    """`lock-held`: the lock's holder is alive, and stuck itself.
 
-    It takes the budget of a request, on both sides: the waiter's age, and the age of the owner's present sleep. An
-    owner that works or was awake lately will come round to release it, so there the wait is `waiting`.
+    A thread waits for a lock whose owner sleeps in something else. The owner's own wait is the reason; where that
+    has a finding of its own, that one is the verdict, and its chain begins with who waits for the lock.
+
+    Likely: always. The owner was read, it has slept in one call for longer than a request may take
+    (`--stuck-after`, else the worker's timeout, else 30 s), and the wait for the lock is as old; or the owner is
+    itself in a deadlock. Or the holder of the lock, or of a file's lock, belongs to a process that is stopped (5
+    s).
+
+    Now: restart the process; continue a holder that is stopped.
+
+    Later: do not wait for others while holding the lock, or give that wait a timeout.
+
+    Not: an owner that works or was awake lately: it comes round to release it, so that is `waiting`. Workers that
+    take turns at a lock to accept or to read a queue. A leader's file lock, however old: standing by for it is a
+    design.
+
+    Wrong: an owner whose one call takes longer than the budget and then goes on.
+
+    Try: a holder that sleeps:
+
+        python3 -c "import threading, time
+        lock = threading.Lock()
+        def hold():
+            with lock:
+                time.sleep(60)
+        threading.Thread(target=hold).start(); time.sleep(0.2)
+        with lock:
+            pass" &
+        sleep 7; stucktrace pid $! --stuck-after 5
     """
     known = by_tid(snapshot)
     limit_s = budgets.request_s(snapshot.process.worker.timeout_s)

@@ -50,8 +50,23 @@ def loop_stalled(snapshot: Snapshot, incident: LoopStalled) -> Finding:
 
 
 def beat_stopped(snapshot: Snapshot, incident: BeatStopped) -> Finding:
-    """It has slept for longer than it ever does, in a call without a timeout. What it waits for may still come:
-    `likely`.
+    """`beat-stopped`: Celery beat does not wake up any more.
+
+    No periodic task is sent while it sleeps. It has one thread, so whatever blocks that stops every schedule.
+
+    Likely: always, for what it waits for may still come: its main thread has not run for longer than it ever sleeps
+    (`--max-interval`, 300 s by default) and a minute more, in a call without a timeout.
+
+    Now: restart beat; nothing that was sent is lost.
+
+    Later: timeouts for the scheduler's database and broker connections.
+
+    Not: a beat that sleeps until its next task.
+
+    Wrong: a scheduler of one's own with a longer interval that does not show.
+
+    Try: `celery -A APP beat --max-interval 5` with a scheduler whose database does not answer, and `stucktrace
+    agent` beside it.
     """
     main = snapshot.main_thread
     call = f" in {evidence.call_text(main)}" if main is not None else ""
@@ -94,7 +109,26 @@ def beat_stopped(snapshot: Snapshot, incident: BeatStopped) -> Finding:
 
 
 def beat_twice(snapshot: Snapshot, incident: BeatTwice) -> Finding:
-    """Both have one schedule file open: `proven`. By its path, or by the same command in the same place: `likely`."""
+    """`beat-twice`: two beats run one schedule.
+
+    Every periodic task is sent twice.
+
+    Proven: both have one schedule file open.
+
+    Likely: both keep their schedule at the same path, or the same command runs twice in the same directory with the
+    same settings.
+
+    Now: end one of them; its supervisor may start it again.
+
+    Later: beat as one replica of its own with the strategy Recreate, and no worker with `-B` beside it.
+
+    Not: the old and the new beat of a deployment, which may overlap for five minutes (30 s where both have the file
+    open); beats in different containers whose files differ.
+
+    Wrong: two beats of different applications that were started by the same command in one directory.
+
+    Try: `celery -A APP beat` twice with one `--schedule` and two `--pidfile`, and `stucktrace agent` for a minute.
+    """
     pid, other = snapshot.process.pid, incident.other
     if incident.both_open:
         why = f"both have {incident.schedule} open"

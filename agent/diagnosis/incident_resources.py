@@ -24,8 +24,26 @@ def _who(snapshot: Snapshot) -> str:
 
 
 def oom_killed(snapshot: Snapshot, incident: OomKilled) -> Finding:
-    """The kernel chose it as victim (the event itself). Without the event a SIGKILL and a grown counter of its cgroup
-    say it: another process of that cgroup may have been the victim, so that is `likely`.
+    """`oom-killed`: the kernel killed it for its memory.
+
+    The process was chosen by the kernel's OOM killer: its cgroup was at its limit, or the node ran out of memory.
+
+    Proven: the kernel's own event named this process.
+
+    Likely: without the event: it ended by SIGKILL, and its cgroup's counter of OOM kills grew; another process of
+    the cgroup may have been the victim.
+
+    Now: raise the limit, or run fewer workers in it; what it had in its hands is lost already.
+
+    Later: bound the workers: `--max-requests` with jitter; Celery: `--max-memory-per-child`,
+    `--max-tasks-per-child`.
+
+    Not: a SIGKILL by hand.
+
+    Wrong: only as said under likely.
+
+    Try: `make test T=test_a_worker_that_the_kernel_kills_for_its_memory` in a clone: a real OOM kill in a cgroup of
+    its own.
     """
     pid, kind = snapshot.process.pid, snapshot.process.worker.kind
     limit = incident.limit_bytes
@@ -80,8 +98,40 @@ def oom_killed(snapshot: Snapshot, incident: OomKilled) -> Finding:
 
 
 def growth(snapshot: Snapshot, incident: Growth) -> Finding:
-    """Each third of the time shows the growth, nothing was given back, and at this rate the limit is reached. A trend
-    is a prediction: `likely`, and advice.
+    """`memory-growth`: its memory has grown steadily, and reaches its limit soon.
+
+    A trend, told before it ends in an OOM kill. It is advice: nothing is stuck.
+
+    Likely: always. For half an hour and 30 samples each third of the time shows the growth, the last one hardly
+    less than the whole, next to nothing of it was given back, it has doubled and is over 200 MB more, and at this
+    rate it reaches the limit within a day.
+
+    Later: find what holds the memory (memray, tracemalloc); meanwhile let workers be replaced.
+
+    Not: a warm-up; a cache that fills and then stays; a saw-tooth.
+
+    Wrong: it is a prediction: a load that only grew for an hour looks the same.
+
+    Try: `python3 -c` with a list that grows by a megabyte a second, `stucktrace agent --match python3` beside it,
+    and half an hour.
+
+    `fd-growth`: its open files have grown steadily, and reach their limit soon.
+
+    At the limit every open, accept and connect fails with EMFILE. It is advice: nothing is stuck.
+
+    Likely: always. For ten minutes and 20 samples each third of the time shows the growth, next to nothing was
+    given back, over 100 files came in addition, half of the limit is used up, and at this rate the rest is within a
+    day.
+
+    Now: `ls -l /proc/PID/fd` shows what they are.
+
+    Later: close what is opened: pools with a bound, `with` around files and responses.
+
+    Not: a pool that fills up to its bound; a saw-tooth.
+
+    Wrong: it is a prediction.
+
+    Try: a process that opens a file a second and keeps it, `stucktrace agent --match` beside it, and ten minutes.
     """
     memory = incident.what == RSS
     (first_at, first), (last_at, last) = incident.samples[0], incident.samples[-1]
@@ -141,7 +191,26 @@ def _files(number: int) -> str:
 
 
 def conntrack_pressure(snapshot: Snapshot, incident: ConntrackPressure) -> Finding:
-    """The table's own count and counters. With drops for want of room new connections fail now: `proven`."""
+    """`conntrack-pressure`: the conntrack table of its connections is full.
+
+    Without room every new connection through that table fails; those that have an entry go on. It is advice for the
+    node, told once for a network namespace.
+
+    Proven: the table is full, or nearly, and first packets or unanswered entries were thrown out for want of room
+    meanwhile.
+
+    Likely: it is 95 % full, and nothing was thrown out yet.
+
+    Now: raise `net.netfilter.nf_conntrack_max` on the node; an entry takes about 320 bytes.
+
+    Later: find who fills it (`conntrack -L`), reuse connections, shorten the timeout of TIME_WAIT.
+
+    Not: drops in a table with room: packets of one flow that race each other are dropped too.
+
+    Wrong: none is known where it is proven.
+
+    Try: `make test T=test_a_table_without_room_is_said` in a clone, in a network namespace of its own.
+    """
     after, dropped = incident.after, incident.after.drop - incident.before.drop
     early = incident.after.early_drop - incident.before.early_drop
     filled = f"{after.count} of {after.maximum} entries"

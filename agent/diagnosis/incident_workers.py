@@ -16,7 +16,27 @@ _RECYCLED = 0x9B
 
 
 def restart_storm(snapshot: Snapshot, incident: RestartStorm) -> Finding:
-    """Each start and end was seen. Why they end is known where Celery's own limit ends them, else only how."""
+    """`restart-storm`: a master's workers end as soon as they are started, again and again.
+
+    gunicorn and Celery start a new worker for each that ends. One that fails at once (an import error, a crash, a
+    memory limit below what a fresh child needs) is started again without end.
+
+    Proven: always: each start and end was seen. Within a minute at least five workers, and twice as many as the
+    master has, failed before they were 10 s old, for 5 s and more.
+
+    Now: `kill -TERM` the master while it is mended.
+
+    Later: find what ends them: the master's log around these times, dmesg for crashes; for Celery's own limit, a
+    higher `--max-memory-per-child`.
+
+    Not: a reload, `--max-requests`, `--max-tasks-per-child`, the autoscaler, workers that were asked to end by a
+    signal, a burst that is over at once.
+
+    Wrong: none is known.
+
+    Try: `gunicorn -w 2 --worker-class sync` with an application that calls `os._exit(1)` in `post_worker_init`, and
+    `stucktrace agent` beside it.
+    """
     pid, starts = snapshot.process.pid, incident.starts
     ended = [start for start in starts if start.lived_s is not None]
     lives = [start.lived_s for start in ended if start.lived_s is not None]
@@ -93,10 +113,27 @@ def status_text(status: int | None) -> str:
 
 
 def orphaned_worker(snapshot: Snapshot, incident: OrphanedWorker) -> Finding:
-    """Its master was watched and ended; the worker has another parent now, and has had the time to notice and end.
+    """`orphaned-worker`: a worker goes on though its master is gone.
 
-    A Celery child waits for tasks that nobody can send, or works on one whose result nobody reads: `proven`. A gunicorn
-    worker in a long request ends after it, so that one is `likely`.
+    A Celery child waits for tasks that nobody can send, or works on one whose result nobody reads. A gunicorn
+    worker still accepts requests, and nobody ends it when it hangs.
+
+    Proven: the master was watched and ended, the worker has another parent now, and has had the time to notice; of
+    Celery's processes.
+
+    Likely: of a gunicorn worker: one in a long request ends after it.
+
+    Now: `kill -TERM` the worker, then SIGKILL; what it has in its hands is lost, or delivered again with acks_late.
+
+    Later: end a master by SIGTERM, and let the supervisor end the whole process group or cgroup: a master that is
+    killed by SIGKILL cannot end its workers.
+
+    Not: a worker whose parent was the first process of its container from the beginning; that of a master that made
+    itself a daemon.
+
+    Wrong: none is known where it is proven.
+
+    Try: `kill -KILL` a Celery main process while `stucktrace agent` runs.
     """
     fact = snapshot.process
     pid, kind = fact.pid, fact.worker.kind

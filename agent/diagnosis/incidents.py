@@ -65,10 +65,26 @@ def _finding(snapshot: Snapshot, incident: Incident) -> Finding:
 
 
 def worker_timeout(snapshot: Snapshot, incident: WorkerAborted) -> Diagnosis:
-    """The signal came from the worker's own master, which sends SIGABRT for one reason only: an old heartbeat.
+    """`worker-timeout`: gunicorn's master sent SIGABRT to a worker.
 
-    What it hung in is proven by the look only if that was taken after the last heartbeat: before it the worker was
-    well. Without the signal (seen: False) the master's patience had ended just when the worker did: `likely`.
+    The worker's main loop had not reported to its master for longer than `--timeout`, and the master ended it. The
+    alert carries what it hung in, from the last look before.
+
+    Proven: the signal was seen, from the worker's own master, which sends SIGABRT for this reason only.
+
+    Likely: the signal was not seen (no BPF), and the worker ended just when its timeout was over.
+
+    Now: nothing for this worker, for its master starts a new one; `stucktrace pid MASTER` looks at the others.
+
+    Later: what the wait it hung in asks for; without a look before the end, a longer `--timeout` if requests may
+    take that long.
+
+    Not: a SIGABRT by hand; a reload; `--max-requests`.
+
+    Wrong: what it hung in is told only from a look after its last heartbeat; without one the alert says that nobody
+    had looked.
+
+    Try: `gunicorn --timeout 5` with a view that sleeps, `stucktrace agent` beside it, and a request.
     """
     pid, master = snapshot.process.pid, incident.master
     waited = f"no heartbeat for {age(incident.heartbeat_age_s)}" if incident.heartbeat_age_s is not None else ""

@@ -91,10 +91,38 @@ def in_file(frame: Frame, tail: str) -> bool:
 
 
 def blocked_loop(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
-    """A callback of an event loop has been inside a blocking call for longer than a loop may stand still.
+    """`blocked-loop`: the event loop's thread sits in a call that is not the loop's.
 
-    `proven` needs the request's budget too: a callback that blocks for six seconds and goes on is bad, and heals. A
-    sleep is always `likely`. A callback whose very purpose is to wait (a consumer inside a coroutine) is `possible`.
+    A callback, coroutine or greenlet made a blocking call in the loop's own thread (asyncio, kombu's and Celery's
+    loop, gevent, eventlet, Twisted, trio, uvloop). Every other task of the loop stands still, heartbeats too.
+
+    Proven: the call has lasted for longer than a request may take (`--stuck-after`, else the worker's timeout, else
+    30 s). Or it is a wait without a timeout for a native lock that a suspended greenlet or task of the same thread
+    holds: that one cannot go on before its loop does.
+
+    Likely: the call has lasted for 5 s; a sleep always. The agent also says it of a Celery main process that was
+    found in the same callback look after look for 30 s, with no poll in between.
+
+    Possible: the call's very purpose is to wait (a consumer inside a coroutine).
+
+    Now: restart the process; the report has the command.
+
+    Later: a client made for this loop, or the call in a thread (`asyncio.to_thread`), with a timeout; the loop's
+    own sleep; await a future instead of calling its `result()`; locks that the loop knows.
+
+    Not: the loop's own poll, which is its rest. A callback that computes (`working`). A task of Celery's solo pool,
+    which runs in the loop on purpose. The native threads of gevent's pool, which exist to block. A parent's loop in
+    the stack of a forked child.
+
+    Wrong: a loop of one task that may well stand still: `likely` until the budget is over.
+
+    Try: a sleep in a coroutine:
+
+        python3 -c "import asyncio, time
+        async def main():
+            time.sleep(60)
+        asyncio.run(main())" &
+        sleep 6; stucktrace pid $!
     """
     for wait in waits(snapshot):
         call, age_s = wait.thread.syscall, wait.age_s
@@ -289,10 +317,37 @@ def _later(purpose: Purpose, frame: Frame) -> Later:
 
 
 def stale_epoll(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
-    """An epoll set reports a file that this process has closed: somebody else holds it, so it cannot be taken out.
+    """`stale-epoll`: epoll reports a file that the process no longer has.
 
-    Epoll registers the open file, not the fd. The registration alone is harmless until the file becomes ready: then
-    epoll returns at once, for ever. So a storm of returns that lead to nothing is required; without it: `possible`.
+    Epoll registers the open file, not its number. A file that is closed here while another process still holds it
+    stays registered and cannot be taken out; once it is ready, epoll returns at once, for ever.
+
+    Proven: the set watches a file that is not in the fd table; its waits return more than 500 times a second
+    without leading to calls that move bytes; all else that it watches are sockets, and all calls were counted.
+
+    Likely: something else than sockets is in the set, not all calls were counted, or (without BPF) the thread that
+    polls the set spends its time on the CPU.
+
+    Possible: the registration alone, which is harmless until the file becomes ready.
+
+    Now: restart the process, or end the one that keeps the file open; the report names it.
+
+    Later: take a file out of the set before closing it; open it close-on-exec, or close it in forked children.
+
+    Not: a loop that is busy: its returns move bytes.
+
+    Wrong: none is known where it is proven.
+
+    Try: a pipe that is closed here and open in a child:
+
+        python3 -c "import os, select, time
+        r, w = os.pipe(); s = select.epoll(); s.register(r); os.write(w, b'x')
+        if os.fork() == 0:
+            time.sleep(60)
+        os.close(r)
+        while True:
+            s.poll()" &
+        sleep 2; stucktrace pid $!; kill $!
     """
     for epoll in snapshot.epolls:
         if any(not watch.present for watch in epoll.watches):

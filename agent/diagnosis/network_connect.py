@@ -1,7 +1,6 @@
 """`connect-failing` and `dns-unanswered`: the connection never comes about.
 
-Proof: a SYN that is sent again and again, which a full conntrack table on its way explains; the same peer refusing
-again and again under one frame; a resolver's query past its budget.
+From the socket in SYN_SENT, the TCP events and failed calls of the look, and the frames that sleep between attempts.
 """
 
 from __future__ import annotations
@@ -35,9 +34,42 @@ _CONNECTING = frozenset(
 
 
 def connect_failing(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
-    """A connect that is not answered, or one that fails again and again.
+    """`connect-failing`: connects time out or are refused again and again.
 
-    Not it: a SYN under way for less than the budget; a single refusal; a sleep between attempts at something else.
+    The connection never comes about: no SYN is answered, or each attempt fails and the program tries again.
+
+    Proven: not one SYN has been answered for 30 s, or the network says that the host cannot be reached, or the
+    conntrack table on the way is full and drops first packets (and nothing has to be assumed for that). Or three
+    and more attempts to one address failed during the look.
+
+    Likely: the SYN has been sent again without an answer for 5 s; two attempts failed during the look; the thread
+    sleeps in a library's code that sleeps only between two attempts to connect; an event loop's connection that has
+    been connecting for longer than a request may take.
+
+    Possible: redis-py sleeps between attempts: the number of its retries is bounded.
+
+    Now: `nc -zvw3` from the process's own network namespace tells a dead path from a full backlog; start what
+    should listen there, or look at route and firewall. For a full conntrack table, what fills it, and
+    `nf_conntrack_max`. This process tries again by itself.
+
+    Later: a timeout for the connect and a bounded number of attempts, in the client's own words;
+    `net.ipv4.tcp_syn_retries = 3`, for with the default one connect takes about two minutes to fail.
+
+    Not: a SYN that is younger than 5 s. A single refusal. A service that was reached at another of its addresses
+    (`localhost` is ::1 first, then 127.0.0.1).
+
+    Wrong: a program that polls for a service to come up on purpose looks the same.
+
+    Try: nothing listens on this port:
+
+        python3 -c '
+        import socket, time
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", 9))
+            except OSError:
+                time.sleep(0.05)' &
+        sleep 1; stucktrace pid $!
     """
     unanswered = [(wait, socket) for wait, socket in network.socket_waits(snapshot) if socket.state == "SYN_SENT"]
     for wait, socket in unanswered:
@@ -199,9 +231,35 @@ def _between_attempts(snapshot: Snapshot, wait: Wait, connecting: int) -> Findin
 
 
 def dns_unanswered(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
-    """A name is being resolved, and the resolver does not answer.
+    """`dns-unanswered`: the resolver does not answer.
 
-    Not it: a query that is seconds old and under its budget; a resolver that answers slowly but does answer.
+    A thread resolves a name, and no answer to its query comes. glibc waits 5 s for each resolver, twice, and
+    nothing in Python shortens that.
+
+    Proven: one wait for the answer has lasted for 30 s.
+
+    Likely: it has lasted for 5 s; or, over UDP, one poll has lasted for 3 s, the query ran into its timeout during
+    the look, or another resolver had been asked before.
+
+    Now: the report has the `dig` line that asks the same resolver once, from the process's own network namespace.
+
+    Later: `options timeout:1 attempts:2` in /etc/resolv.conf (Kubernetes: dnsConfig.options); a resolver on the
+    node, so that a lost packet costs nothing.
+
+    Not: a query that is under way for less; a resolver that is slow and answers; a name that does not exist, for
+    that is an answer.
+
+    Wrong: a datagram socket to port 53 that is not a resolver's, with nothing in the stack that says what it is
+    for.
+
+    Try: a resolver that says nothing (as root, in a mount namespace of its own):
+
+        python3 -c "import socket, time
+        s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('127.0.0.2', 53)); time.sleep(60)" &
+        echo nameserver 127.0.0.2 > /tmp/resolv.conf
+        unshare -m sh -c "mount --bind /tmp/resolv.conf /etc/resolv.conf
+        exec python3 -c 'import socket; socket.getaddrinfo(\\"example.org\\", 80)'" &
+        sleep 4.5; stucktrace pid $!
     """
     for wait in waits(snapshot):
         socket = wait.socket

@@ -1,7 +1,6 @@
 """`slow-client` and `peer-not-reading`: the other side sends too little, or reads too little.
 
-Proof: a connection of the own listen port on which nothing came in while a worker reads its request; a send that is
-blocked on a closed window (the persist timer), or on a peer of this node whose receive queue is full.
+From the bytes that came in, the persist timer of a closed window, and the queue of a peer on this node.
 """
 
 from __future__ import annotations
@@ -21,10 +20,34 @@ _OWN_THREAD = ("process_request_thread", "_worker", "run_forever", "handler_thre
 
 
 def slow_client(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
-    """A client that sends nothing, or nothing more, holds a worker that serves one client at a time.
+    """`slow-client`: a client that sends nothing holds a worker.
 
-    Not it: a connection kept alive under gthread or an event loop (it holds nobody); a thread of a server that has one
-    per client; a client that is still sending.
+    A worker that serves one client at a time reads a request that does not come, or not on. Nobody else is served
+    meanwhile; gunicorn ends such a worker at its timeout.
+
+    Proven: the client connected to this process's own listen port, not one byte came in for 5 s, and the thread
+    that reads is the one that accepts.
+
+    Likely: something came in, and nothing more for 5 s.
+
+    Possible: the connection holds only the thread that serves it, and others go on.
+
+    Now: the report has the `ss -K` line that ends this client's connection (it loses its request), and the command
+    that restarts the worker.
+
+    Later: a buffering proxy in front of the workers; for gunicorn a worker class with threads, so that a silent
+    client holds no worker; for other servers a timeout on accepted connections.
+
+    Not: a connection that is kept alive under gthread or an event loop; a server with a thread or a child for each
+    client; a client that is still sending.
+
+    Wrong: none is known where it is proven; a client on a very slow line may send on (`likely`).
+
+    Try: a server of one thread, and a client that says nothing:
+
+        python3 -c "from wsgiref.simple_server import *
+        make_server('127.0.0.1', 8095, demo_app).serve_forever()" & sleep 1
+        exec 9<>/dev/tcp/127.0.0.1/8095; sleep 6; stucktrace pid $!; exec 9>&-
     """
     for wait, socket in network.connected_waits(snapshot):
         if wait.purpose not in (Purpose.INBOUND, Purpose.OWED) or socket.direction != "in" or wait.sends:
@@ -106,10 +129,36 @@ def _forked_for_it(snapshot: Snapshot, wait: Wait) -> bool:
 
 
 def peer_not_reading(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
-    """A send that cannot go on, because the peer reads nothing.
+    """`peer-not-reading`: a send is blocked, for the peer does not read.
 
-    Not it: a slow reader whose window opens now and then (bytes are acknowledged); a window of zero with nothing to
-    send; data that is not acknowledged (half-open).
+    The peer's receive buffer is full and its window closed: a thread can send no more until the application there
+    reads.
+
+    Proven: the window has been closed for 30 s, as the persist timer's probes show, or the peer on this node is
+    stopped.
+
+    Likely: it has been closed, or the queue of a peer on this node has been full, for 5 s; of a client's connection
+    for as long as `--stuck-after` says, where that is given. An event loop's connection that waits to send for
+    longer than a request may take.
+
+    Now: a peer that is stopped is continued. Else the report has the `ss -K` line for the connection, and the
+    command that restarts the process.
+
+    Later: for clients a buffering proxy; for a peer that was asked for something a timeout of the client.
+
+    Not: a slow reader, whose window opens now and then. A closed window with nothing to send. Data that is not
+    acknowledged (`half-open`).
+
+    Wrong: a peer that reads nothing for longer than 5 s on purpose (it works through what it has) is `likely` until
+    it reads on.
+
+    Try: a server that accepts and never reads:
+
+        python3 -c "import socket, time
+        s = socket.create_server(('127.0.0.1', 8094)); c = s.accept(); time.sleep(60)" & sleep 1
+        python3 -c "import socket
+        socket.create_connection(('127.0.0.1', 8094)).sendall(bytes(10**8))" &
+        sleep 10; stucktrace pid $!
     """
     for wait, socket in network.connected_waits(snapshot):
         if not (wait.sends or wait.purpose is Purpose.SEND):

@@ -140,7 +140,7 @@ def _unread(snapshot: Snapshot, wait: Wait, socket: SocketFact, limit_s: float) 
 def _finding(
     snapshot: Snapshot, watching: tuple[Wait, SocketFact], says: tuple[str, str], text: str, lines: tuple[Evidence, ...]
 ) -> Finding:
-    """`says`: the code, and the end of the chain."""
+    """What `says` has: the code, and the end of the chain."""
     wait, socket = watching
     code, end = says
     name = network.thread_name(snapshot, wait.tid)

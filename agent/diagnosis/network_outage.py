@@ -1,10 +1,7 @@
-"""`half-open`: the peer is gone and the socket does not know.
+"""`half-open`, from the timers and counters of the socket, its conntrack entry, and a probe where one was sent.
 
-Proof: data sent and not acknowledged under a growing timeout; or keepalive probes without an answer; or the flow's
-conntrack entry is gone where conntrack is hooked. Retransmits prove only "no path for N s": a cut of 9.5 s healed by
-itself at 13 s. So below 30 s without an ACK it is `likely`. A probe (--probe) that was answered settles more: a reset
-proves it; an ACK says that the peer is there, and then only data that passes in neither way for long is an outage,
-`likely`: small segments alone come through (an MTU that nobody was told of), or the path has just come back.
+A probe that was answered says that the peer is there, and then only data that passes in neither way for long is an
+outage: small segments alone come through (an MTU that nobody was told of), or the path has just come back.
 """
 
 from __future__ import annotations
@@ -36,10 +33,46 @@ class Outage:
 
 
 def half_open(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
-    """A connection on which nothing is heard any more, and a thread that hangs on it.
+    """`half-open`: the peer is gone and the socket does not know.
 
-    Not it: an idle connection, however old its last ACK (nothing is on its way); a slow peer (it acknowledges); a
-    closed window (the persist timer). A dead connection that no thread waits on is `possible`: a pool drops it unused.
+    The other end of a connection, or the way to it, is gone, and this side's TCP has not noticed yet. The thread
+    that waits on it goes on waiting until the kernel gives up: with the default settings after about a quarter of
+    an hour while data is in flight, and never for a reader without keepalive.
+
+    Proven: one of these.
+    - What was sent has been retransmitted without an ACK for 30 s, and no other ACK came meanwhile.
+    - Two or more keepalive probes in a row have had no answer, for 30 s.
+    - This flow's conntrack entry is gone where conntrack is hooked, the retransmissions go unanswered, and nothing
+      has to be assumed for that to be the reason; this needs no 30 s.
+    - `--probe` was answered with a reset of the expected sequence number.
+    - AMQP's heartbeat has been missed for more than two intervals, and the flow's conntrack entry is gone, with
+      nothing assumed.
+
+    Likely: the same for 5 s and more, for a cut of some seconds heals by itself (measured: one of 9.5 s, after 13
+    s); data that is not acknowledged although ACKs still come, or although the peer answered a probe (large
+    segments are lost); probes without an answer; a reply awaited for 5 s on a flow that conntrack has forgotten;
+    AMQP's heartbeat missed for more than two intervals; a connection that only an event loop watches and that has
+    been dead for longer than a request may take.
+
+    Possible: a dead connection that no thread waits on. A pool drops it unused.
+
+    Now: where it is proven and the connection is this process's own, `stucktrace unstick PID` ends that one
+    connection, and the call fails so that the client's own retry takes over. Else the report has the `ss -K` line
+    for this connection, and the command that restarts the process. After a reset nothing is left to do but to look
+    again.
+
+    Later: the options that are really 0 on this live socket: TCP_USER_TIMEOUT bounds how long unacknowledged data
+    is retransmitted, SO_KEEPALIVE lets an idle wait notice that its peer is gone; and a timeout of the client,
+    which needs neither.
+
+    Not: an idle connection, however old its last ACK: nothing is on its way. A slow peer: it acknowledges
+    (`peer-silent`). A closed window (`peer-not-reading`). A connect without an answer (`connect-failing`).
+
+    Wrong: `likely` may heal, and says when the kernel gives up. A reset may come from a firewall instead of the
+    peer; the connection is lost all the same. Where an eviction has to be assumed to cut the flow, the evidence
+    says what is assumed.
+
+    Try: `make demo` in a clone cuts the way between a gunicorn worker and Redis, and explains it.
     """
     hanging = {socket.inode: wait for wait, socket in reversed(list(network.socket_waits(snapshot)))}
     for socket in snapshot.sockets:

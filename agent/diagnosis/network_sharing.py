@@ -1,7 +1,7 @@
 """`self-call` and `shared-connection`: the peer is the own pool, or the own pool is on the connection too.
 
-Proof: the reverse socket lies in the own accept queue or is held by the own process, unread; two processes are inside
-calls on one connected socket, or a frame's length was read that no frame can have.
+From the reverse socket on this node, who else has the socket's inode and is inside a call on it, and the length of the
+receive.
 """
 
 from __future__ import annotations
@@ -35,9 +35,32 @@ PARSERS = ("read", "_read", "read_frame", "_read_bytes", "_read_packet", "recv",
 
 
 def self_call(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
-    """A worker waits for a reply from its own pool, and nobody there is free to give it.
+    """`self-call`: it waits for a reply from its own full pool.
 
-    Not it: a call to a sibling that has accepted and read it (it works on it); a connection that is accepted at once.
+    A worker asks its own application for something over the network, and every process that could answer waits
+    likewise. Nobody is left to answer.
+
+    Proven: the request lies in the accept queue of a port that this process alone serves, with one thread, and that
+    one waits for it (1 s).
+
+    Likely: the request lies unaccepted or unread with the own pool for 5 s; or the threads that answer requests
+    wait for a lock that the caller holds, both for longer than a request may take.
+
+    Now: restart the worker; the report has the command.
+
+    Later: call the function directly instead of over HTTP, or serve that URL from another pool; a timeout on the
+    inner call, and more workers than nested calls.
+
+    Not: a call to a sibling that has accepted and read it: that one works on it. A pool that is stopped
+    (`peer-silent`).
+
+    Wrong: a pool that is busy for more than 5 s with other requests and then takes this one is `likely` meanwhile.
+
+    Try: a process that asks itself:
+
+        python3 -c "import socket, urllib.request
+        s = socket.create_server(('127.0.0.1', 8093)); urllib.request.urlopen('http://127.0.0.1:8093')" &
+        sleep 3; stucktrace pid $!
     """
     for wait, socket in network.connected_waits(snapshot):
         if not is_self_call(snapshot, wait, socket, budgets):
@@ -154,10 +177,32 @@ def _self(snapshot: Snapshot, wait: Wait, socket: SocketFact, only_self: bool, h
 
 
 def shared_connection(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
-    """Two processes use one connection since a fork: each takes bytes that were meant for the other.
+    """`shared-connection`: two processes use one connection since a fork.
 
-    Not it: a connection that was merely inherited (a parent that holds it and does nothing with it); a listening
-    socket in many workers; a socket pair within one program.
+    A connection was opened before a fork and is one byte stream for both processes: each takes bytes that were
+    meant for the other, and then waits for what never comes.
+
+    Proven: another process is inside a call on the very same socket now, and this one asks for more than 16 MiB in
+    one receive: a length that was read from the middle of somebody else's frame.
+
+    Likely: one of the two.
+
+    Now: restart the process; the report has the command.
+
+    Later: open the connection in each process after the fork (gunicorn: `post_fork`; Celery:
+    `worker_process_init`), or dispose of the inherited one there; the report names the call for the library.
+
+    Not: a connection that was merely inherited, by a parent that does nothing with it; a listening socket in many
+    workers; a socket pair within one program; a UNIX connection whose protocol is not known.
+
+    Wrong: processes that take turns on one connection on purpose, with a lock of their own.
+
+    Try: a connection over a fork:
+
+        python3 -m http.server 8092 & sleep 1
+        python3 -c "import os, socket
+        c = socket.create_connection(('127.0.0.1', 8092)); os.fork(); c.recv(1)" &
+        sleep 3; stucktrace pid $!
     """
     for wait, socket in network.connected_waits(snapshot):
         if not is_shared(snapshot, wait, socket):

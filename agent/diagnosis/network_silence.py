@@ -1,8 +1,4 @@
-"""`peer-silent`: the peer's TCP answers, its application does not, and a request is pending.
-
-Proof: everything sent is acknowledged, and one of: the protocol owes the reply at once; the peer lives on this node and
-has not even read the request, or is stopped; the budget of an open-ended request is spent. Otherwise it is `waiting`.
-"""
+"""`peer-silent`, from what the wait is for, how old it is, and what the other end on this node shows of itself."""
 
 from __future__ import annotations
 
@@ -41,10 +37,40 @@ class Reason:
 
 
 def peer_silent(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
-    """A thread waits for an answer that is overdue, on a connection whose other end is alive as far as TCP tells.
+    """`peer-silent`: the peer's TCP answers, its application does not, and a reply is owed.
 
-    Not it: a subscription (its purpose is to wait), an inbound connection (its client owes nothing), data on its way
-    without an ACK (half-open), a wait that nobody knows the purpose of, unless the peer on this node left it unread.
+    Everything that was sent is acknowledged, nothing comes back, and the answer is overdue. Either the application
+    at the other end hangs, or it works on the request for longer than it should.
+
+    Proven: the peer lives on this node, and it is stopped, or it has left the request unread, or has not accepted
+    the connection, for longer than a request may take. Or AMQP's heartbeat has been missed for more than two
+    intervals although the peer's kernel answers.
+
+    Likely: the protocol owes the reply at once (an AMQP confirm or -ok, a handshake, a greeting) and 5 s are over.
+    An open-ended request (SQL, HTTP) has used up its budget: `--stuck-after`, else the worker's own timeout, else
+    30 s. A peer on this node has left the request unread for 5 s. A connection that only an event loop watches has
+    waited that long for a peer on this node that has not read what was sent.
+
+    Now: a peer that is stopped is continued (`kill -CONT`). For a missing confirm the broker is asked for its
+    alarms first. Else the report has the `ss -K` line for this connection, and the command that restarts the
+    process.
+
+    Later: a timeout of the client, or a heartbeat of the protocol. No TCP setting can end this wait, for the peer's
+    TCP answers.
+
+    Not: a call whose purpose is to wait (BLPOP, XREAD BLOCK, pub/sub, LISTEN, a consumer). A client that has sent
+    nothing (`slow-client`). Data without an ACK (`half-open`). A connection on which bytes came in during the look.
+    A request to the own pool (`self-call`).
+
+    Wrong: a request that may take longer than its budget: give `--stuck-after`, or raise the worker's timeout.
+    Without keepalive nobody knows that a remote peer still lives once everything is acknowledged; the evidence says
+    so, and `--probe` asks.
+
+    Try: a server that is stopped before it can answer:
+
+        python3 -m http.server 8099 & sleep 1; kill -STOP $!
+        python3 -c "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8099')" &
+        sleep 6; stucktrace pid $!
     """
     for wait, socket in network.connected_waits(snapshot):
         if wait.sends or socket.direction == "in" or wait.purpose is Purpose.INBOUND or _on_its_way(socket):

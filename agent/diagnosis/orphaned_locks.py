@@ -28,15 +28,43 @@ from stucktrace.facts import LockFact, LockOwner, Snapshot
 
 
 def orphaned_lock(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
-    """A lock whose owner does not exist here: it was a thread of the parent when the process forked, or it ended.
+    """`orphaned-lock`: the lock's holder does not exist here: lost over fork, or died.
 
-    `proven` with an owner that was read: a mutex or RLock can be released by its owner alone. `likely` without one:
-    every thread of the process is parked without a timeout and one of them acquires a lock, so nobody runs who could
-    release it; a signal handler that releases a lock is the one thing left (never for conditions, events, queues or
-    semaphores), and the main thread of a program that has one may park in a lock by design. `proven` where there is no
-    such handler, no futex that another process could wake, and the lock is of a kind that is a mutex always: an idle
-    program can park in a plain lock of its own. In a forked child with one thread that is `orphaned-lock`, else
-    `deadlock`.
+    fork copies locks as they are, and only the thread that calls it. A lock that another thread held at that moment
+    is taken in the child for ever. The same is left of a thread, or of a process that shares a lock, that ends
+    while it holds it.
+
+    Proven: the owner that the lock's memory names is no thread of this process, both readings agree, and the wait
+    has no timeout. Of a lock that processes share: it is taken, and the objects of all processes that have it say
+    that none holds it. Without an owner, in a forked child of one thread: the lock is a mutex, its futex is
+    private, and no signal has a handler.
+
+    Likely: without an owner, in a forked child whose only thread acquires the lock: nobody is left to release it.
+    Of a process pool: all its workers wait for their queue's lock, and none of them is inside. Where something has
+    to be assumed, the summary says what.
+
+    Now: restart the process. Of a lock that processes share, the parent with all its children: one that is started
+    anew gets the same lock.
+
+    Later: start threads after the fork (`post_fork`, `worker_process_init`), use spawn or forkserver, re-create
+    such locks with `os.register_at_fork`; release in `finally` or use `with`; do not kill single workers of a pool.
+
+    Not: a condition, event, queue or semaphore, which has no holder; a plain lock in which the main thread of a
+    program with signal handlers parks; a wait with a timeout.
+
+    Wrong: an idle program may park for ever in a plain lock of its own; that is why such a case without an owner is
+    `likely`.
+
+    Try: a fork while another thread holds the lock:
+
+        python3 -c "import os, threading, time
+        lock = threading.RLock()
+        threading.Thread(target=lambda: lock.acquire() and time.sleep(60)).start()
+        time.sleep(0.5)
+        if os.fork() == 0:
+            with lock:
+                pass" &
+        sleep 3; stucktrace pid $(pgrep -P $!)
     """
     seen: set[int] = set()
     parked = all_parked(snapshot)

@@ -1,8 +1,6 @@
-"""`pipe-stuck`: a pipe whose other end will never read, write or close. Source: who holds which end, over /proc/*/fd.
+"""`pipe-stuck`, from who holds which end of a pipe (over /proc/*/fd), and what they do.
 
-A reader waits until all write ends are closed. A write end that leaked into a forked child, or that the reader itself
-forgot to close, keeps it waiting for ever. A writer waits until somebody reads. Holders that are alive are taken to act
-in time, and so an idle prefork child (its parent holds the write end) and a shell pipeline are never stuck by age.
+Holders that are alive are taken to act in time, so a reader is never stuck by age alone.
 """
 
 from __future__ import annotations
@@ -36,7 +34,37 @@ class _Reason:
 
 
 def pipe_stuck(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
-    """`proven` only where every holder's fds could be read, and none of them can act."""
+    """`pipe-stuck`: the pipe's other end will never read, write or close.
+
+    A reader gets the end of a pipe only when every copy of its write end is closed; a writer into a full pipe goes
+    on only when somebody reads. The processes that hold the other end cannot or will not do it.
+
+    Proven: every holder's files could be read, and all of them are stopped; or the writer is the only thread of the
+    only process that could read; or a process waits for a child that is blocked in a write into a pipe that only
+    this process reads (`subprocess.wait()` with `stdout=PIPE`).
+
+    Likely: the reader's own process holds the only write end; only orphans of the same pool hold it; the holders do
+    nothing but wait for this process; the output of a child that has ended is kept open by what it started; nobody
+    has read for longer than a request may take; or the same as above with files of some holders that could not be
+    read.
+
+    Possible: another thread of this process might act.
+
+    Now: continue what is stopped, else restart the process; the report has the command.
+
+    Later: close the ends that a process does not use right after the fork; read a child's output while it runs
+    (`communicate`); `get()` everything out of a multiprocessing.Queue before `join()`.
+
+    Not: an idle child of a prefork pool, whose parent holds the write end and lives; a pipeline of a shell; a named
+    FIFO; a pipe that is polled, or made for a signal handler to write to; any wait below 5 s.
+
+    Wrong: a holder elsewhere whose files could not be read: the evidence says so, and nothing is `proven` then.
+
+    Try: a process that reads its own pipe:
+
+        python3 -c "import os; r, w = os.pipe(); os.read(r, 1)" &
+        sleep 6; stucktrace pid $!
+    """
     for wait in waits(snapshot):
         call = wait.thread.syscall
         if call is None or wait.thread.state not in "SD" or wait.age_s is None or wait.age_s < budgets.owed_s:

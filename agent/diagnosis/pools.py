@@ -18,11 +18,35 @@ _SHOWN = 4
 
 
 def pool_starved(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
-    """Pools of threads whose every member waits for a result that only these members could bring about.
+    """`pool-starved`: every worker of a pool waits for work, or a connection, that only the pool could give.
 
-    `proven`: every result that a member waits for is in the queue of a pool that has all its members, or is worked on
-    by one, and all those members wait likewise without a timeout: no order of events lets one of them go on. A pool
-    that may still start a member, or of which one member does anything else, is not starved.
+    A task waits for another task of the same pool, and all threads do so: what they wait for is in the queue, and
+    no thread is left to begin it. The same with a pool of connections that are all with threads that want another
+    one.
+
+    Proven: all results that the pool's members wait for are in the queue of a pool that has all the threads it may
+    have, or are run by such a member; every member waits without a timeout. Of connections: open `with` blocks have
+    all that the pool may have, and each holder waits for another without a timeout.
+
+    Likely: of connections alone: variables tell who has them, and no other thread does anything; or their holders
+    have slept elsewhere for longer than a request may take, and the verdict is then on their wait.
+
+    Now: restart the process; the report has the command.
+
+    Later: a pool of their own for inner tasks, or wait outside; one connection for a piece of work, passed on; a
+    timeout for `result()` and for the pool's wait.
+
+    Not: a pool that may still start a thread; one of which a single member does anything else; a wait with a
+    timeout; a holder of a connection that moved lately.
+
+    Wrong: none is known where it is proven.
+
+    Try: a task that waits for another in a pool of one:
+
+        python3 -c "from concurrent.futures import ThreadPoolExecutor
+        pool = ThreadPoolExecutor(1)
+        pool.submit(lambda: pool.submit(int).result()).result()" &
+        sleep 2; stucktrace pid $!
     """
     stuck = _never(snapshot)
     pools = [pool for pool in snapshot.pools if pool.kind == "threads" and _closed(pool, stuck)]

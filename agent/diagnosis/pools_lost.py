@@ -18,12 +18,31 @@ from stucktrace.facts import Awaited, PoolFact, Snapshot
 
 
 def work_lost(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
-    """A result is awaited without a timeout, and its task is in no queue, no pipe and no worker's hands.
+    """`work-lost`: the result's worker is gone, and the task with it.
 
-    `proven`: the two threads that carry tasks and results have nothing in their hands and have not run since the look,
-    the task queue is empty, the result pipe too, every worker waits for its next task, and one of them is blocked in
-    the read of their pipe, so that one is empty as well. Or: the pool was made in another process, and the threads that
-    carry its tasks are not in this one. A worker that does anything at all may still have it: then nothing is said.
+    multiprocessing's pool replaces a worker that dies, but not the task that died with it: whoever waits for the
+    result waits for ever. The same when a pool was made before a fork: its threads are in the parent alone.
+
+    Proven: always. The threads that carry tasks and results have nothing in their hands, the task queue and both
+    pipes are empty, and every worker waits for its next task. Or: the pool was made in another process, and none of
+    its threads is in this one.
+
+    Now: restart the process; the report has the command.
+
+    Later: find out who killed the worker (the kernel's log, a crash in a C extension, `os._exit` in a task);
+    `concurrent.futures.ProcessPoolExecutor` raises BrokenProcessPool at once; a timeout for `get()`; make pools
+    after the fork.
+
+    Not: a pool of which any worker does anything: it may have the task. Workers that all wait for their queue's
+    lock (`orphaned-lock`).
+
+    Wrong: none is known.
+
+    Try: a task that ends its worker:
+
+        python3 -c "import multiprocessing, os
+        multiprocessing.Pool(1).apply(os._exit, (1,))" &
+        sleep 3; stucktrace pid $!
     """
     for pool, wait, each in _waiters(snapshot, ("nowhere", "unsent")):
         yield _unsent(snapshot, pool, wait, each) if each.state == "unsent" else _lost(snapshot, pool, wait, each)

@@ -26,11 +26,10 @@ _KILLED = Later(
 
 
 def process_lock(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
-    """`orphaned-lock`: the lock is taken, and the objects of all processes that share it say that none holds it.
-    `proven` with nothing taken for granted: releasing is the holder's own business in a `with` block.
+    """Says `orphaned-lock` where nobody holds the taken lock: releasing is the holder's own business in a `with` block.
 
-    `deadlock`: owners that wait for each other's locks in a circle, every owner and every wait read twice; or the only
-    thread of the only process waits for its own lock. `lock-held`: the owner's process is stopped.
+    And `deadlock` for a circle of owners, every owner and every wait read twice, or for the only thread of the only
+    process in its own lock; `lock-held` where the owner's process is stopped.
     """
     told: set[int] = set()
     for wait in waits(snapshot):

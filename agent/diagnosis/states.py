@@ -1,7 +1,6 @@
 """States of the process itself: `stopped`, `uninterruptible`, `gil-held`, `spinning`.
 
 Sources: the kernel's state letter, the cgroup freezer, the tracer, py-spy's GIL holder, and the waits probes' counts.
-CPU time alone never makes a process stuck: that is `working`.
 """
 
 from __future__ import annotations
@@ -28,9 +27,25 @@ NEVER_MOVES = frozenset({"sched_yield"})
 
 
 def stopped(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
-    """Stopped by a signal, frozen with its cgroup, or held by a tracer.
+    """`stopped`: it was stopped, frozen or traced.
 
-    A tracer stops a thread for an instant at every call that it watches: only one that stays stopped counts.
+    The process does not run because somebody said so: SIGSTOP or SIGTSTP, its cgroup's freezer (docker pause), or a
+    debugger that holds it.
+
+    Proven: always. All its threads are in state T; or its cgroup is frozen; or all have been held in a tracing stop
+    for 1 s and more.
+
+    Now: `kill -CONT`, thaw the cgroup, or detach the debugger; somebody may have done it on purpose.
+
+    Later: nothing of the program's own: find out who stops it.
+
+    Not: a tracer that stops threads for an instant at each call, as strace does.
+
+    Wrong: none is known.
+
+    Try: stop something:
+
+        sleep 60 & kill -STOP $!; stucktrace pid $!; kill -CONT $!
     """
     process, threads = snapshot.process, snapshot.threads
     alive = [thread for thread in threads if thread.state not in "ZX"]
@@ -86,7 +101,30 @@ def _thaw(snapshot: Snapshot) -> Now:
 
 
 def uninterruptible(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
-    """In state D for seconds, through both looks: the kernel waits, mostly for a disk or a network file system."""
+    """`uninterruptible`: the kernel does not let it go.
+
+    A thread is in state D: it waits inside the kernel for a disk, a network file system, or for its vfork child to
+    run a program. No signal ends that, not even SIGKILL.
+
+    Proven: it has been so for 5 s.
+
+    Likely: since when is not known, and it slept through a look of 1 s and more.
+
+    Now: look at the device or mount behind it: dmesg, /proc/PID/mountinfo, /proc/pressure/io. Killing the process
+    has no effect.
+
+    Later: mount network file systems with timeouts (soft, timeo), and watch the disk; for a vfork, look at the
+    child whose exec does not end.
+
+    Not: a thread that was met in D and moved on (disks are slow for moments). A frozen cgroup (`stopped`).
+
+    Wrong: a device that answers after longer than 5 s is told meanwhile.
+
+    Try: a vfork whose child runs no program, in a clone:
+
+        .venv/bin/python tests/targets/stuck_states.py vforks & sleep 7; .venv/bin/stucktrace pid $!
+        pkill -KILL -P $!
+    """
     for thread in snapshot.threads:
         if thread.state != "D" or thread.slept_through is False or snapshot.process.frozen:
             continue
@@ -140,9 +178,31 @@ def _uninterruptible(snapshot: Snapshot, thread: ThreadFact, confidence: str) ->
 
 
 def gil_held(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
-    """The GIL's holder sleeps in a call, or does not exist, while other threads wait for the GIL.
+    """`gil-held`: the GIL's holder sits in a call.
 
-    Nobody harmed, nothing said: at least one thread has to wait for it. A holder on the CPU is `working`.
+    C code that was called with the GIL sleeps in the kernel, so no other Python thread can run; heartbeats stop
+    too.
+
+    Proven: the GIL's holder has slept in one system call for 5 s, and at least one other thread waits for the GIL.
+
+    Likely: it has for 2 s. Or every Python thread waits for the GIL and none holds it: its holder ended, or was
+    left behind by a fork.
+
+    Now: restart the process; the report has the command (SIGKILL for workers: a handler in Python could not run).
+
+    Later: let the extension release the GIL around the call (`Py_BEGIN_ALLOW_THREADS`; `ctypes.CDLL` instead of
+    `PyDLL`); do not fork from C while Python threads run.
+
+    Not: a holder on the CPU: that is `working`. A process where nobody waits for the GIL.
+
+    Wrong: none is known where it is proven: the call may end, and until it does nothing else runs.
+
+    Try: a sleep in C that keeps the GIL:
+
+        python3 -c "import ctypes, threading, time
+        threading.Thread(target=time.sleep, args=(1,)).start()
+        ctypes.PyDLL(None).sleep(60)" &
+        sleep 7; stucktrace pid $!
     """
     python = snapshot.python
     if python is None or not python.gil_readable:
@@ -233,8 +293,30 @@ def _gil_lost(snapshot: Snapshot, waiting: list[Wait]) -> Finding:
 
 
 def spinning(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
-    """Thousands of calls a second that move nothing, and nothing else from that thread: always `likely`, because a loop
-    that yields between small steps of computation cannot be told from it by its calls.
+    """`spinning`: it burns CPU in system calls that move nothing.
+
+    A loop asks the kernel again and again and gets nothing done: sched_yield, polls with a timeout of 0, reads that
+    would block.
+
+    Likely: always, for a loop that yields between small steps of computation cannot be told from it by its calls.
+    The thread uses a quarter of the look's time on the CPU (less where it was met waiting for one), makes over
+    50,000 calls in a second of that, and 99 % of them move nothing.
+
+    Now: restart the process; the report has the command.
+
+    Later: wait in a blocking call with a timeout instead of asking again at once.
+
+    Not: CPU time alone (`working`). Any thread that moves bytes. Contended locks and the GIL. An event loop whose
+    callbacks are always ready.
+
+    Wrong: a busy-wait on purpose, as some benchmarks and drivers do.
+
+    Try: a loop that only yields (engine core: the calls are counted by BPF):
+
+        python3 -c "import os
+        while True:
+            os.sched_yield()" &
+        sleep 2; stucktrace pid $!; kill $!
     """
     if snapshot.window_s < 0.1:
         return

@@ -77,12 +77,45 @@ def status_of(snapshot: Snapshot, budgets: Budgets, thread: ThreadFact, wait: Wa
 
 
 def _runs(snapshot: Snapshot, thread: ThreadFact) -> bool:
+    """`working`: bytes or instructions move.
+
+    A thread runs on a CPU, or has used a quarter of the look's time there; or bytes moved on what it waits for; or
+    it waits for its turn at the GIL, or for a disk, for less than the budget.
+
+    Likely: always: that it gets anywhere is not looked at.
+
+    Not: system calls in a storm that move nothing (`spinning`).
+
+    Wrong: a loop in Python that never ends is `working` for ever.
+
+    Try: a loop:
+
+        python3 -c "while True: pass" & sleep 1; stucktrace pid $!; kill $!
+    """
     used_s = thread.cpu_s_in_window
     busy = used_s is not None and snapshot.window_s > 0 and used_s >= _BUSY_SHARE * snapshot.window_s
     return thread.state == "R" or busy
 
 
 def _by_purpose(snapshot: Snapshot, budgets: Budgets, wait: Wait) -> Status:
+    """`idle`: parked where its role waits for work.
+
+    Every thread waits for what brings it work: a connection, a message, a task, a timer, a signal, a notification.
+    That is a good answer; a verdict never calls an idle worker stuck.
+
+    Likely: always. The stack says what the wait is for, or else the system call does, and no rule found a reason
+    why it could not end. "Nothing here can prove more" stands where neither tells.
+
+    Not: a wait for something that is owed (`waiting`, or a code of its own once it is overdue). A process whose
+    stacks and calls could not be read (`inconclusive`).
+
+    Wrong: a worker that lost its consumer at the broker looks the same from inside (`consumer-lost`): a note says
+    so where there is a sign of it, and `--broker` asks.
+
+    Try: any idle process:
+
+        sleep 60 & stucktrace pid $!
+    """
     thread, purpose, reason = wait.thread, wait.reading.purpose, wait.reading.reason
     if lent := next((pool for pool in snapshot.pools if pool.kind == "connections" and _awaited(pool, thread)), None):
         return Status(thread, WAITING, f"waits for a connection of {lent.name}, whose connections are out", wait)
@@ -236,7 +269,27 @@ def _file_lock(snapshot: Snapshot, budgets: Budgets, wait: Wait) -> Status:
 
 
 def _peer(snapshot: Snapshot, budgets: Budgets, wait: Wait, reason: str) -> Status:
-    """A live peer: nothing said that it is not. The budget is given as evidence."""
+    """`waiting`: for a live peer, a lock or another thread, inside its budget.
+
+    Something is owed and may still come. The budget stands among the evidence: 5 s for what a protocol owes at
+    once, else `--stuck-after`, the worker's own timeout, or 30 s.
+
+    Likely: always. No rule found that it cannot come, and the budget is not spent, or the thread waits for another
+    one of the process, which is judged by itself.
+
+    Later: look again after the budget; `stucktrace agent` does that by itself.
+
+    Not: a wait that began without anything being owed (`idle`).
+
+    Wrong: what will never come looks the same until its budget is over.
+
+    Try: a request to a server that takes its time:
+
+        python3 -c "import socket, time
+        s = socket.create_server(('127.0.0.1', 8091)); c = s.accept()[0]; c.recv(999); time.sleep(60)" & sleep 1
+        python3 -c "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8091')" &
+        sleep 2; stucktrace pid $!
+    """
     socket = wait.socket
     owed = wait.reading.purpose is Purpose.OWED
     limit_s = budgets.owed_s

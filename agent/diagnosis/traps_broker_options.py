@@ -37,7 +37,45 @@ def checks(view: View) -> Iterator[Check]:
 
 
 def _heartbeat(view: View) -> Iterator[Check]:
-    """`broker_heartbeat` is for connections that consume; `app.connection()` of a publisher is made without it."""
+    """`no-consumer-heartbeat`: a worker has AMQP's heartbeat turned off.
+
+    A broker that hangs is not noticed, and RabbitMQ keeps the messages of a worker that vanished.
+
+    Warn: `broker_heartbeat` is set to 0 in a worker, and `broker_transport_options` has none either.
+
+    Later: `broker_heartbeat = 30`.
+
+    Not: a publisher, which does not take this setting.
+
+    Try: `broker_heartbeat = 0` in an application's settings, then `stucktrace audit PID` of its worker.
+
+    `publisher-heartbeat`: broker_heartbeat never reaches connections that publish.
+
+    Connections that publish are made without it and negotiate none (measured);
+    `broker_transport_options["heartbeat"]` reaches both.
+
+    Warn: `broker_heartbeat` is set, and the transport's option is not.
+
+    Later: `broker_transport_options = {"heartbeat": 30}`, added to what is there.
+
+    Not: an application where the transport's options could not be read.
+
+    Try: `broker_heartbeat = 30` alone in an application's settings, then `stucktrace audit PID`.
+
+    `heartbeat-without-retry`: the next publish on a connection that idled fails.
+
+    A publisher sends no heartbeats while it does nothing; after about two of them the broker closes the connection.
+    Celery's retry hides that, unless it is turned off.
+
+    Warn: publishers have a heartbeat, and `task_publish_retry` is False.
+
+    Later: `task_publish_retry = True`.
+
+    Not: a publisher without a heartbeat.
+
+    Try: `broker_transport_options = {"heartbeat": 5}` and `task_publish_retry = False`, then `stucktrace audit
+    PID`.
+    """
     top, option = view.given("broker_heartbeat"), f"{TRANSPORT}.heartbeat"
     beat = number(view.option("heartbeat"))
     if top is not None and not top.value and not beat and view.value("app_role") == "worker":
@@ -74,7 +112,31 @@ def _heartbeat(view: View) -> Iterator[Check]:
 
 
 def _socket_options(view: View, table: str) -> Iterator[Check]:
-    """py-amqp and redis-py hand each key and value to setsockopt(SOL_TCP, key, value) as it is."""
+    """`string-keys`: every connection to the broker fails with TypeError.
+
+    py-amqp and redis-py hand each key and value of `socket_settings` and `socket_keepalive_options` to setsockopt
+    as it is; a key has to be a number such as `socket.TCP_KEEPIDLE`, not its name.
+
+    Error: a key in force is text.
+
+    Later: the dict with the constants, which the fix writes out.
+
+    Not: `socket_keepalive_options` while `socket_keepalive` is off: redis-py does not look at them then.
+
+    Try: `broker_transport_options = {"socket_settings": {"TCP_KEEPIDLE": 10}}`, then `stucktrace audit PID`.
+
+    `socket-values`: every connection to the broker fails with TypeError, for a value is no whole number.
+
+    setsockopt takes integers alone; `10.0` is none.
+
+    Error: a value in force is no whole number.
+
+    Later: the same value as a whole number.
+
+    Not: a value that could not be read.
+
+    Try: `broker_transport_options = {"socket_settings": {4: 10.0}}`, then `stucktrace audit PID`.
+    """
     held = {
         match[1]: fact
         for name, fact in view.facts.items()
@@ -110,7 +172,19 @@ def _socket_options(view: View, table: str) -> Iterator[Check]:
 
 
 def _keepalive(view: View) -> Iterator[Check]:
-    """redis-py looks at the options only if keepalive is on (redis/connection.py); measured with 8.1.0."""
+    """`keepalive-options-ignored`: keepalive stays off on connections to Redis.
+
+    redis-py looks at `socket_keepalive_options` only if `socket_keepalive` is on.
+
+    Warn: the options are set, and `socket_keepalive` is known not to be.
+
+    Later: `socket_keepalive: True` in `broker_transport_options`.
+
+    Not: a broker other than Redis.
+
+    Try: `broker_transport_options = {"socket_keepalive_options": {4: 10}}` with a redis:// broker, then `stucktrace
+    audit PID`.
+    """
     on, table = view.option("socket_keepalive"), "socket_keepalive_options"
     if on:
         yield from _socket_options(view, table)
@@ -127,7 +201,19 @@ def _keepalive(view: View) -> Iterator[Check]:
 
 
 def _confirm(view: View) -> Iterator[Check]:
-    """What ends the wait for a confirm that does not come."""
+    """`confirm-timeout`: a publish waits for its confirm without end.
+
+    `confirm_timeout` among the transport's options is ignored (measured); what ends the wait there is
+    `read_timeout`.
+
+    Warn: `confirm_publish` and `confirm_timeout` are set, and `read_timeout` is not.
+
+    Later: `read_timeout` in `broker_transport_options`.
+
+    Not: confirms without either of the two: that is said as a remark.
+
+    Try: `broker_transport_options = {"confirm_publish": True, "confirm_timeout": 5}`, then `stucktrace audit PID`.
+    """
     option = view.fact(f"{TRANSPORT}.confirm_publish")
     if option is None or not option.value:
         return
@@ -152,7 +238,19 @@ def _confirm(view: View) -> Iterator[Check]:
 
 
 def _visibility(view: View) -> Iterator[Check]:
-    """Redis gives a task that was not acknowledged in time to another worker, while the first still works on it."""
+    """`visibility-timeout`: Redis hands out a task again while it still runs.
+
+    With `task_acks_late` a task is acknowledged when it is done. Redis gives one that is not acknowledged in time
+    to another worker: a long task runs twice.
+
+    Warn: `task_acks_late` is on, and the task time limit is longer than `visibility_timeout` (an hour by default).
+
+    Later: `visibility_timeout` of twice the time limit, in `broker_transport_options`.
+
+    Not: tasks without a time limit: how long they run is not known.
+
+    Try: `task_acks_late = True`, `task_time_limit = 7200` with a redis:// broker, then `stucktrace audit PID`.
+    """
     late, limit = view.fact("task_acks_late"), view.fact("task_time_limit")
     if late is None or late.value is not True or not view.sure(f"{TRANSPORT}.visibility_timeout"):
         return
@@ -175,7 +273,20 @@ def _visibility(view: View) -> Iterator[Check]:
 
 
 def _redis_silence(view: View) -> Iterator[Check]:
-    """Without a timeout of its own, redis-py waits for a reply without end; kombu's health check is on by default."""
+    """`redis-silence`: nothing notices that the connection to Redis died.
+
+    Without a timeout redis-py waits for a reply without end; kombu's health check, which would notice, was turned
+    off.
+
+    Warn: `health_check_interval` is 0, and there is neither `socket_timeout` nor `socket_keepalive`.
+
+    Later: `health_check_interval: 25` in `broker_transport_options`, which is the default.
+
+    Not: an interval that was not set.
+
+    Try: `broker_transport_options = {"health_check_interval": 0}` with a redis:// broker, then `stucktrace audit
+    PID`.
+    """
     timeout, health = view.option("socket_timeout"), view.fact(f"{TRANSPORT}.health_check_interval")
     if timeout or health is None or health.value or view.option("socket_keepalive"):
         return

@@ -27,9 +27,35 @@ def checks(settings: Sequence[SettingFact], process: ProcessFact | None = None) 
 
 
 def _overlay(view: View) -> Iterator[Check]:
-    """A loaded module of the project sets what the process does not have: a dict, or a whole object, was replaced.
+    """`settings-overlay`: a loaded module sets what the running process does not have.
 
-    A module that was changed since the process started is another matter: it has not been read yet.
+    A dict of settings was replaced as a whole by a later module, or by another object, and what the first one set
+    is gone without a word.
+
+    Warn: a module of the project that the process has loaded sets the key, and the process does not have it, or has
+    the default.
+
+    Later: update the dict instead of replacing it; the fix is the line to add, and says where.
+
+    Not: a module that was not loaded; one that was changed since (`settings-changed`); what is computed in a way
+    that was not read.
+
+    Wrong: a hook that removes a key on purpose.
+
+    Try: a settings file that assigns `CELERY_BROKER_TRANSPORT_OPTIONS` anew after it imported another that had set
+    it, then `stucktrace audit PID`.
+
+    `settings-changed`: a settings file was changed after the process started.
+
+    What it says now is not in force.
+
+    Warn: the file is newer than the process, and says something else than the process has.
+
+    Later: restart the process to put it in force.
+
+    Not: a file that is newer and says the same.
+
+    Try: change a setting of a running worker's project, then `stucktrace audit PID`.
     """
     facts = view.facts.values()
     newer = [each for fact in facts for each in _others(fact) if each[1].endswith(CHANGED_SINCE)]
@@ -78,7 +104,18 @@ def _lost(view: View, gone: list[tuple[SettingFact, str, Value]]) -> Check:
 
 
 def _pool_limit(view: View) -> Iterator[Check]:
-    """0 and None mean no pool: a connection is made and closed for each publish (celery.app.base.Celery.pool)."""
+    """`no-connection-pool`: each publish makes a connection of its own and closes it again.
+
+    `broker_pool_limit` of 0 or None means that there is no pool.
+
+    Warn: the setting in force is 0 or None.
+
+    Later: `broker_pool_limit = 10`.
+
+    Not: a limit that was not set: the default is 10.
+
+    Try: `broker_pool_limit = 0` in an application's settings, then `stucktrace audit PID`.
+    """
     limit = view.given("broker_pool_limit")
     if limit is not None and not limit.value:
         yield Check(
@@ -96,7 +133,18 @@ def _has_children(view: View) -> bool:
 
 
 def _tasks(view: View) -> Iterator[Check]:
-    """Each end of a child costs a fork, and connections of its own to all that its tasks talk to."""
+    """`max-tasks-per-child`: a child of Celery's pool ends after a few tasks.
+
+    Each end costs a fork, and new connections to all that its tasks talk to.
+
+    Warn: `worker_max_tasks_per_child` is below 50 in a worker with a pool of processes.
+
+    Later: 1000, or none.
+
+    Not: a pool of threads or greenlets, which has no children.
+
+    Try: `celery worker --max-tasks-per-child 5`, then `stucktrace audit PID`.
+    """
     tasks = view.given("worker_max_tasks_per_child")
     count = number(tasks.value) if tasks is not None else None
     if tasks is None or not count or not _has_children(view):
@@ -113,7 +161,19 @@ def _tasks(view: View) -> Iterator[Check]:
 
 
 def _memory(view: View, process: ProcessFact) -> Iterator[Check]:
-    """billiard compares a child's largest size so far with the limit after each task (billiard/pool.py)."""
+    """`max-memory-per-child`: a child of Celery's pool is above its memory limit from the beginning.
+
+    billiard compares a child's largest size so far with the limit after each task, so each task is its child's
+    last. The unit is kB.
+
+    Warn: `worker_max_memory_per_child` is below what a child of this worker has now.
+
+    Later: four times what a child has now.
+
+    Not: a child that grew into the limit, which is what it is for.
+
+    Try: `celery worker --max-memory-per-child 1000`, then `stucktrace audit PID`.
+    """
     memory = view.given("worker_max_memory_per_child")
     limit_kb = number(memory.value) if memory is not None else None
     if memory is None or not limit_kb or not _has_children(view) or not process.rss_bytes:
@@ -130,6 +190,18 @@ def _memory(view: View, process: ProcessFact) -> Iterator[Check]:
 
 
 def _prefetch(view: View) -> Iterator[Check]:
+    """`prefetch-unlimited`: one worker takes the whole queue, and the others see none of it.
+
+    `worker_prefetch_multiplier = 0` takes away the limit of messages that a worker holds.
+
+    Warn: the setting in force is 0.
+
+    Later: 1, or a small number where tasks are short.
+
+    Not: a high multiplier.
+
+    Try: `worker_prefetch_multiplier = 0` in an application's settings, then `stucktrace audit PID`.
+    """
     multiplier = view.given("worker_prefetch_multiplier")
     if multiplier is not None and number(multiplier.value) == 0:
         yield Check(
@@ -142,6 +214,18 @@ def _prefetch(view: View) -> Iterator[Check]:
 
 
 def _retry(view: View) -> Iterator[Check]:
+    """`no-connection-retry`: a worker that loses its broker once ends.
+
+    `broker_connection_retry = False` turns off what would connect it again.
+
+    Warn: the setting in force is False.
+
+    Later: True, which is the default.
+
+    Not: `broker_connection_retry_on_startup`, which is about the first connection.
+
+    Try: `broker_connection_retry = False` in an application's settings, then `stucktrace audit PID`.
+    """
     retry = view.given("broker_connection_retry")
     if retry is not None and retry.value is False:
         yield Check(

@@ -38,6 +38,22 @@ def greenlets(member: Audited) -> str:
 
 
 def checks(family: Sequence[Audited]) -> Iterator[Check]:
+    """`c-client-in-greenlets`: a client written in C stops all greenlets of its worker while it waits.
+
+    gevent and eventlet replace Python's sockets; a C library calls poll() itself, and no other greenlet runs
+    meanwhile.
+
+    Error: it has a connection open.
+
+    Warn: it is loaded, and perhaps never used.
+
+    Later: psycogreen for psycopg2, or a client written in Python; else gthread workers. The fix names it for each
+    client.
+
+    Not: psycopg2 whose wait callback is set; workers without greenlets.
+
+    Try: `gunicorn -k gevent` with an application that imports MySQLdb, then `stucktrace audit PID`.
+    """
     found: dict[tuple[str, str], list[tuple[Audited, CClient]]] = {}
     cooperative = [(member, kind) for member in family if (kind := greenlets(member))]
     for member, kind in cooperative:

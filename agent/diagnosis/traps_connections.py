@@ -197,6 +197,21 @@ def _silence(connection: Connection, client: Client, *, polled: bool) -> Check |
 
 
 def _too_slow(connection: Connection, client: Client, what: str, fixes: Sequence[str]) -> Check:
+    """`detection-too-slow`, `detection`: a dead peer would be noticed only after the worker's timeout.
+
+    Computed from the live socket: keepalive and AMQP's heartbeat while nothing is in flight, TCP_USER_TIMEOUT or
+    the kernel's retransmissions while something is, or the timeout that the program set on the socket.
+
+    Warn: one of these is longer than the timeout after which the worker is ended; where it has none, keepalive
+    takes longer than an hour (the kernel's default, which nobody chose).
+
+    Later: keepalive, TCP_USER_TIMEOUT or a timeout in the words of the client that owns the connection.
+
+    Not: a connection that a client made; one that an event loop polls, whose waits end elsewhere; a peer on this
+    machine, which cannot vanish without a word (what can hang is `no-timeout` or `no-heartbeat`).
+
+    Try: `stucktrace audit PID` of a worker with an open connection to another host.
+    """
     budget = connection.budget_s
     against = f"; the worker's timeout is {age(budget)}" if budget is not None else ""
     short = budget is not None and budget <= FIXES_S and client.name != _FITTED

@@ -25,6 +25,25 @@ _FIX = {
 
 
 def checks(family: Sequence[Audited]) -> Iterator[Check]:
+    """`inherited-connection`, `listening-socket`: a connection from before the fork is held by several workers.
+
+    Two processes that write on one connection mix their data, and each reads answers that were meant for the other.
+
+    Error: two of its holders are inside a call on it now.
+
+    Warn: several workers hold it, or a gunicorn master keeps it for its only worker's successor. That they use it
+    is not proven: a pool may have been given up after the fork.
+
+    Later: open it after the fork: gunicorn in `post_fork()` or at the first request (SQLAlchemy:
+    `engine.dispose(close=False)` there), Celery in a handler of `worker_process_init`.
+
+    Not: a listening socket, which workers share as they should; the broker connections of Celery's main process,
+    which a child that is started later inherits and leaves alone.
+
+    Wrong: a connection that every worker replaced after the fork while its old socket is still open.
+
+    Try: `gunicorn --preload` with an application that connects at import, then `stucktrace audit MASTER`.
+    """
     if not any(member.process.worker.kind in WORKERS for member in family):
         return
     by_inode: defaultdict[int, list[tuple[Audited, SocketFact]]] = defaultdict(list)

@@ -28,6 +28,19 @@ def checks(member: Audited, family: Sequence[Audited]) -> Iterator[Check]:
 
 
 def _timeout(member: Audited) -> Iterator[Check]:
+    """`timeout-off`, `timeout`: gunicorn's timeout is 0.
+
+    Nobody ends a worker that hangs: a sync worker is held by one request for ever.
+
+    Warn: the setting in force is 0.
+
+    Later: `timeout = 60`, or twice the slowest request that is allowed.
+
+    Not: a worker of another class than sync, whose timeout guards its main loop alone: that is said as a remark,
+    for there each call in a request needs a timeout of its own.
+
+    Try: `gunicorn --timeout 0`, then `stucktrace audit PID`.
+    """
     timeout_s, kind = member.number("timeout"), effective_class(member)
     if timeout_s is None or not kind:
         return
@@ -61,6 +74,19 @@ def effective_class(member: Audited) -> str:
 
 
 def _heartbeat(member: Audited) -> Iterator[Check]:
+    """`heartbeat-on-disk`, `heartbeat-file`: gunicorn's heartbeat file is on a disk.
+
+    Each worker touches a temporary file for its master. Where that file system is slow, a healthy worker is late
+    and is ended.
+
+    Warn: `worker_tmp_dir` names a directory that is not in memory, or the file is on a network file system.
+
+    Later: `worker_tmp_dir = '/dev/shm'`, or another tmpfs.
+
+    Not: gunicorn's own default on a local disk, which is said as a remark.
+
+    Try: `gunicorn --worker-tmp-dir /var/tmp`, then `stucktrace audit PID`.
+    """
     filesystem, setting = member.heartbeat_filesystem, member.setting("worker_tmp_dir")
     if not filesystem:
         return
@@ -82,6 +108,19 @@ def _heartbeat(member: Audited) -> Iterator[Check]:
 
 
 def _config_file(member: Audited, family: Sequence[Audited]) -> Iterator[Check]:
+    """`config-not-in-force`, `config-file`: gunicorn's config file says something else than what is in force.
+
+    What the file sets literally is compared with what the running process has in its memory.
+
+    Warn: a value differs, and neither the command line nor GUNICORN_CMD_ARGS set it: the file was changed after
+    gunicorn read it, or a hook set it again.
+
+    Later: reload (`kill -HUP` the master), or restart it; if it stays so, look in the hooks.
+
+    Not: a file that is newer and says the same; values that the file computes.
+
+    Try: change `timeout` in the file of a running gunicorn, then `stucktrace audit PID`.
+    """
     file = member.config_file
     if not file.path or file.changed is None:
         return

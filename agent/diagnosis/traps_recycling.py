@@ -21,6 +21,30 @@ def checks(family: Sequence[Audited]) -> Iterator[Check]:
 
 
 def _gunicorn(member: Audited, family: Sequence[Audited]) -> Iterator[Check]:
+    """`max-requests-low`, `max-requests`: a gunicorn worker ends after a few requests.
+
+    Each end costs a start: the application is imported again, which takes as long as hundreds of small requests.
+
+    Warn: `max_requests` is set and below 100.
+
+    Later: `max_requests = 1000` or more, with a jitter of a tenth.
+
+    Not: 0, which recycles nobody.
+
+    Try: `gunicorn --max-requests 10`, then `stucktrace audit PID`.
+
+    `max-requests-without-jitter`: all workers end at about the same time.
+
+    Workers that share the requests evenly reach `max_requests` together, and for a moment nobody serves.
+
+    Warn: `max_requests` is set, `max_requests_jitter` is 0, and there is more than one worker.
+
+    Later: `max_requests_jitter`, a tenth of `max_requests`.
+
+    Not: a single worker.
+
+    Try: `gunicorn -w 2 --max-requests 1000`, then `stucktrace audit PID`.
+    """
     most, jitter, workers = (member.number(name) for name in ("max_requests", "max_requests_jitter", "workers"))
     if most is None:
         return
