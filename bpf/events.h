@@ -14,11 +14,15 @@
 #include "types.h"
 
 /* Keeps a record in the object's BTF when nothing else there names its type. */
+#ifdef __BCC__
+#define ANCHOR(name)
+#else
 #define ANCHOR(name) const struct name *anchor_##name __attribute__((unused))
+#endif
 
 enum record_kind {
 	RECORD_THREAD = 1,
-	RECORD_STACK = 2,
+	RECORD_THREAD_STACK = 2,
 	RECORD_INFLIGHT = 3,
 	RECORD_LIFE = 4,
 	RECORD_REGISTERS = 5,
@@ -61,7 +65,7 @@ struct thread_record {
 #define SYMBOL_BYTES 40
 
 /* The kernel stack of a sleeping thread, innermost first; follows its thread_record. */
-struct stack_record {
+struct thread_stack_record {
 	struct record header;
 	__u32 tid;
 	__u32 depth; /* how many symbols are filled */

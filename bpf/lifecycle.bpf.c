@@ -31,9 +31,11 @@ ANCHOR(life_record);
 /* The kernel's MAX_PID_NS_LEVEL and the initial namespace. */
 #define LEVELS 33
 
+#ifndef __BCC__
 struct kernel_siginfo {
 	int si_code;
 } CORE;
+#endif
 
 /* pid in the initial namespace -> as the tool sees it. A process takes its entry with it. */
 MAP_HASH_SPARSE(watched, __u32, __u32, 16384);

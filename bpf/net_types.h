@@ -7,6 +7,17 @@
 
 #include "types.h"
 
+#ifdef __BCC__
+/* The kernel's header of BPF itself: it needs types that an older bcc does not have, and nothing here needs it. */
+#define _LINUX_BPF_H
+#include <net/sock.h>
+#include <net/tcp_states.h>
+#define HAS_IPV6 IS_ENABLED(CONFIG_IPV6)
+
+
+#else
+
+#define HAS_IPV6 1 /* asked for by its field */
 #define AF_UNIX 1
 #define AF_INET 2
 #define AF_INET6 10
@@ -257,6 +268,16 @@ static __always_inline void walk(long (*step)(__u64, void *), void *context)
 			return;
 }
 
+/* NULL: the file is no socket. */
+static __always_inline struct sock *sock_of(struct file *file)
+{
+	struct socket *socket = file ? bpf_sock_from_file(file) : NULL;
+
+	return socket ? socket->sk : NULL;
+}
+
+#endif
+
 /* Programs of tp_btf and iterators follow typed pointers themselves; elsewhere a read is a copy. */
 static __always_inline __u64 inode_of(struct sock *sk)
 {
@@ -270,12 +291,17 @@ static __always_inline __u64 inode_of(struct sock *sk)
 	return BPF_CORE_READ(inode, i_ino);
 }
 
-/* NULL: the file is no socket. */
-static __always_inline struct sock *sock_of(struct file *file)
+static __always_inline __u32 protocol_of(struct sock *sk)
 {
-	struct socket *socket = file ? bpf_sock_from_file(file) : NULL;
+#if defined(__BCC__) && LINUX_VERSION_CODE < KERNEL_VERSION(5, 6, 0)
+	/* A field of bits, which has no address; what follows it has one. */
+	__u8 protocol = 0;
 
-	return socket ? socket->sk : NULL;
+	bpf_probe_read_kernel(&protocol, 1, (void *)sk + __builtin_offsetof(struct sock, sk_gso_max_segs) - 3);
+	return protocol;
+#else
+	return BPF_CORE_READ(sk, sk_protocol);
+#endif
 }
 
 static __always_inline __u32 netns_of(struct sock *sk)
@@ -288,13 +314,15 @@ static __always_inline void read_addresses(struct sock *sk, __u8 local[16], __u8
 {
 	__u16 family = BPF_CORE_READ(sk, __sk_common.skc_family);
 
+#if HAS_IPV6
 	if (family == AF_INET6 && bpf_core_field_exists(sk->__sk_common.skc_v6_daddr)) {
 		bpf_core_read(local, 16, &sk->__sk_common.skc_v6_rcv_saddr);
 		bpf_core_read(remote, 16, &sk->__sk_common.skc_v6_daddr);
-	} else {
-		bpf_core_read(local, 4, &sk->__sk_common.skc_rcv_saddr);
-		bpf_core_read(remote, 4, &sk->__sk_common.skc_daddr);
+		return;
 	}
+#endif
+	bpf_core_read(local, 4, &sk->__sk_common.skc_rcv_saddr);
+	bpf_core_read(remote, 4, &sk->__sk_common.skc_daddr);
 }
 
 static __always_inline __u16 remote_port_of(struct sock *sk)

@@ -14,9 +14,36 @@
 #include "lost.h"
 
 /* A few thousand records between two ticks; what does not fit is counted as lost. */
+#define RING_BYTES (1 << 18)
+
+#ifdef __BCC__
+
+/* Asked of the kernel by who compiles this (collectors/bcc.py). */
+#ifdef RING_IS_PERF_ARRAY
+BPF_PERF_OUTPUT(ring);
+#else
+BPF_RINGBUF_OUTPUT(ring, RING_BYTES / PAGE_SIZE);
+#endif
+
+static __always_inline bool emit_record(void *ctx, void *record, __u32 bytes, bool urgent)
+{
+	long refused;
+
+#ifdef RING_IS_PERF_ARRAY
+	refused = ring.perf_submit(ctx, record, bytes);
+#else
+	refused = ring.ringbuf_output(record, bytes, urgent ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+#endif
+	if (refused)
+		count_lost();
+	return !refused;
+}
+
+#else
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1 << 18);
+	__uint(max_entries, RING_BYTES);
 } ring SEC(".maps");
 
 /* Set before the programs are loaded. */
@@ -36,5 +63,7 @@ static __always_inline bool emit_record(void *ctx, void *record, __u32 bytes, bo
 		count_lost();
 	return !refused;
 }
+
+#endif
 
 #endif

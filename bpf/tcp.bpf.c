@@ -67,7 +67,7 @@ HOOK(on_state, inet_sock_set_state)
 	__u32 state = (__u32)ctx[2], process;
 	__u64 inode;
 
-	if (BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
+	if (protocol_of(sk) != IPPROTO_TCP)
 		return 0;
 	/* This one change is made by the process itself. */
 	if (state == TCP_SYN_SENT) {
@@ -85,7 +85,7 @@ HOOK(on_error, inet_sk_error_report)
 {
 	struct sock *sk = (struct sock *)ctx[0];
 
-	if (BPF_CORE_READ(sk, sk_protocol) == IPPROTO_TCP)
+	if (protocol_of(sk) == IPPROTO_TCP)
 		count(sk, TCP_ERROR, BPF_CORE_READ(sk, sk_err));
 	return 0;
 }

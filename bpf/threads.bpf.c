@@ -17,7 +17,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct stack_record);
+	__type(value, struct thread_stack_record);
 } stack_scratch SEC(".maps");
 
 /* Nor does this one fit beside a thread_record. */
@@ -32,7 +32,7 @@ static __always_inline void emit_stack(struct seq_file *seq, struct task_struct 
 {
 	static const char symbol_format[] = "%ps";
 	__u64 addresses[STACK_DEPTH];
-	struct stack_record *record;
+	struct thread_stack_record *record;
 	__u32 zero = 0;
 	long bytes;
 
@@ -42,7 +42,7 @@ static __always_inline void emit_stack(struct seq_file *seq, struct task_struct 
 	bytes = bpf_get_task_stack(task, addresses, sizeof(addresses), 0);
 	if (bytes <= 0)
 		return;
-	record->header.kind = RECORD_STACK;
+	record->header.kind = RECORD_THREAD_STACK;
 	record->header.length = sizeof(*record);
 	record->tid = tid;
 	record->depth = 0;

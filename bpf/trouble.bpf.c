@@ -84,7 +84,7 @@ HOOK(on_error, inet_sk_error_report)
 	int error = BPF_CORE_READ(sk, sk_err);
 
 	/* A disconnect by the holder wakes its waiters the same way, without an error. */
-	if (error && error != ECONNREFUSED && BPF_CORE_READ(sk, sk_protocol) == IPPROTO_TCP)
+	if (error && error != ECONNREFUSED && protocol_of(sk) == IPPROTO_TCP)
 		report(ctx, sk, TCP_ERROR, error);
 	return 0;
 }

@@ -12,6 +12,10 @@
 #ifndef STUCKTRACE_TYPES_H
 #define STUCKTRACE_TYPES_H
 
+#ifdef __BCC__
+#include "kernel_types.h"
+#else
+
 typedef unsigned char __u8;
 typedef signed char __s8;
 typedef unsigned short __u16;
@@ -112,52 +116,12 @@ struct task_struct {
 struct pt_regs {
 	unsigned long di, si, dx, r10, r8, r9, ax, orig_ax;
 } CORE;
-#define SYSCALL_CONNECT 42
-#define SYSCALL_FUTEX 202
-#define SYSCALL_PSELECT6 270
-#define SYSCALL_SELECT 23
-#define SYSCALL_NANOSLEEP 35
-#define SYSCALL_CLOCK_NANOSLEEP 230
-#define SAVED_REGISTERS 21 /* words of pt_regs */
-#define SYSCALL_NUMBER(regs) ((__s32)(regs)->orig_ax)
-#define SYSCALL_RESULT(regs) ((__s64)(regs)->ax)
-#define SYSCALL_ARG0(regs) ((regs)->di)
-#define SYSCALL_ARG1(regs) ((regs)->si)
-#define SYSCALL_ARG2(regs) ((regs)->dx)
-#define SYSCALL_ARG3(regs) ((regs)->r10)
-#define SYSCALL_ARG4(regs) ((regs)->r8)
-#define SYSCALL_ARG5(regs) ((regs)->r9)
-/* The same where the verifier does not know the pointer's type. */
-#define READ_SYSCALL_NUMBER(regs) ((__s32)BPF_CORE_READ(regs, orig_ax))
-#define READ_SYSCALL_ARG0(regs) BPF_CORE_READ(regs, di)
-#define READ_SYSCALL_ARG1(regs) BPF_CORE_READ(regs, si)
 #elif defined(__TARGET_ARCH_arm64)
 struct pt_regs {
 	__u64 regs[31];
 	__u64 orig_x0;
 	__s32 syscallno;
 } CORE;
-#define SYSCALL_CONNECT 203
-#define SYSCALL_FUTEX 98
-#define SYSCALL_PSELECT6 72
-#define SYSCALL_SELECT SYSCALL_PSELECT6 /* there is no other */
-#define SYSCALL_NANOSLEEP 101
-#define SYSCALL_CLOCK_NANOSLEEP 115
-#define SAVED_REGISTERS 34
-#define SYSCALL_NUMBER(regs) ((regs)->syscallno)
-#define SYSCALL_RESULT(regs) ((__s64)(regs)->regs[0])
-/* x0 holds the result once the call has ended. */
-#define SYSCALL_ARG0(regs) ((regs)->orig_x0)
-#define SYSCALL_ARG1(regs) ((regs)->regs[1])
-#define SYSCALL_ARG2(regs) ((regs)->regs[2])
-#define SYSCALL_ARG3(regs) ((regs)->regs[3])
-#define SYSCALL_ARG4(regs) ((regs)->regs[4])
-#define SYSCALL_ARG5(regs) ((regs)->regs[5])
-#define READ_SYSCALL_NUMBER(regs) BPF_CORE_READ(regs, syscallno)
-#define READ_SYSCALL_ARG0(regs) BPF_CORE_READ(regs, orig_x0)
-#define READ_SYSCALL_ARG1(regs) BPF_CORE_READ(regs, regs[1])
-#else
-#error "compile with -D__TARGET_ARCH_x86 or -D__TARGET_ARCH_arm64"
 #endif
 
 struct seq_file;
@@ -182,5 +146,51 @@ struct bpf_iter__task_file {
 	__u32 fd;
 	struct file *file;
 };
+
+#endif
+
+#if defined(__TARGET_ARCH_x86)
+#define SYSCALL_CONNECT 42
+#define SYSCALL_FUTEX 202
+#define SYSCALL_PSELECT6 270
+#define SYSCALL_SELECT 23
+#define SYSCALL_NANOSLEEP 35
+#define SYSCALL_CLOCK_NANOSLEEP 230
+#define SAVED_REGISTERS 21 /* words of pt_regs */
+#define SYSCALL_NUMBER(regs) ((__s32)(regs)->orig_ax)
+#define SYSCALL_RESULT(regs) ((__s64)(regs)->ax)
+#define SYSCALL_ARG0(regs) ((regs)->di)
+#define SYSCALL_ARG1(regs) ((regs)->si)
+#define SYSCALL_ARG2(regs) ((regs)->dx)
+#define SYSCALL_ARG3(regs) ((regs)->r10)
+#define SYSCALL_ARG4(regs) ((regs)->r8)
+#define SYSCALL_ARG5(regs) ((regs)->r9)
+/* The same where the verifier does not know the pointer's type. */
+#define READ_SYSCALL_NUMBER(regs) ((__s32)BPF_CORE_READ(regs, orig_ax))
+#define READ_SYSCALL_ARG0(regs) BPF_CORE_READ(regs, di)
+#define READ_SYSCALL_ARG1(regs) BPF_CORE_READ(regs, si)
+#elif defined(__TARGET_ARCH_arm64)
+#define SYSCALL_CONNECT 203
+#define SYSCALL_FUTEX 98
+#define SYSCALL_PSELECT6 72
+#define SYSCALL_SELECT SYSCALL_PSELECT6 /* there is no other */
+#define SYSCALL_NANOSLEEP 101
+#define SYSCALL_CLOCK_NANOSLEEP 115
+#define SAVED_REGISTERS 34
+#define SYSCALL_NUMBER(regs) ((regs)->syscallno)
+#define SYSCALL_RESULT(regs) ((__s64)(regs)->regs[0])
+/* x0 holds the result once the call has ended. */
+#define SYSCALL_ARG0(regs) ((regs)->orig_x0)
+#define SYSCALL_ARG1(regs) ((regs)->regs[1])
+#define SYSCALL_ARG2(regs) ((regs)->regs[2])
+#define SYSCALL_ARG3(regs) ((regs)->regs[3])
+#define SYSCALL_ARG4(regs) ((regs)->regs[4])
+#define SYSCALL_ARG5(regs) ((regs)->regs[5])
+#define READ_SYSCALL_NUMBER(regs) BPF_CORE_READ(regs, syscallno)
+#define READ_SYSCALL_ARG0(regs) BPF_CORE_READ(regs, orig_x0)
+#define READ_SYSCALL_ARG1(regs) BPF_CORE_READ(regs, regs[1])
+#else
+#error "compile with -D__TARGET_ARCH_x86 or -D__TARGET_ARCH_arm64"
+#endif
 
 #endif

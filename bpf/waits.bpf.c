@@ -24,34 +24,67 @@ enum call_kind {
 	YIELDS,
 };
 
-#define CALLS 512
-
-static const __u8 kinds[CALLS] = {
+/* No table: with bcc a program has no constant data. */
+static __always_inline enum call_kind kind_of(__u32 number)
+{
+	switch (number) {
 #if defined(__TARGET_ARCH_x86)
-	[0 /* read */] = MOVES_BYTES,	    [1 /* write */] = MOVES_BYTES,
-	[19 /* readv */] = MOVES_BYTES,	    [20 /* writev */] = MOVES_BYTES,
-	[44 /* sendto */] = MOVES_BYTES,    [45 /* recvfrom */] = MOVES_BYTES,
-	[46 /* sendmsg */] = MOVES_BYTES,   [47 /* recvmsg */] = MOVES_BYTES,
-	[42 /* connect */] = ON_FD,	    [43 /* accept */] = ON_FD,
-	[288 /* accept4 */] = ON_FD,	    [232 /* epoll_wait */] = ON_FD,
-	[281 /* epoll_pwait */] = ON_FD,    [441 /* epoll_pwait2 */] = ON_FD,
-	[7 /* poll */] = ON_NOTHING,	    [23 /* select */] = ON_NOTHING,
-	[270 /* pselect6 */] = ON_NOTHING,  [271 /* ppoll */] = ON_NOTHING,
-	[35 /* nanosleep */] = ON_NOTHING,  [230 /* clock_nanosleep */] = ON_NOTHING,
-	[202 /* futex */] = ON_FUTEX,	    [24 /* sched_yield */] = YIELDS,
+	case 0: /* read */
+	case 1: /* write */
+	case 19: /* readv */
+	case 20: /* writev */
+	case 44: /* sendto */
+	case 45: /* recvfrom */
+	case 46: /* sendmsg */
+	case 47: /* recvmsg */
+		return MOVES_BYTES;
+	case 42: /* connect */
+	case 43: /* accept */
+	case 288: /* accept4 */
+	case 232: /* epoll_wait */
+	case 281: /* epoll_pwait */
+	case 441: /* epoll_pwait2 */
+		return ON_FD;
+	case 7: /* poll */
+	case 23: /* select */
+	case 270: /* pselect6 */
+	case 271: /* ppoll */
+	case 35: /* nanosleep */
+	case 230: /* clock_nanosleep */
+		return ON_NOTHING;
+	case 202: /* futex */
+		return ON_FUTEX;
+	case 24: /* sched_yield */
+		return YIELDS;
 #elif defined(__TARGET_ARCH_arm64)
-	[63 /* read */] = MOVES_BYTES,	    [64 /* write */] = MOVES_BYTES,
-	[65 /* readv */] = MOVES_BYTES,	    [66 /* writev */] = MOVES_BYTES,
-	[206 /* sendto */] = MOVES_BYTES,   [207 /* recvfrom */] = MOVES_BYTES,
-	[211 /* sendmsg */] = MOVES_BYTES,  [212 /* recvmsg */] = MOVES_BYTES,
-	[203 /* connect */] = ON_FD,	    [202 /* accept */] = ON_FD,
-	[242 /* accept4 */] = ON_FD,	    [22 /* epoll_pwait */] = ON_FD,
-	[441 /* epoll_pwait2 */] = ON_FD,   [72 /* pselect6 */] = ON_NOTHING,
-	[73 /* ppoll */] = ON_NOTHING,	    [101 /* nanosleep */] = ON_NOTHING,
-	[115 /* clock_nanosleep */] = ON_NOTHING,
-	[98 /* futex */] = ON_FUTEX,	    [124 /* sched_yield */] = YIELDS,
+	case 63: /* read */
+	case 64: /* write */
+	case 65: /* readv */
+	case 66: /* writev */
+	case 206: /* sendto */
+	case 207: /* recvfrom */
+	case 211: /* sendmsg */
+	case 212: /* recvmsg */
+		return MOVES_BYTES;
+	case 203: /* connect */
+	case 202: /* accept */
+	case 242: /* accept4 */
+	case 22: /* epoll_pwait */
+	case 441: /* epoll_pwait2 */
+		return ON_FD;
+	case 72: /* pselect6 */
+	case 73: /* ppoll */
+	case 101: /* nanosleep */
+	case 115: /* clock_nanosleep */
+		return ON_NOTHING;
+	case 98: /* futex */
+		return ON_FUTEX;
+	case 124: /* sched_yield */
+		return YIELDS;
 #endif
-};
+	}
+	return NOT_COUNTED;
+}
 
 /* Processes in the window, by their pid in the initial namespace. */
 MAP_HASH(watched, __u32, __u8, 4096);
@@ -106,17 +139,13 @@ HOOK(count_return, sys_exit)
 {
 	struct pt_regs *regs = (struct pt_regs *)ctx[0];
 	__s64 result = (__s64)ctx[1];
-	__u64 number = (__u32)READ_SYSCALL_NUMBER(regs);
+	__u32 number = READ_SYSCALL_NUMBER(regs);
 	struct call_count *count;
 	struct call_key key;
+	enum call_kind kind;
 	__u64 ids;
-	__u8 kind;
 
-	/* The compiler may not move the check to another register than the verifier watches. */
-	barrier_var(number);
-	if (number >= CALLS)
-		return 0;
-	kind = kinds[number];
+	kind = kind_of(number);
 	if (kind == NOT_COUNTED)
 		return 0;
 	ids = bpf_get_current_pid_tgid();

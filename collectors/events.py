@@ -77,7 +77,7 @@ class RegistersRecord(ctypes.Structure):
     words: ctypes.Array[c_uint64]
 
 
-class StackRecord(ctypes.Structure):
+class ThreadStackRecord(ctypes.Structure):
     KIND: ClassVar = 2
     _fields_ = (
         ("header", Record),

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from stucktrace.collectors import proc_threads, syscalls
-from stucktrace.collectors.events import StackRecord, ThreadRecord, split
+from stucktrace.collectors.events import ThreadRecord, ThreadStackRecord, split
 from stucktrace.collectors.kernel import Kernel
 from stucktrace.collectors.libbpf import BpfError
 from stucktrace.facts import Missing, ThreadFact
@@ -95,8 +95,8 @@ def _from_kernel(pids: Collection[int], kernel: Kernel) -> Look:
     for kind, offset in split(data):
         if kind == ThreadRecord.KIND:
             records.append(ThreadRecord.from_buffer_copy(data, offset))
-        elif kind == StackRecord.KIND:
-            stack = StackRecord.from_buffer_copy(data, offset)
+        elif kind == ThreadStackRecord.KIND:
+            stack = ThreadStackRecord.from_buffer_copy(data, offset)
             stacks[stack.tid] = tuple(
                 stack.symbols[index].value.decode(errors="replace")
                 for index in range(min(stack.depth, len(stack.symbols)))
