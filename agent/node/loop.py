@@ -49,6 +49,8 @@ LOCK = "\0stucktrace.agent"
 SHORTEST_TURN_S, LONGEST_TURN_S = 0.02, 0.25
 RECORDED_MINUTES = 5.0
 GAUGE_EVERY_S = 1.0
+NAMES_S = 2.0
+"""How long the names of pods are waited for before it begins."""
 DRAIN_S, LAST_S = 2.5, 4.5
 """After SIGTERM: how long the sinks may take, and when the process ends whatever it does."""
 
@@ -104,6 +106,7 @@ class Agent:
         for fd in (self._woken, *self._signs.fds):
             poll.register(fd, select.POLLIN)
         self._guarded("looking for processes", self._look_for_processes)
+        self._names.wait(NAMES_S)
         complain(f"watching {len(self._tracker.processes)} processes", "")
         while not self._stopping:
             began = time.monotonic()

@@ -68,7 +68,7 @@ class PodNames:
         self._again: dict[str, tuple[float, float]] = {}
         """uid of a pod that is not in the list -> when it is asked for again, and how long after that."""
         self._wanted: frozenset[str] = frozenset()
-        self._wake = threading.Event()
+        self._wake, self._answered = threading.Event(), threading.Event()
         self._failure = ""
         if access is not None:
             threading.Thread(target=self._work, name="pod names", daemon=True).start()
@@ -82,6 +82,11 @@ class PodNames:
         self._wanted = frozenset(wanted)
         if any(self._due(uid, now) for uid in wanted):
             self._wake.set()
+
+    def wait(self, seconds: float) -> None:
+        """For the first answer, at most so long: for when the agent starts, which may find somebody stuck at once."""
+        if self._wanted:
+            self._answered.wait(seconds)
 
     def _due(self, uid: str, now: float) -> bool:
         return uid not in self._pods and self._again.get(uid, (0.0, 0.0))[0] <= now
@@ -112,6 +117,7 @@ class PodNames:
             except Exception as error:
                 pause_s, wait_s = wait_s, min(2 * wait_s, LONGEST_AGAIN_S)
                 self._failed(error)
+            self._answered.set()
             # One who is asked too often answers nobody.
             time.sleep(pause_s)
 

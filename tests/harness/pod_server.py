@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -42,8 +43,8 @@ def pods(*items: dict[str, Any]) -> bytes:
 
 
 @contextlib.contextmanager
-def pod_server(folder: Path) -> Iterator[PodServer]:
-    """On the loopback address; its authority's certificate and a token are in `folder`."""
+def pod_server(folder: Path, listener: socket.socket | None = None) -> Iterator[PodServer]:
+    """On the loopback address, here or where `listener` is; its authority's certificate and a token are in `folder`."""
     files = certificates.make(folder, "127.0.0.1")
     token = folder / "token"
     token.write_text("first\n")
@@ -63,9 +64,12 @@ def pod_server(folder: Path) -> Iterator[PodServer]:
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(files.certificate, files.key)
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-        found = PodServer(f"https://127.0.0.1:{server.server_port}", files.authority, token)
+    listener = listener or socket.create_server(("127.0.0.1", 0))
+    address: tuple[str, int] = listener.getsockname()
+    with ThreadingHTTPServer(address, Handler, bind_and_activate=False) as server:
+        server.socket.close()
+        server.socket = context.wrap_socket(listener, server_side=True)
+        found = PodServer(f"https://127.0.0.1:{address[1]}", files.authority, token)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.harness import crowd, kernel, targets
+from tests.harness.confined import Confinement
 
 PYTHONS = {"bullseye": "3.9", "bookworm": "3.11", "trixie": "3.13"}
 """Release -> its CPython."""
@@ -88,7 +89,7 @@ class Contained(crowd.Hung):
 
     @property
     def pid(self) -> int:
-        return self.words[0] if self.said else self.ids[1]
+        return self.words[0] if self.said else self.ids.get(1, self.target.pid)
 
     @property
     def said(self) -> list[int]:
@@ -119,6 +120,29 @@ def start(release: str, program: str, *args: str, contained: bool = True) -> Ite
     with targets.start(command, env={"HOME": "/tmp", "LC_ALL": "C.UTF-8"}) as target:
         inside = targets.descendants(target.pid)
         yield Contained(target, _ids(inside if contained else [target.pid, *inside]))
+
+
+@contextlib.contextmanager
+def harden(
+    release: str,
+    program: str,
+    *args: str,
+    cgroups: Sequence[Path] = (),
+    binds: Sequence[tuple[Path, str]] = (),
+    prefix: Sequence[str] = (),
+) -> Iterator[Contained]:
+    """A program of tests/targets in the release's tree, as process 1 of a hardened container (see confined.py)."""
+    root = tree(release)
+    for _, where in binds:
+        (root / where[1:]).touch()
+    wanted = Confinement(
+        str(root),
+        ["python3", "-u", "-B", f"{INSIDE}/{program}", *args],
+        [(str(targets.TARGETS), INSIDE), *((str(what), where) for what, where in binds)],
+        [str(folder) for folder in cgroups],
+    )
+    with targets.start(wanted.as_words(), env={"HOME": "/tmp", "LC_ALL": "C.UTF-8"}, prefix=prefix) as target:
+        yield Contained(target, _ids(targets.descendants(target.pid)))
 
 
 def _ids(pids: Sequence[int]) -> dict[int, int]:
