@@ -29,7 +29,7 @@ CASES = {
     "behind_a_silent_server": "stuck_locks.py",
     "event_alone": "healthy_threads.py",
 }
-ASLEEP_S = 6.0
+ASLEEP_S = 4.0
 STUCK_AFTER_S = 3
 
 
