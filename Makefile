@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 # What runs beside what in the tests: more workers than cores, for most of them wait.
 JOBS ?= 4
 T ?=
+MINUTES ?= 60
+SEED ?=
 
 BUILD_PACKAGES := clang llvm libbpf-dev linux-libc-dev make python3 python3-venv
 TEST_PACKAGES := bpftool conntrack debian-archive-keyring debootstrap gcc graphviz iproute2 libc6-dev musl-tools netcat-openbsd nftables openssl postgresql procps python3-dev \
@@ -28,7 +30,7 @@ define install
 	fi
 endef
 
-.PHONY: help dev bpf lint format test bench demo docs manifests wheel clean bench-packages build-packages test-packages demo-packages vm-packages tests-ready
+.PHONY: help dev bpf lint format test bench soak demo docs manifests wheel clean bench-packages build-packages test-packages demo-packages vm-packages tests-ready
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -89,6 +91,9 @@ test: tests-ready  ## all tests but the virtual machines; T=words chooses by nam
 
 bench: tests-ready bench-packages  ## measure what the design promises, as ratios within one run
 	@$(BIN)/python -m tests.bench $(T)
+
+soak: tests-ready  ## the agent for MINUTES=60 among processes that come, hang, recover and die; SEED=words repeats one
+	@$(BIN)/python -m tests.bench.soak $(MINUTES) $(SEED)
 
 $(VENV)/demo-installed: tests/demo-requirements.txt $(VENV)/installed
 	@$(BIN)/pip install -q --disable-pip-version-check -r $<
