@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from stucktrace.collectors import permission
+
 NOBODY = 65534
 SYS_PIDFD_GETFD = 438
 PR_SET_PDEATHSIG = 1
@@ -37,6 +39,10 @@ class Test:
     """Takes the child's pid, returns what was seen. Any exception means that it does not work, and says why."""
     needed: bool = True
     """False: only something to know about."""
+    needs: tuple[str, ...] = ()
+    """Capabilities. Those that lack are named; where none does, what else may refuse."""
+    call: bool = True
+    """It is a system call of its own, which a seccomp profile can forbid."""
 
 
 class Refused(Exception):
@@ -230,16 +236,9 @@ def _yama(_pid: int) -> str:
         raise Refused(
             "kernel.yama.ptrace_scope is 3: nobody may look", "sysctl kernel.yama.ptrace_scope=1 needs a reboot"
         )
-    if scope and not _has_capability(19):
+    if scope and permission.lacking("SYS_PTRACE"):
         raise Refused(f"kernel.yama.ptrace_scope is {scope}: only children, without CAP_SYS_PTRACE")
     return f"kernel.yama.ptrace_scope is {scope}"
-
-
-def _has_capability(bit: int) -> bool:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> bit & 1)
-    return False
 
 
 def _lockdown(_pid: int) -> str:
@@ -260,6 +259,13 @@ def _namespace(kind: str) -> Callable[[int], str]:
         return f"in the node's {kind} namespace"
 
     return own
+
+
+def _conntrack(_pid: int) -> str:
+    from stucktrace.collectors import conntrack_stats
+
+    fact = conntrack_stats.read()
+    return "the kernel tracks no connections" if fact is None else f"asked the table: {fact.count} entries"
 
 
 def _packets(pid: int) -> str:
@@ -291,31 +297,34 @@ def _destroy(_pid: int) -> str:
     return "ended a connection of its own"
 
 
-ROOT = "run as root or grant "
+FOR_BPF = ("BPF", "PERFMON")
 TESTS = (
     Test("btf", "the BPF engine", "a kernel with CONFIG_DEBUG_INFO_BTF=y, or --engine none", _btf),
     Test("lockdown", "the BPF engine", "boot with lockdown=integrity or none, or use --engine none", _lockdown),
     Test(
         "bpf-iterators",
         "exact ages of waits; sockets in other network namespaces; timers and queues",
-        ROOT + "CAP_BPF and CAP_PERFMON (CAP_SYS_ADMIN before Linux 5.8)",
+        "",
         _iterators,
+        needs=FOR_BPF,
     ),
     Test(
         "bpf-syscall-hooks",
         "the sampling window: what polls and spinning threads achieve",
-        ROOT + "CAP_BPF and CAP_PERFMON",
+        "",
         _waits,
+        needs=FOR_BPF,
     ),
     Test(
         "bpf-tcp-hooks",
         "the sampling window: retransmits and resets as they happen",
-        ROOT + "CAP_BPF and CAP_PERFMON",
+        "",
         _tcp,
+        needs=FOR_BPF,
     ),
-    Test("python-stacks", "which code waits", "pip install py-spy; " + ROOT + "CAP_SYS_PTRACE", _python),
-    Test("memory", "lock owners, poll sets", ROOT + "CAP_SYS_PTRACE", _memory),
-    Test("pidfd-getfd", "socket options and TCP_INFO without BPF", ROOT + "CAP_SYS_PTRACE", _pidfd_getfd),
+    Test("python-stacks", "which code waits", "pip install py-spy", _python, needs=("SYS_PTRACE",)),
+    Test("memory", "lock owners, poll sets", "", _memory, needs=("SYS_PTRACE",)),
+    Test("pidfd-getfd", "socket options and TCP_INFO without BPF", "", _pidfd_getfd, needs=("SYS_PTRACE",)),
     Test(
         "sock-diag",
         "socket timers and queues without BPF",
@@ -324,21 +333,33 @@ TESTS = (
     ),
     Test(
         "setns",
-        "sockets of other network namespaces without BPF, kernel settings there",
-        ROOT + "CAP_SYS_ADMIN",
+        "--probe, unstick, amqp, rabbitmqctl and conntrack's events in other network namespaces",
+        "",
         _setns,
+        needed=False,
+        needs=("SYS_ADMIN",),
+    ),
+    Test(
+        "conntrack",
+        "conntrack's rules and events",
+        "",
+        _conntrack,
+        needed=False,
+        needs=("NET_ADMIN",),
     ),
     Test(
         "other-users",
         "fd tables, system calls and mappings of other users' processes",
-        ROOT + "CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, or run as the target's user",
+        "",
         _other_user,
+        needs=("SYS_PTRACE", "DAC_READ_SEARCH"),
+        call=False,
     ),
-    Test("packets", "stucktrace amqp", ROOT + "CAP_NET_RAW", _packets, needed=False),
-    Test("raw-sockets", "--probe", ROOT + "CAP_NET_RAW", _raw_socket, needed=False),
-    Test("sock-destroy", "stucktrace unstick", ROOT + "CAP_NET_ADMIN", _destroy, needed=False),
+    Test("packets", "stucktrace amqp", "", _packets, needed=False, needs=("NET_RAW",)),
+    Test("raw-sockets", "--probe", "", _raw_socket, needed=False, needs=("NET_RAW",)),
+    Test("sock-destroy", "stucktrace unstick", "", _destroy, needed=False, needs=("NET_ADMIN",)),
     Test("hidepid", "finding processes, pipes and peers", "run as root, or mount -o remount,hidepid=0 /proc", _hidepid),
-    Test("yama", "memory, stacks and descriptors of other processes", ROOT + "CAP_SYS_PTRACE", _yama),
+    Test("yama", "memory, stacks and descriptors of other processes", "", _yama, needs=("SYS_PTRACE",)),
     Test(
         "pid-namespace",
         "processes outside this PID namespace (pipe ends, peers, lock holders)",

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from stucktrace import __version__
+from stucktrace import __version__, privileges
 from stucktrace.abilities import TESTS, Refused, Test, a_child
+from stucktrace.collectors import permission
 from stucktrace.errors import CannotInspect, CollectorError
 
 LESS = "stucktrace works with less, and says in each report what it could not see."
@@ -40,20 +41,41 @@ def examine() -> Iterator[Result]:
 
 
 def _run(test: Test, pid: int) -> Result:
-    remedy = test.remedy
+    remedy = ""
     try:
         return Result(test.name, True, test.needed, test.use(pid), test.serves, "")
     except Refused as refused:
-        because, remedy = str(refused), refused.remedy or remedy
+        because, remedy = str(refused), refused.remedy
     except CollectorError as error:
-        because, remedy = error.missing.because, error.missing.remedy or remedy
+        because, remedy = error.missing.because, error.missing.remedy
     except CannotInspect as error:
-        because, remedy = error.message, error.remedy or remedy
+        because, remedy = error.message, error.remedy
     except OSError as error:
         because = os.strerror(error.errno) if error.errno else str(error)
     except Exception as error:
         because = f"{type(error).__name__}: {error}"
-    return Result(test.name, False, test.needed, because, test.serves, remedy)
+    return Result(test.name, False, test.needed, because, test.serves, remedy or _remedy(test))
+
+
+def _remedy(test: Test) -> str:
+    """The capabilities that lack, or what else refuses."""
+    said = permission.remedy(*test.needs, call=test.call) if test.needs else ""
+    return "; ".join(one for one in (test.remedy, said) if one)
+
+
+@dataclass(frozen=True)
+class Permitted:
+    """What the capabilities allow, for a process of another user in another network namespace."""
+
+    feature: str
+    needs: tuple[str, ...]
+    lacks: tuple[str, ...]
+
+
+def features() -> tuple[Permitted, ...]:
+    return tuple(
+        Permitted(one.name, one.needs, permission.lacking(*one.needs)) for one in privileges.FEATURES if one.needs
+    )
 
 
 def run(as_json: bool) -> int:
@@ -75,14 +97,30 @@ def run(as_json: bool) -> int:
             "tool": {"version": __version__},
             "complete": not lacking,
             "abilities": [asdict(result) for result in results],
+            "features": [asdict(one) for one in features()],
             "took_s": round(time.perf_counter() - began, 3),
         }
         write(json.dumps(answer) + "\n")
-    elif lacking:
+        return 1 if lacking else 0
+    write(f"\n{_features_text()}\n")
+    if lacking:
         write(f"\n{len(lacking)} of {len(results)} abilities missing. {LESS}\n")
     else:
         write("\nEverything that stucktrace needs is there.\n")
     return 1 if lacking else 0
+
+
+def _features_text() -> str:
+    """The features that no capability lacks for, then each other one with those that do."""
+    found = features()
+    lines = []
+    if allowed := [one.feature for one in found if not one.lacks]:
+        lines.append(f"Permitted for processes of other users in other network namespaces: {', '.join(allowed)}.")
+    if short := [one for one in found if one.lacks]:
+        width = max(len(one.feature) for one in short)
+        lines.append("In part, or not at all; docs/privileges.md says what is lost without each capability:")
+        lines += [f"  {one.feature:<{width}}  lacks {permission.caps(one.lacks)}" for one in short]
+    return "\n".join(lines)
 
 
 def text(result: Result) -> str:

@@ -58,12 +58,18 @@ def look(
         table = run.collect("files", None, partial(openfiles.read_fds, pid), pid)
         if table is not None:
             files[pid] = table
+            if not table.complete:
+                run.miss(openfiles.unreadable_links(pid), pid)
     epolls = {pid: run.collect("epoll", (), partial(epoll.collect, processes[pid], files[pid]), pid) for pid in files}
     details = {
         pid: join.waited_fds(threads_of[pid], epolls[pid], {fd for fds in files[pid].sockets().values() for fd in fds})
         for pid in files
     }
     sockets_of = _sockets(run, pids, files, details)
+    for pid, seen in sockets_of.items():
+        if not details.get(pid):
+            # Its fd table cannot be read; BPF tells the fds of its sockets all the same.
+            details[pid] = join.waited_fds(threads_of[pid], (), {fd for socket in seen for fd in socket.fds})
     entries = {pid: _entries(run, pid, sockets_of[pid], details.get(pid, ())) for pid in sockets_of}
     sockets_of = {pid: asked.sockets if (asked := entries[pid]) else sockets_of[pid] for pid in sockets_of}
     held = run.collect("pipes", None, partial(_pipe_holders, processes, files)) if len(files) > 1 else None

@@ -213,7 +213,7 @@ def _whom(target: ProcessFact) -> str:
 
 def _alone(pid: int, connection: SocketFact) -> None:
     """Raises Refused when another process holds the socket too, or one may: it would lose its connection as well."""
-    from stucktrace.collectors import file_holders, sharers
+    from stucktrace.collectors import file_holders, permission, sharers
     from stucktrace.collectors.holders import command_of
 
     held, complete = file_holders.find((f"socket:[{connection.inode}]",))
@@ -230,7 +230,7 @@ def _alone(pid: int, connection: SocketFact) -> None:
     if kin is not None:
         raise Refused(
             f"whether {process(kin, command_of(kin))} holds the connection to {connection.remote} too cannot be seen",
-            f"{NOTHING_DONE}; run as root in the PID namespace of the node",
+            f"{NOTHING_DONE}; {permission.to_read(kin, otherwise='')}",
         )
 
 

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from stucktrace.collectors import netns, packet_filter, procfs
+from stucktrace.collectors import netns, packet_filter, permission, procfs
 from stucktrace.collectors.packet_filter import Flow
 from stucktrace.errors import CannotInspect, NotPermitted
 
@@ -31,10 +31,6 @@ BUFFER_BYTES = 64 << 20
 """What the kernel holds while we do not read."""
 LONGEST_PACKET_BYTES = 1 << 20
 """The kernel joins segments on their way to the device: to 64 KiB, or to 512 KiB where an administrator says so."""
-_REMEDY = (
-    "run as root, or grant CAP_NET_RAW to see packets, and CAP_SYS_ADMIN and CAP_SYS_PTRACE to enter the target's "
-    "network namespace"
-)
 
 
 @dataclass
@@ -66,13 +62,15 @@ def open_in(pid: int, flows: Collection[Flow]) -> Capture:
     try:
         return Capture(netns.inside(pid, lambda: _open(flows)))
     except PermissionError:
-        raise NotPermitted(f"process {pid}: not permitted to see its packets", _REMEDY) from None
+        raise NotPermitted(
+            f"process {pid}: not permitted to see its packets", permission.to_enter(pid, "NET_RAW")
+        ) from None
     except FileNotFoundError as error:
         raise procfs.explained(pid, error) from None
     except OSError as error:
         if error.errno == errno.EAFNOSUPPORT:
             raise CannotInspect("this kernel has no packet sockets", "CONFIG_PACKET, or the module af_packet") from None
-        raise CannotInspect(f"process {pid}: its packets cannot be seen: {error.strerror}", _REMEDY) from None
+        raise CannotInspect(f"process {pid}: its packets cannot be seen: {error.strerror}", "look again") from None
 
 
 def _open(flows: Collection[Flow]) -> socket.socket:

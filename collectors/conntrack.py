@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +19,7 @@ from pathlib import Path
 from socket import socket as NetlinkSocket
 from typing import Protocol
 
-from stucktrace.collectors import conntrack_full, ctnetlink, netns, nft_rules
+from stucktrace.collectors import conntrack_full, conntrack_proc, ctnetlink, netns, nft_rules, permission
 from stucktrace.collectors.addresses import endpoint, is_loopback, parse_endpoint
 from stucktrace.collectors.ctnetlink import Entry, Tuple
 from stucktrace.facts import ConntrackFact, Missing, SocketFact
@@ -27,6 +27,7 @@ from stucktrace.facts import ConntrackFact, Missing, SocketFact
 SYSCTL = Path("/proc/sys/net/netfilter")
 PRESENT, ABSENT = "present", "absent"
 RECENTLY_S = 1.0
+UNKNOWN_RULES = "a firewall rule lets no packet through that belongs to no known connection"
 _recently: dict[tuple[int, bytes], tuple[float, tuple[Entry, ...]]] = {}
 """(namespace, address) -> when it was asked for, and its entries: the workers of a host ask for the same."""
 
@@ -77,6 +78,8 @@ class Place:
     netns: int
     path: str
     where: str
+    pid: int
+    """One that lives there; 0: not known."""
     own: bool
     """It is the target's."""
     seen: Mapping[int, Sighting]
@@ -120,6 +123,13 @@ def collect(
     for place in _places(pid, known) if flows else ():
         try:
             answers, table = netns.enter(place.path, partial(_look, outside, asking, place))
+        except PermissionError:
+            table = None
+            try:
+                answers = _look_by_proc(outside, asking, place)
+            except OSError as error:
+                missing.append(_unseen(error, place))
+                continue
         except OSError as error:
             missing.extend(_missing(error, place.where))
             continue
@@ -157,12 +167,14 @@ def _missing(error: OSError, where: str) -> Iterator[Missing]:
         yield Missing(
             "conntrack", f"the table of {where} could not be searched within a second", "conntrack -L shows it"
         )
-    elif isinstance(error, PermissionError):
-        yield Missing(
-            "conntrack",
-            f"the kernel does not let it ask for entries in {where}",
-            "CAP_NET_ADMIN, and CAP_SYS_ADMIN to enter other network namespaces",
-        )
+
+
+def _unseen(error: OSError, place: Place) -> Missing:
+    """Neither netfilter nor /proc tells: `error` is what the latter said."""
+    because = f"the kernel does not let it ask for entries in {place.where}"
+    if error.errno is None:
+        because += f", and {error}"
+    return Missing("conntrack", because, permission.to_enter(place.pid, "NET_ADMIN"))
 
 
 def _weight(answer: Answer) -> int:
@@ -189,6 +201,9 @@ def places(pid: int) -> Iterator[tuple[int, str, str]]:
         (1, "the network namespace of pid 1"),
     ):
         inode = netns.inode_of(representative)
+        if inode is None and representative == pid:
+            # Not to be seen: opening it will tell why.
+            inode = 0
         if inode is not None and inode not in seen:
             seen.add(inode)
             yield inode, netns.path_of(representative), where
@@ -200,10 +215,11 @@ def _places(pid: int, known: Mapping[int, tuple[Sighting, ...]]) -> Iterator[Pla
         for sighting in sightings:
             seen.setdefault(sighting.netns, {})[socket] = sighting
     for inode, path, where in places(pid):
-        yield Place(inode, path, where, inode == netns.inode_of(pid), seen.pop(inode, {}))
+        lives = int(path.split("/")[2])
+        yield Place(inode, path, where, lives, lives == pid, seen.pop(inode, {}))
     for inode, there in seen.items():
         one = next(iter(there.values()))
-        yield Place(inode, one.path, one.where, False, there)
+        yield Place(inode, one.path, one.where, 0, False, there)
 
 
 def _look(
@@ -241,14 +257,32 @@ def _look(
     return found, table
 
 
-def _tracked(netfilter: NetlinkSocket, inode: int, address: bytes) -> tuple[Entry, ...]:
-    """Entries with this address on either side. Each time costs a walk through the node's whole table."""
+def _look_by_proc(flows: Mapping[int, Tuple], asking: AbstractSet[int], place: Place) -> dict[int, Answer]:
+    """As `_look`, where netfilter may not be asked. What rules there are is not seen, and so is taken for granted."""
+    found: dict[int, Answer] = {}
+    for inode, flow in flows.items() if ctnetlink.is_there() else ():
+        tracked = _remembered(place.netns or -place.pid, flow.source, partial(conntrack_proc.from_address, place.pid))
+        entry = min((one for one in tracked if one.is_of(flow)), key=lambda one: one.zone, default=None)
+        if entry is not None:
+            zone = f" (zone {entry.zone})" if entry.zone else ""
+            found[inode] = Answer(PRESENT, f"{place.where}{zone}", entry=entry)
+        elif inode not in asking and any(one.answered and is_alike(one, flow) for one in tracked):
+            found[inode] = Answer(ABSENT, place.where, UNKNOWN_RULES, flow=flow)
+    return found
+
+
+def _remembered(inode: int, address: bytes, ask: Callable[[bytes], tuple[Entry, ...]]) -> tuple[Entry, ...]:
     now = time.monotonic()
     known = _recently.get((inode, address))
     if known is None or now - known[0] > RECENTLY_S:
         _recently.clear()
-        known = _recently[inode, address] = now, tuple(ctnetlink.from_address(netfilter, address))
+        known = _recently[inode, address] = now, ask(address)
     return known[1]
+
+
+def _tracked(netfilter: NetlinkSocket, inode: int, address: bytes) -> tuple[Entry, ...]:
+    """Entries with this address on either side. Each time costs a walk through the node's whole table."""
+    return _remembered(inode, address, lambda wanted: tuple(ctnetlink.from_address(netfilter, wanted)))
 
 
 def _absent(flow: Tuple, tracked: tuple[Entry, ...], place: Place, seen: Sighting | None) -> Answer | None:
@@ -259,7 +293,7 @@ def _absent(flow: Tuple, tracked: tuple[Entry, ...], place: Place, seen: Sightin
     if seen is None and not any(entry.answered and is_alike(entry, flow) for entry in tracked):
         return None
     if _sysctl("nf_conntrack_tcp_loose") != 0:
-        assumes = "a firewall rule lets no packet through that belongs to no known connection"
+        assumes = UNKNOWN_RULES
     elif not nft_rules.drops_invalid(len(flow.source) == 4, own=place.own):
         assumes = "a firewall rule drops what conntrack calls INVALID"
     else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -18,7 +18,7 @@ from stucktrace.collectors import conntrack_events, ctnetlink, holders, netns, s
 from stucktrace.collectors.addresses import endpoint, is_loopback
 from stucktrace.collectors.conntrack import Sighting, as_sent_on
 from stucktrace.collectors.conntrack_events import NEW, FlowEvent
-from stucktrace.collectors.conntrack_tables import CANNOT_ASK, Table, Tables
+from stucktrace.collectors.conntrack_tables import Table, Tables
 from stucktrace.collectors.ctnetlink import Tuple
 from stucktrace.facts import ConntrackFact, Missing
 
@@ -105,15 +105,27 @@ class Memory:
         self._tables.refresh()
         self.missing = self._tables.missing
         tables = list(self._tables)
-        self.facts = tuple(table.fact for table in tables)
-        if CANNOT_ASK in self.missing or not tables:
+        self.facts = (*(table.fact for table in tables), *self._tables.counted.values())
+        self._homes = {
+            inode: pid for pid in sorted(self._pids, reverse=True) if (inode := netns.inode_of(pid)) is not None
+        }
+        if not tables:
             self._keep({})
-            self.concerned = ()
+            self.concerned = tuple(self._counted())
             return
         self._keep(self._established())
         self._ask_new(tables)
         self._ask_again()
         self.concerned = tuple((pid, table.fact) for table in tables if (pid := self._concerned(table)) is not None)
+        self.concerned += tuple(self._counted())
+
+    def _counted(self) -> Iterator[tuple[int, ConntrackFact]]:
+        """Those tables of which no more than their size is known."""
+        for inode, fact in self._tables.counted.items():
+            everybody = inode in (netns.own(), netns.inode_of(1))
+            pid = min(self._pids, default=None) if everybody else self._homes.get(inode)
+            if pid is not None:
+                yield pid, fact
 
     def _concerned(self, table: Table) -> int | None:
         """The lowest pid of those that live with the table, or whose connections it holds.
@@ -127,8 +139,7 @@ class Memory:
 
     def _established(self) -> dict[int, _Connection]:
         """The connections to other hosts of the namespaces that the watched processes live in."""
-        own = {inode: pid for pid in sorted(self._pids, reverse=True) if (inode := netns.inode_of(pid)) is not None}
-        self._homes = own
+        own = self._homes
         for inode in self._sockets.keys() - own.keys():
             self._sockets.pop(inode).close()
         found: dict[int, _Connection] = {}

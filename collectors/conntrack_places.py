@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from stucktrace.collectors import conntrack_rules, conntrack_settings, conntrack_stats, ctnetlink, netns
+from stucktrace.collectors import conntrack_rules, conntrack_settings, conntrack_stats, ctnetlink, netns, permission
 from stucktrace.collectors.conntrack_rules import Rules
 from stucktrace.collectors.ctnetlink import Entry, Tuple
 from stucktrace.facts import ConntrackFact, Missing
@@ -24,8 +24,6 @@ INITIAL_PID, INITIAL_NET = 0xEFFFFFFC, 0xEFFFFFF9
 """Inodes of the node's first PID namespace (PROC_PID_INIT_INO in linux/proc_ns.h) and, in new kernels, of its first
 network namespace (NET_NS_INIT_INO in linux/nsfs.h); before, that one's number was any."""
 NODE, OWN = "the node's own network namespace", "the network namespace that stucktrace runs in"
-CANNOT_ASK = "CAP_NET_ADMIN in that namespace"
-CANNOT_ENTER = "CAP_NET_ADMIN, and CAP_SYS_ADMIN with CAP_SYS_PTRACE to enter other network namespaces"
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def open_all(pids: Collection[int], missing: list[Missing]) -> Iterator[Place]:
         try:
             yield netns.enter(named.path, partial(_open, named))
         except PermissionError:
-            remedy = CANNOT_ASK if named.netns == netns.own() else CANNOT_ENTER
+            remedy = permission.to_enter(named.path.split("/")[2], "NET_ADMIN")
             because = f"the kernel does not let it ask for the table of {named.where}"
             missing.append(Missing("conntrack", because, remedy))
         except OSError as error:
@@ -93,8 +91,11 @@ def namespaces(pids: Collection[int]) -> Iterator[Named]:
             found.setdefault(inode, Named(inode, netns.path_of(pid), NODE if inode == node else where, True))
     for pid in pids:
         inode = netns.inode_of(pid)
-        if inode is not None:
-            where = f"the network namespace of pid {pid}"
+        where = f"the network namespace of pid {pid}"
+        if inode is None:
+            # Not to be seen, or gone: opening it will tell which.
+            found[-pid] = Named(-pid, netns.path_of(pid), where, False, (pid,))
+        else:
             known = found.get(inode, Named(inode, netns.path_of(pid), where, False))
             found[inode] = replace(known, pids=(*known.pids, pid))
     yield from found.values()

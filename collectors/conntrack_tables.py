@@ -2,7 +2,8 @@
 
 Source: ctnetlink in every namespace that a process of this node lives in, or that has a name (/run/netns): routers in
 between often hold no process. A socket keeps its namespace alive, so one that is otherwise gone is let go at the next
-look. Needs NET_ADMIN, and SYS_ADMIN for namespaces other than the own one.
+look. Needs NET_ADMIN, and SYS_ADMIN for namespaces other than the own one; without them
+only how full a table is can be known (conntrack_proc.py).
 """
 
 from __future__ import annotations
@@ -14,19 +15,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from stucktrace.collectors import conntrack_stats, ctnetlink, netns
+from stucktrace.collectors import conntrack_proc, conntrack_stats, ctnetlink, netns, permission
 from stucktrace.collectors.conntrack_events import Stream
 from stucktrace.facts import ConntrackFact, Missing
 
 MOST_TABLES = 512
-CANNOT_ASK = Missing(
-    "conntrack", "the kernel does not let it ask for entries", "CAP_NET_ADMIN; without it a lost entry is not noticed"
-)
-CANNOT_ENTER = Missing(
-    "conntrack",
-    "other network namespaces may not be entered",
-    "CAP_SYS_ADMIN; without it entries are looked for in its own network namespace only",
-)
+LESS = "; without it a lost entry shows only once a worker waits for an answer"
 
 
 @dataclass(eq=False)
@@ -55,6 +49,8 @@ class Tables:
     def __init__(self) -> None:
         self._all: dict[int, Table] = {}
         self.missing: tuple[Missing, ...] = ()
+        self.counted: dict[int, ConntrackFact] = {}
+        """Namespace -> how full its table is, where that is all that may be known: those with entries."""
 
     def __iter__(self) -> Iterator[Table]:
         """Those with entries, now or before."""
@@ -66,6 +62,7 @@ class Tables:
     def refresh(self) -> None:
         """Finds new namespaces, lets go of those that are gone, and reads every table's counters."""
         self.missing = ()
+        before, self.counted = self.counted, {}
         found = dict(_namespaces()) if ctnetlink.is_there() else {}
         for inode in self._all.keys() - found.keys():
             self._all.pop(inode).close()
@@ -82,17 +79,34 @@ class Tables:
                 if fact.count and table.stream is None:
                     table.stream = netns.enter(path, Stream)
             except PermissionError:
-                self.missing = (CANNOT_ASK if inode == netns.own() else CANNOT_ENTER,)
-                if inode == netns.own():
-                    return
+                self._count(inode, path, where, before.get(inode))
+                own = inode == netns.own()
+                because = (
+                    "the kernel does not let it ask for entries" if own else "network namespaces cannot be entered"
+                )
+                remedy = permission.to_enter(_pid(path) or os.getpid(), "NET_ADMIN")
+                self.missing = (Missing("conntrack", because, f"{remedy}{LESS}"),)
             except OSError:
                 # Gone meanwhile.
                 continue
+
+    def _count(self, inode: int, path: str, where: str, before: ConntrackFact | None) -> None:
+        pid = _pid(path)
+        fact = conntrack_proc.fact(pid, inode, where) if pid is not None else None
+        if fact is not None and fact.count:
+            dropped = max(0, fact.drop - before.drop) if before is not None else 0
+            self.counted[inode] = replace(fact, window_drop=dropped)
 
     def close(self) -> None:
         for table in self._all.values():
             table.close()
         self._all.clear()
+
+
+def _pid(path: str) -> int | None:
+    """Of /proc/PID/ns/net."""
+    words = path.split("/")
+    return int(words[2]) if words[1] == "proc" and words[2].isdecimal() and words[3] == "ns" else None
 
 
 def _open(inode: int, path: str, where: str) -> Table:

@@ -11,19 +11,18 @@ import errno
 import os
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from stucktrace.collectors import libbpf
+from stucktrace.collectors import libbpf, permission
 from stucktrace.errors import CannotInspect
 from stucktrace.facts import Missing
 
 OBJECTS = Path(__file__).parents[1] / "objects"
 LOOK = "look"
 _KERNEL_BTF = Path("/sys/kernel/btf/vmlinux")
-_CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 21, 38, 39
 _READ_BYTES = 1 << 18
 _FOLLOW_REGISTERS = 2
 
@@ -180,9 +179,10 @@ def why_not() -> Missing | None:
     if not object_file(LOOK).exists():
         because = f"there are no compiled BPF programs for {os.uname().machine}"
         return Missing("BPF", because, "install a wheel of stucktrace, on x86_64 or aarch64")
-    lacking = _lacking_capabilities()
+    lacking = permission.lacking(*permission.FOR_BPF)
     if lacking:
-        return Missing("BPF", f"not permitted: {' and '.join(lacking)} missing", _grant(lacking))
+        because = f"not permitted: {permission.caps(lacking)} missing"
+        return Missing("BPF", because, permission.remedy(*permission.FOR_BPF))
     try:
         libbpf.library()
     except OSError:
@@ -190,34 +190,9 @@ def why_not() -> Missing | None:
     return None
 
 
-def _lacking_capabilities() -> tuple[str, ...]:
-    effective = 0
-    with suppress(OSError, ValueError):
-        for line in Path("/proc/self/status").read_bytes().splitlines():
-            if line.startswith(b"CapEff:"):
-                effective = int(line.split()[1], 16)
-    if effective >> _CAP_SYS_ADMIN & 1:
-        return ()
-    needed = (("CAP_BPF", _CAP_BPF), ("CAP_PERFMON", _CAP_PERFMON))
-    return tuple(name for name, bit in needed if not effective >> bit & 1)
-
-
-def _grant(capabilities: tuple[str, ...]) -> str:
-    return f"run as root or grant {' and '.join(capabilities)} (CAP_SYS_ADMIN before Linux 5.8)"
-
-
 def _missing(error: OSError) -> Missing:
     """One clear reason for a failure to load."""
     if error.errno != errno.EPERM:
         return Missing("BPF", f"this kernel does not take the programs ({error})", "use --engine none")
-    if _locked_down():
-        return Missing("BPF", "the kernel is locked down (confidentiality)", "boot with lockdown=integrity or none")
-    because = "the kernel refused BPF although the capabilities are there (a seccomp filter or a user namespace)"
-    return Missing("BPF", because, "allow bpf() in the seccomp profile, and run in the host's user namespace")
-
-
-def _locked_down() -> bool:
-    try:
-        return "[confidentiality]" in Path("/sys/kernel/security/lockdown").read_text(encoding="ascii")
-    except OSError:
-        return False
+    because = "the kernel refused BPF although the capabilities are there"
+    return Missing("BPF", because, permission.confined(locks_memory=True))

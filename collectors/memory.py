@@ -16,7 +16,6 @@ from contextlib import contextmanager
 
 from stucktrace.errors import CollectorError
 
-PERMISSION = "run as root, or with CAP_SYS_PTRACE in the target's user namespace"
 MAX_BYTES = 16 << 20
 # The kernel takes at most UIO_MAXIOV vectors in one call.
 _MAX_VECTORS = 1024
@@ -40,6 +39,13 @@ if _readv is not None:
     )
 
 
+def permission_remedy() -> str:
+    """What would let its memory be read, which was refused."""
+    from stucktrace.collectors import permission
+
+    return permission.remedy("SYS_PTRACE", otherwise="run as the target's user")
+
+
 class MemoryChanged(CollectorError):
     """What was there a moment ago is gone, or is not what it was."""
 
@@ -52,7 +58,7 @@ def reading(what: str) -> Iterator[None]:
     except (ProcessLookupError, FileNotFoundError):
         raise CollectorError(what, "the process ended", "") from None
     except PermissionError:
-        raise CollectorError(what, "its memory may not be read", PERMISSION) from None
+        raise CollectorError(what, "its memory may not be read", permission_remedy()) from None
     except OSError as error:
         raise MemoryChanged(what, f"its memory could not be read: {error.strerror}", "run stucktrace again") from None
     except struct.error:

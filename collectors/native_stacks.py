@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stucktrace.collectors import elf, evaluations, interpreter, native_merge, regions, unwind
+from stucktrace.collectors import elf, evaluations, interpreter, memory, native_merge, regions, unwind
 from stucktrace.collectors.events import RegistersRecord, ThreadRecord, split
 from stucktrace.collectors.interpreter import Interpreter
 from stucktrace.collectors.kernel import Kernel
@@ -63,7 +63,7 @@ def collect(
         raise CollectorError("native stacks", "the process ended", "") from None
     except OSError as error:
         raise CollectorError(
-            "native stacks", f"its memory cannot be read: {error.strerror}", "run as root, or with CAP_SYS_PTRACE"
+            "native stacks", f"its memory cannot be read: {error.strerror}", memory.permission_remedy()
         ) from None
     symbols, library = Symbols(pid), found.library if found else ""
     stacks = (

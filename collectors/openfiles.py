@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from stucktrace.collectors import permission
 from stucktrace.errors import CollectorError
+from stucktrace.facts import Missing
 
 _SOCKET, _PIPE, _EPOLL = "socket:[", "pipe:[", "anon_inode:[eventpoll]"
 
@@ -62,8 +64,14 @@ def read_fds(pid: int) -> OpenFiles:
         raise CollectorError(
             "open files",
             f"the fd table of process {pid} may not be read",
-            "run as root or the target's user, or grant CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH",
+            permission.to_read(pid),
         ) from None
     except OSError as error:
         raise CollectorError("open files", f"process {pid}: {error.strerror}", "look again") from None
     return OpenFiles(links, complete)
+
+
+def unreadable_links(pid: int) -> Missing:
+    """For a table that is not complete."""
+    because = f"what the fds of process {pid} are open on may not be read"
+    return Missing("open files", because, permission.to_read(pid))

@@ -12,7 +12,7 @@ import socket
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from stucktrace.collectors import ctnetlink, netns, procfs, sock_diag
+from stucktrace.collectors import ctnetlink, netns, permission, procfs, sock_diag
 from stucktrace.collectors.addresses import parse_endpoint
 from stucktrace.collectors.packet_filter import Flow
 from stucktrace.errors import CannotInspect, NoSuchProcess, NotPermitted
@@ -21,10 +21,6 @@ _CONNECTED = 1 << 1 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 8
 """ESTABLISHED, SYN_SENT, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT."""
 _LOOKS = 3
 """A socket that was not connected in so many looks is none to connect, or not soon."""
-_REMEDY = (
-    "run as root, or grant CAP_SYS_ADMIN and CAP_SYS_PTRACE to enter the target's network namespace, and CAP_NET_RAW "
-    "to see packets"
-)
 
 
 @dataclass(frozen=True)
@@ -104,11 +100,13 @@ def of(pid: int) -> Outbound:
     try:
         diag, netfilter = netns.inside(pid, _open)
     except PermissionError:
-        raise NotPermitted(f"process {pid}: not permitted to enter its network namespace", _REMEDY) from None
+        # Its packets are wanted next.
+        remedy = permission.to_enter(pid, "NET_RAW")
+        raise NotPermitted(f"process {pid}: not permitted to enter its network namespace", remedy) from None
     except FileNotFoundError as error:
         raise procfs.explained(pid, error) from None
     except OSError as error:
-        raise CannotInspect(f"process {pid}: its sockets cannot be seen: {error.strerror}", _REMEDY) from None
+        raise CannotInspect(f"process {pid}: its sockets cannot be seen: {error.strerror}", "look again") from None
     return Outbound(pid, stat.start_time, diag, netfilter)
 
 

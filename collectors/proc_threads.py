@@ -14,7 +14,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from stucktrace.collectors import syscalls
+from stucktrace.collectors import permission, syscalls
 from stucktrace.facts import Missing, ThreadFact
 
 SOURCE = "/proc"
@@ -58,7 +58,7 @@ def collect(pids: Collection[int]) -> tuple[dict[int, tuple[ThreadFact, ...]], t
             Missing(
                 "system calls",
                 "/proc/PID/task/TID/syscall may not be read",
-                "run as the target's user or root, or grant CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH",
+                permission.to_read(next(iter(pids))),
             ),
         )
     return facts, missing

@@ -23,10 +23,6 @@ _FEW_THREADS = 64
 PF_EXITING = 0x4
 PF_KTHREAD = 0x00200000
 
-_PERMISSION = (
-    "run as root, or as the target's user; in a container grant CAP_SYS_PTRACE, and CAP_DAC_READ_SEARCH for other users"
-)
-
 
 @dataclass(frozen=True)
 class Stat:
@@ -77,7 +73,9 @@ def read(pid: int, name: str, limit: int = 1 << 20) -> bytes:
 def explained(pid: int, error: OSError) -> CannotInspect:
     """What a failure to read /proc/PID means to the user."""
     if isinstance(error, PermissionError):
-        return NotPermitted(f"process {pid}: not permitted to look at it", _PERMISSION)
+        from stucktrace.collectors import permission
+
+        return NotPermitted(f"process {pid}: not permitted to look at it", permission.to_read(pid))
     if isinstance(error, FileNotFoundError | ProcessLookupError):
         if hides_processes():
             return NoSuchProcess(

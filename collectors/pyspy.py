@@ -215,7 +215,7 @@ def explain(errors: str, status: int) -> CollectorError:
     first = next((line.removeprefix("Error: ") for line in lines), f"py-spy ended with status {status}")
     lowered = errors.lower()
     if "permission denied" in lowered or "operation not permitted" in lowered or "(os error 1)" in lowered:
-        return CollectorError(WHAT, "py-spy may not read the process's memory", memory.PERMISSION)
+        return CollectorError(WHAT, "py-spy may not read the process's memory", memory.permission_remedy())
     if "no such process" in lowered or "check that the process is running" in lowered:
         return CollectorError(WHAT, "the process ended", "")
     if "failed to find python version" in lowered or "unsupported version" in lowered:

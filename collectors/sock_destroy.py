@@ -17,7 +17,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from stucktrace.collectors import netlink, netns, sock_diag
+from stucktrace.collectors import netlink, netns, permission, sock_diag
 from stucktrace.collectors.addresses import both_ends, parse_endpoint
 from stucktrace.collectors.socket_options import SYS_PIDFD_GETFD
 from stucktrace.errors import CannotInspect
@@ -48,7 +48,10 @@ def can_destroy(pid: int, connection: SocketFact) -> bool:
         if error.errno in UNSUPPORTED:
             return False
         if error.errno not in GONE:
-            raise _refused(error) from None
+            raise _refused(error, pid) from None
+    if permission.lacking("NET_ADMIN"):
+        # The kernel asks for it only once it has found the socket.
+        raise _refused(PermissionError(errno.EPERM, os.strerror(errno.EPERM)), pid)
     return True
 
 
@@ -63,7 +66,7 @@ def destroy(pid: int, connection: SocketFact) -> None:
     except OSError as error:
         if error.errno in GONE:
             raise _gone(connection) from None
-        raise _refused(error) from None
+        raise _refused(error, pid) from None
 
 
 def shut_down(pid: int, fd: int, connection: SocketFact) -> None:
@@ -72,16 +75,16 @@ def shut_down(pid: int, fd: int, connection: SocketFact) -> None:
     try:
         pidfd = os.pidfd_open(pid)
     except OSError as error:
-        raise _refused(error) from None
+        raise _refused(error, pid, "SYS_PTRACE") from None
     try:
         duplicate = libc.syscall(ctypes.c_long(SYS_PIDFD_GETFD), pidfd, fd, 0)
         if duplicate < 0:
-            raise _refused(OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno())))
+            raise _refused(OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno())), pid, "SYS_PTRACE")
         try:
             if os.fstat(duplicate).st_ino != connection.inode:
                 raise _gone(connection)
             if libc.shutdown(duplicate, socket.SHUT_RDWR):
-                raise _refused(OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno())))
+                raise _refused(OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno())), pid, "SYS_PTRACE")
         finally:
             os.close(duplicate)
     finally:
@@ -129,8 +132,6 @@ def _gone(connection: SocketFact) -> Gone:
     )
 
 
-def _refused(error: OSError) -> CannotInspect:
-    return CannotInspect(
-        f"the connection could not be ended: {error.strerror or error}",
-        "CAP_NET_ADMIN and CAP_SYS_ADMIN end a connection in the network namespace of another process",
-    )
+def _refused(error: OSError, pid: int, capability: str = "NET_ADMIN") -> CannotInspect:
+    remedy = permission.to_enter(pid, capability) if isinstance(error, PermissionError) else "look again"
+    return CannotInspect(f"the connection cannot be ended: {(error.strerror or str(error)).lower()}", remedy)

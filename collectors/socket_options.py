@@ -111,9 +111,10 @@ def _ask_child(fds: Sequence[tuple[int, int]]) -> list[Answer]:
 
 
 def _refused(error: OSError) -> CollectorError:
-    return CollectorError(
-        "socket options", f"pidfd_getfd: {(error.strerror or str(error)).lower()}", "CAP_SYS_PTRACE, Linux 5.6 or newer"
-    )
+    from stucktrace.collectors import permission
+
+    remedy = "Linux 5.6 or newer" if error.errno == errno.ENOSYS else permission.remedy("SYS_PTRACE")
+    return CollectorError("socket options", f"pidfd_getfd: {(error.strerror or str(error)).lower()}", remedy)
 
 
 def _read_answers(receiver: int, length: int) -> bytes:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from stucktrace.collectors import holders, netns, proc_net, sock_diag, unix_peers
+from stucktrace.collectors import holders, netns, permission, proc_net, sock_diag, unix_peers
 from stucktrace.collectors.addresses import port_of
 from stucktrace.collectors.peers import OtherEnd
 from stucktrace.collectors.sock_diag import Draft
@@ -114,7 +114,9 @@ def _read_by_proc(pid: int, sockets: Mapping[int, tuple[int, ...]], candidates: 
             "sockets", f"neither sock_diag nor /proc/{pid}/net can be read ({error.strerror or error})", "run as root"
         ) from None
     because = f"sock_diag in its network namespace: {(why.strerror or str(why)).lower()}"
-    remedy = "CAP_SYS_ADMIN, or the BPF engine with CAP_BPF and CAP_PERFMON"
+    remedy = permission.to_enter(pid) if isinstance(why, PermissionError) else "look again"
+    if isinstance(why, PermissionError) and (absent := permission.lacking(*permission.FOR_BPF)):
+        remedy += f", or {permission.caps(absent)} for the BPF engine"
     served = {port_of(draft["local"]) for draft in found.values() if draft["state"] == "LISTEN"}
     drafts = {inode: draft for inode, draft in found.items() if inode in sockets}
     if netns.inode_of(pid) == netns.own():

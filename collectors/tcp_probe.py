@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stucktrace.collectors import events, netns
+from stucktrace.collectors import events, netns, permission
 from stucktrace.collectors.addresses import bare
 from stucktrace.collectors.events import SocketRecord
 from stucktrace.collectors.kernel import Kernel
@@ -59,9 +59,7 @@ def probe(pid: int, inodes: Collection[int], kernel: Kernel | None) -> Mapping[i
     at once. CollectorError where it cannot be done at all, or for none of them.
     """
     if kernel is None:
-        raise CollectorError(
-            WHAT, "the sequence numbers of a connection are told by BPF alone", "CAP_BPF and CAP_PERFMON, --engine core"
-        )
+        raise CollectorError(WHAT, "the sequence numbers of a connection are told by BPF alone", _by_bpf())
     records = _records(kernel, pid, inodes)
     askable = {inode: record for inode, record in records.items() if not _why_not(pid, record)}
     if records and not askable:
@@ -225,6 +223,7 @@ class _Child:
     """The program that sends and listens, in the network namespace of `pid`."""
 
     def __init__(self, pid: int) -> None:
+        self._pid = pid
         self._namespace = _namespace(pid)
         # A socket, not a pipe: writing to a child that died must not end us (SIGPIPE).
         self._line, theirs = socket.socketpair()
@@ -264,7 +263,7 @@ class _Child:
         if isinstance(answer, dict) and "error" in answer:
             if answer["errno"] is None:
                 raise CollectorError(WHAT, answer["error"], "install stucktrace anew with its dependencies (scapy)")
-            raise _refused(answer["error"])
+            raise _refused(answer["error"], self._pid)
         return answer
 
     def close(self) -> None:
@@ -283,8 +282,13 @@ def _namespace(pid: int) -> int | None:
             return None
         return os.open(netns.path_of(pid), os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise _refused(error.strerror or str(error)) from None
+        raise _refused(error.strerror or str(error), pid) from None
 
 
-def _refused(because: str) -> CollectorError:
-    return CollectorError(WHAT, because, "CAP_NET_RAW, and CAP_SYS_ADMIN to enter the network namespace of the process")
+def _refused(because: str, pid: int) -> CollectorError:
+    return CollectorError(WHAT, because.lower(), permission.to_enter(pid, "NET_RAW"))
+
+
+def _by_bpf() -> str:
+    absent = permission.lacking(*permission.FOR_BPF)
+    return permission.remedy(*absent) if absent else "--engine core"
