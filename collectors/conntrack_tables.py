@@ -84,7 +84,7 @@ class Tables:
                 because = (
                     "the kernel does not let it ask for entries" if own else "network namespaces cannot be entered"
                 )
-                remedy = permission.to_enter(_pid(path) or os.getpid(), "NET_ADMIN")
+                remedy = permission.remedy("NET_ADMIN", *(() if own else ("SYS_ADMIN",)))
                 self.missing = (Missing("conntrack", because, f"{remedy}{LESS}"),)
             except OSError:
                 # Gone meanwhile.

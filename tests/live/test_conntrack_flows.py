@@ -89,4 +89,4 @@ def test_without_the_capability_there_is_one_line(node: Node) -> None:
     code = "from stucktrace.collectors.conntrack_flows import Flows as F; f = F(lambda: None); f.watch([1]); said = f.unsaid(); print(len(said), said[0].remedy, f.unsaid())"
     prefix = ["ip", "netns", "exec", node.middle, "setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-all"]
     done = subprocess.run([*prefix, sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.startswith("1 CAP_NET_ADMIN"), done.stderr
+    assert done.stdout.startswith("1 grant CAP_NET_ADMIN;"), done.stderr
