@@ -110,7 +110,7 @@ manifests: $(VENV)/tests-installed  ## write packaging/kubernetes/daemonset.yaml
 
 wheel: build-packages $(BIN)/python  ## build the wheel into dist/
 	@$(BIN)/pip install -q --disable-pip-version-check build
-	@rm -rf build && $(BIN)/python -m build --wheel --no-isolation --outdir dist . >/dev/null && ls dist/*.whl
+	@rm -rf build/lib build/bdist.* && $(BIN)/python -m build --wheel --no-isolation --outdir dist . >/dev/null && ls dist/*.whl
 
 clean:  ## remove what was built
 	rm -rf build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache bpf/*.o *.egg-info $(VENV)

@@ -42,7 +42,8 @@ def verdict(snapshot: Snapshot, budgets: Budgets, findings: Iterable[Finding]) -
 
     Possible: a rule failed on odd data; the others were asked all the same.
 
-    Now: see "Not seen" in the report: each line names what would show more. `stucktrace doctor` tests all of it.
+    Now: see "Could not be seen" in the report: each line names what would show more. `stucktrace doctor` tests all of
+    it.
 
     Later: where a lock hides its holder, an RLock or an acquire with a timeout.
 

@@ -45,6 +45,9 @@ def render(report: Json, *, verbose: bool = False, colour: bool = False, width: 
         page.text(verdict["story"])
     _remedy(page, verdict)
     _known_issues(page, verdict["known_issues"])
+    if verdict["class"] != "healthy":
+        page.lines.append("")
+        page.text(f"What this verdict means, and what it is not: stucktrace explain {verdict['code']}", "")
     _seen(page, report["seen"], verbose)
     if verbose:
         _details(page, report)
