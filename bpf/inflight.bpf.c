@@ -76,10 +76,10 @@ static __always_inline bool is_on_mutex(__s32 syscall, struct pt_regs *regs)
 {
 	__u32 command, expected, owner;
 
-	if (syscall != SYSCALL_FUTEX || SYSCALL_ARG3(regs))
+	if (syscall != SYSCALL_FUTEX || READ_SYSCALL_ARG3(regs))
 		return false;
-	command = SYSCALL_ARG1(regs) & FUTEX_COMMAND;
-	expected = SYSCALL_ARG2(regs);
+	command = READ_SYSCALL_ARG1(regs) & FUTEX_COMMAND;
+	expected = READ_SYSCALL_ARG2(regs);
 	owner = expected & FUTEX_TID_MASK;
 	if (command == FUTEX_LOCK_PI || command == FUTEX_LOCK_PI2)
 		return true;
@@ -98,11 +98,12 @@ static __always_inline bool is_over_limit(const struct inflight_record *record, 
 SEC("iter/task")
 int inflight(struct bpf_iter__task *ctx)
 {
-	struct task_struct *task = ctx->task, *reader = bpf_get_current_task_btf();
+	struct task_struct *task = ctx->task;
 	struct inflight_record record = {};
 	struct inflight_limit *limit;
 	struct wait *before, now = {};
 	struct pt_regs *regs;
+	__u32 state;
 
 	if (!task)
 		return 0;
@@ -111,24 +112,25 @@ int inflight(struct bpf_iter__task *ctx)
 	if (!record.pid || !limit)
 		return 0;
 	/* One that runs at this instant may be between two polls: what was seen before stands. */
-	if (!task->__state || task->exit_state || task->on_cpu)
+	state = state_of(task);
+	if (!state || task->exit_state || task->on_cpu)
 		return 0;
-	regs = (struct pt_regs *)bpf_task_pt_regs(task);
+	regs = saved_registers(task);
 	if (!regs)
 		return 0;
 	record.kernel_tid = task->pid;
-	record.syscall = SYSCALL_NUMBER(regs);
-	record.arg0 = SYSCALL_ARG0(regs);
+	record.syscall = READ_SYSCALL_NUMBER(regs);
+	record.arg0 = READ_SYSCALL_ARG0(regs);
 	record.on_lock = is_on_mutex(record.syscall, regs);
 	if (limit->rests_in_select && task->pid == task->tgid &&
 	    (record.syscall == SYSCALL_PSELECT6 || record.syscall == SYSCALL_SELECT))
 		return 0;
-	record.now_ns = reader->sched_info.last_arrival;
+	record.now_ns = reader_arrival_ns();
 	record.slept_at_ns = left_cpu_ns(task);
 	record.since_ns = record.slept_at_ns;
 	before = bpf_map_lookup_elem(&waits_seen, &record.kernel_tid);
 	/* Stopped by a signal: no longer the wait that it is inside of, which may be muted. */
-	if (!(task->__state & STOPPED) && before && before->pid == record.pid && before->syscall == record.syscall && before->arg0 == record.arg0) {
+	if (!(state & STOPPED) && before && before->pid == record.pid && before->syscall == record.syscall && before->arg0 == record.arg0) {
 		record.since_ns = before->since_ns;
 	} else {
 		now.arg0 = record.arg0;

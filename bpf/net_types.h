@@ -46,12 +46,19 @@ enum inet_csk_ack_state_t {
 	ICSK_ACK_TIMER = 2,
 };
 
+struct super_block {
+	unsigned long s_magic;
+} CORE;
+
 struct inode {
+	__u16 i_mode;
+	struct super_block *i_sb;
 	unsigned long i_ino;
 } CORE;
 
 struct file {
 	struct inode *f_inode;
+	void *private_data;
 } CORE;
 
 struct hlist_node {
@@ -252,28 +259,40 @@ struct unix_sock___from_6_18 {
 
 /*
  * Follows a list of the kernel's: `step` is called until it returns 1, or this often. Kernels before 5.17 have no bpf_loop,
- * and their verifier follows every step of a plain loop, so there a list is followed for a few steps only.
+ * and their verifier follows every step of a plain loop: there a list is followed for fewer steps. Those before 5.13 refuse
+ * a program that names a function to call back, so whoever walks is there twice, as NAME and NAME_plain.
  */
 #define WALK_STEPS 4096
-#define WALK_STEPS_UNROLLED 4
+#define WALK_STEPS_PLAIN 32
 
-static __always_inline void walk(long (*step)(__u64, void *), void *context)
+static __always_inline void walk(bool plain, long (*step)(__u64, void *), void *context)
 {
-	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_loop)) {
+	if (!plain) {
 		bpf_loop(WALK_STEPS, step, context, 0);
 		return;
 	}
-	for (int i = 0; i < WALK_STEPS_UNROLLED; i++)
+	for (int i = 0; i < WALK_STEPS_PLAIN; i++)
 		if (step(i, context))
 			return;
 }
 
-/* NULL: the file is no socket. */
+#define SOCKFS_MAGIC 0x534f434b
+#define S_IFMT 0xf000
+#define S_IFSOCK 0xc000
+
+/* NULL: the file is no socket. To be read with BPF_CORE_READ: before 5.11 no helper tells, and the verifier does not know. */
 static __always_inline struct sock *sock_of(struct file *file)
 {
-	struct socket *socket = file ? bpf_sock_from_file(file) : NULL;
+	struct socket *socket = NULL;
 
-	return socket ? socket->sk : NULL;
+	if (!file)
+		return NULL;
+	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_sock_from_file))
+		socket = bpf_sock_from_file(file);
+	else if ((BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT) == S_IFSOCK &&
+		 BPF_CORE_READ(file, f_inode, i_sb, s_magic) == SOCKFS_MAGIC)
+		socket = BPF_CORE_READ(file, private_data);
+	return socket ? BPF_CORE_READ(socket, sk) : NULL;
 }
 
 #endif

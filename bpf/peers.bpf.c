@@ -142,8 +142,7 @@ static long unix_queue_step(__u64 index, void *context)
 	return 0;
 }
 
-SEC("iter/task_file")
-int peers(struct bpf_iter__task_file *ctx)
+static __always_inline int look_at_end(struct bpf_iter__task_file *ctx, bool plain)
 {
 	struct task_struct *task = ctx->task;
 	struct file *file = ctx->file;
@@ -156,14 +155,14 @@ int peers(struct bpf_iter__task_file *ctx)
 
 	if (!task || !sk)
 		return 0;
-	inode = file->f_inode->i_ino;
+	inode = BPF_CORE_READ(file, f_inode, i_ino);
 	pid = pid_for_reader(task);
 	if (!pid)
 		return 0;
 	if (bpf_map_lookup_elem(&held, &inode))
 		emit(ctx->meta->seq, pid, END_HELD, inode, 0, sk);
-	family = sk->__sk_common.skc_family;
-	state = sk->__sk_common.skc_state;
+	family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	search.seq = ctx->meta->seq;
 	search.inode = inode;
 	search.pid = pid;
@@ -172,21 +171,33 @@ int peers(struct bpf_iter__task_file *ctx)
 			return 0;
 		search.next = BPF_CORE_READ(sk, sk_receive_queue.next);
 		search.end = (void *)sk + bpf_core_field_offset(struct sock, sk_receive_queue);
-		walk(unix_queue_step, &search);
+		walk(plain, unix_queue_step, &search);
 		return 0;
 	}
-	if ((family != AF_INET && family != AF_INET6) || sk->sk_protocol != IPPROTO_TCP)
+	if ((family != AF_INET && family != AF_INET6) || BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
 		return 0;
 	if (state == TCP_LISTEN) {
-		port = sk->__sk_common.skc_num;
+		port = BPF_CORE_READ(sk, __sk_common.skc_num);
 		if (!bpf_map_lookup_elem(&end_ports, &port))
 			return 0;
 		search.next = BPF_CORE_READ((struct inet_connection_sock *)sk, icsk_accept_queue.rskq_accept_head);
-		walk(tcp_queue_step, &search);
+		walk(plain, tcp_queue_step, &search);
 		return 0;
 	}
 	of = other_end(sk);
 	if (of && of != inode)
 		emit(ctx->meta->seq, pid, END_PEER, inode, of, sk);
 	return 0;
+}
+
+SEC("iter/task_file")
+int peers(struct bpf_iter__task_file *ctx)
+{
+	return look_at_end(ctx, false);
+}
+
+SEC("iter/task_file")
+int peers_plain(struct bpf_iter__task_file *ctx)
+{
+	return look_at_end(ctx, true);
 }

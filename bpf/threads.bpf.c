@@ -36,6 +36,9 @@ static __always_inline void emit_stack(struct seq_file *seq, struct task_struct 
 	__u32 zero = 0;
 	long bytes;
 
+	/* Kernels before 5.13 cannot name the functions; user space asks /proc for the one that matters. */
+	if (!bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_snprintf))
+		return;
 	record = bpf_map_lookup_elem(&stack_scratch, &zero);
 	if (!record)
 		return;
@@ -74,7 +77,7 @@ static __always_inline void emit_registers(struct seq_file *seq, const struct pt
 SEC("iter/task")
 int threads(struct bpf_iter__task *ctx)
 {
-	struct task_struct *task = ctx->task, *reader = bpf_get_current_task_btf();
+	struct task_struct *task = ctx->task;
 	struct seq_file *seq = ctx->meta->seq;
 	struct thread_record record = {};
 	struct pt_regs *regs = NULL;
@@ -93,11 +96,11 @@ int threads(struct bpf_iter__task *ctx)
 	record.ns_tid = id_for_itself(thread_of(task));
 	record.kernel_pid = task->tgid;
 	record.kernel_tid = task->pid;
-	record.state = task->__state;
+	record.state = state_of(task);
 	record.exit_state = task->exit_state;
 	record.on_cpu = task->on_cpu;
 	record.now_ns = bpf_ktime_get_ns();
-	record.reader_arrival_ns = reader->sched_info.last_arrival;
+	record.reader_arrival_ns = reader_arrival_ns();
 	record.slept_at_ns = left_cpu_ns(task);
 	record.cpu_ns = task->se.sum_exec_runtime;
 	record.switches_voluntary = task->nvcsw;
@@ -107,16 +110,16 @@ int threads(struct bpf_iter__task *ctx)
 	/* The saved registers of a thread that runs are those of its last entry, not of a call it is in. */
 	record.syscall = -1;
 	if (record.state && !record.exit_state && !record.on_cpu) {
-		regs = (struct pt_regs *)bpf_task_pt_regs(task);
+		regs = saved_registers(task);
 		if (regs) {
-			record.syscall = SYSCALL_NUMBER(regs);
-			record.args[0] = SYSCALL_ARG0(regs);
-			record.args[1] = SYSCALL_ARG1(regs);
-			record.args[2] = SYSCALL_ARG2(regs);
-			record.args[3] = SYSCALL_ARG3(regs);
-			record.args[4] = SYSCALL_ARG4(regs);
-			record.args[5] = SYSCALL_ARG5(regs);
-			record.result = SYSCALL_RESULT(regs);
+			record.syscall = READ_SYSCALL_NUMBER(regs);
+			record.args[0] = READ_SYSCALL_ARG0(regs);
+			record.args[1] = READ_SYSCALL_ARG1(regs);
+			record.args[2] = READ_SYSCALL_ARG2(regs);
+			record.args[3] = READ_SYSCALL_ARG3(regs);
+			record.args[4] = READ_SYSCALL_ARG4(regs);
+			record.args[5] = READ_SYSCALL_ARG5(regs);
+			record.result = READ_SYSCALL_RESULT(regs);
 		}
 	}
 	bpf_seq_write(seq, &record, sizeof(record));

@@ -51,7 +51,12 @@ enum { BPF_F_NO_PREALLOC = 1 };
 enum { BPF_RB_NO_WAKEUP = 1, BPF_RB_FORCE_WAKEUP = 2 };
 #define BPF_F_CURRENT_CPU 0xffffffffULL
 /* Asked for by name: does this kernel have the helper? */
-enum bpf_func_id { BPF_FUNC_ringbuf_output = 130, BPF_FUNC_loop = 181 };
+enum bpf_func_id {
+	BPF_FUNC_ringbuf_output = 130,
+	BPF_FUNC_sock_from_file = 162,
+	BPF_FUNC_snprintf = 165,
+	BPF_FUNC_task_pt_regs = 175,
+};
 
 #define CORE __attribute__((preserve_access_index))
 
@@ -95,6 +100,7 @@ struct signal_struct {
 
 struct task_struct {
 	unsigned int __state;
+	void *stack;
 	int exit_state;
 	int exit_code;
 	int on_cpu;
@@ -112,13 +118,18 @@ struct task_struct {
 	char comm[16];
 } CORE;
 
+struct task_struct___before_5_14 {
+	long state;
+} CORE;
+
 #if defined(__TARGET_ARCH_x86)
 struct pt_regs {
-	unsigned long di, si, dx, r10, r8, r9, ax, orig_ax;
+	unsigned long di, si, dx, r10, r8, r9, ax, orig_ax, cs;
 } CORE;
 #elif defined(__TARGET_ARCH_arm64)
 struct pt_regs {
 	__u64 regs[31];
+	__u64 pstate;
 	__u64 orig_x0;
 	__s32 syscallno;
 } CORE;
@@ -157,18 +168,15 @@ struct bpf_iter__task_file {
 #define SYSCALL_NANOSLEEP 35
 #define SYSCALL_CLOCK_NANOSLEEP 230
 #define SAVED_REGISTERS 21 /* words of pt_regs */
-#define SYSCALL_NUMBER(regs) ((__s32)(regs)->orig_ax)
-#define SYSCALL_RESULT(regs) ((__s64)(regs)->ax)
-#define SYSCALL_ARG0(regs) ((regs)->di)
-#define SYSCALL_ARG1(regs) ((regs)->si)
-#define SYSCALL_ARG2(regs) ((regs)->dx)
-#define SYSCALL_ARG3(regs) ((regs)->r10)
-#define SYSCALL_ARG4(regs) ((regs)->r8)
-#define SYSCALL_ARG5(regs) ((regs)->r9)
-/* The same where the verifier does not know the pointer's type. */
+#define CAME_FROM_USER_SPACE(regs) ((BPF_CORE_READ(regs, cs) & 3) == 3)
 #define READ_SYSCALL_NUMBER(regs) ((__s32)BPF_CORE_READ(regs, orig_ax))
+#define READ_SYSCALL_RESULT(regs) ((__s64)BPF_CORE_READ(regs, ax))
 #define READ_SYSCALL_ARG0(regs) BPF_CORE_READ(regs, di)
 #define READ_SYSCALL_ARG1(regs) BPF_CORE_READ(regs, si)
+#define READ_SYSCALL_ARG2(regs) BPF_CORE_READ(regs, dx)
+#define READ_SYSCALL_ARG3(regs) BPF_CORE_READ(regs, r10)
+#define READ_SYSCALL_ARG4(regs) BPF_CORE_READ(regs, r8)
+#define READ_SYSCALL_ARG5(regs) BPF_CORE_READ(regs, r9)
 #elif defined(__TARGET_ARCH_arm64)
 #define SYSCALL_CONNECT 203
 #define SYSCALL_FUTEX 98
@@ -177,18 +185,16 @@ struct bpf_iter__task_file {
 #define SYSCALL_NANOSLEEP 101
 #define SYSCALL_CLOCK_NANOSLEEP 115
 #define SAVED_REGISTERS 34
-#define SYSCALL_NUMBER(regs) ((regs)->syscallno)
-#define SYSCALL_RESULT(regs) ((__s64)(regs)->regs[0])
-/* x0 holds the result once the call has ended. */
-#define SYSCALL_ARG0(regs) ((regs)->orig_x0)
-#define SYSCALL_ARG1(regs) ((regs)->regs[1])
-#define SYSCALL_ARG2(regs) ((regs)->regs[2])
-#define SYSCALL_ARG3(regs) ((regs)->regs[3])
-#define SYSCALL_ARG4(regs) ((regs)->regs[4])
-#define SYSCALL_ARG5(regs) ((regs)->regs[5])
+#define CAME_FROM_USER_SPACE(regs) ((BPF_CORE_READ(regs, pstate) & 15) == 0)
 #define READ_SYSCALL_NUMBER(regs) BPF_CORE_READ(regs, syscallno)
+#define READ_SYSCALL_RESULT(regs) ((__s64)BPF_CORE_READ(regs, regs[0]))
+/* x0 holds the result once the call has ended. */
 #define READ_SYSCALL_ARG0(regs) BPF_CORE_READ(regs, orig_x0)
 #define READ_SYSCALL_ARG1(regs) BPF_CORE_READ(regs, regs[1])
+#define READ_SYSCALL_ARG2(regs) BPF_CORE_READ(regs, regs[2])
+#define READ_SYSCALL_ARG3(regs) BPF_CORE_READ(regs, regs[3])
+#define READ_SYSCALL_ARG4(regs) BPF_CORE_READ(regs, regs[4])
+#define READ_SYSCALL_ARG5(regs) BPF_CORE_READ(regs, regs[5])
 #else
 #error "compile with -D__TARGET_ARCH_x86 or -D__TARGET_ARCH_arm64"
 #endif

@@ -10,7 +10,7 @@ import ctypes
 import errno
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,11 @@ from stucktrace.facts import Missing
 
 OBJECTS = Path(__file__).parents[1] / "objects"
 LOOK = "look"
+_LOOKS = (
+    {"threads": "threads", "sockets": "sockets", "peers": "peers"},
+    {"threads": "threads", "sockets": "sockets_plain", "peers": "peers_plain"},
+)
+"""Iterator -> its program, in the forms of bpf/net_types.h; the first one that the kernel takes is used."""
 _KERNEL_BTF = Path("/sys/kernel/btf/vmlinux")
 _READ_BYTES = 1 << 18
 _FOLLOW_REGISTERS = 2
@@ -38,6 +43,7 @@ class Kernel:
         self.hooks: dict[str, str] = {}
         """Subject -> the means in use; each collector that uses the kernel writes its own."""
         self._objects: dict[str, libbpf.Object] = {}
+        self._looks: Mapping[str, str] = _LOOKS[0]
         self._followed: frozenset[int] = frozenset()
         self._by_pid = True
         self._lost_before = 0
@@ -57,8 +63,24 @@ class Kernel:
     def load(self, name: str, programs: frozenset[str] | None = None) -> libbpf.Object:
         """What bpf/NAME.bpf.c was compiled to, loaded once; only these programs when given. BpfError: it is refused."""
         if name not in self._objects:
-            self._objects[name] = libbpf.Object(str(object_file(name)), programs, self._without)
+            if name == LOOK:
+                self._objects[name] = self._load_look()
+            else:
+                self._objects[name] = libbpf.Object(str(object_file(name)), programs, self._without)
         return self._objects[name]
+
+    def _load_look(self) -> libbpf.Object:
+        refused = None
+        for programs in _LOOKS:
+            try:
+                loaded = libbpf.Object(str(object_file(LOOK)), frozenset(programs.values()), self._without)
+            except libbpf.BpfError as error:
+                refused = refused or error
+            else:
+                self._looks = programs
+                return loaded
+        assert refused is not None
+        raise refused
 
     def unload(self, name: str) -> None:
         """Takes an object out of the kernel again; its lost records still count."""
@@ -106,6 +128,7 @@ class Kernel:
         if pid is not None:
             self.follow((pid,))
         look = self.load(LOOK)
+        program = self._looks[program]
         if pid is not None and self._by_pid:
             try:
                 return _read_all(look.open_iterator(program, pid))

@@ -173,6 +173,20 @@ def _call(text: bytes) -> tuple[int, ...] | None:
     return (int(fields[0]), *(int(field, 16) for field in fields[1:7]))
 
 
+def kernel_side(pid: int, tid: int, state: str) -> tuple[str, ...]:
+    """Where in the kernel a thread sleeps, innermost first: one function; in D state all, if they may be read."""
+    try:
+        directory = os.open(f"/proc/{pid}/task", os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return ()
+    try:
+        stack = _kernel_stack(directory, tid, _Refused()) if state == "D" else ()
+        wchan = _read(directory, f"{tid}/wchan", _Refused()).decode(errors="replace")
+        return stack or ((wchan,) if wchan not in ("", "0") else ())
+    finally:
+        os.close(directory)
+
+
 def _kernel_stack(directory: int, tid: int, refused: _Refused) -> tuple[str, ...]:
     """Innermost first, from lines such as "[<0>] do_wait+0x64/0x100"."""
     lines = _read(directory, f"{tid}/stack", refused).decode(errors="replace").splitlines()

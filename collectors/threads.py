@@ -118,6 +118,9 @@ def _from_kernel(pids: Collection[int], kernel: Kernel) -> Look:
 def _fact(record: ThreadRecord, stack: tuple[str, ...], clocks_ns: int) -> ThreadFact:
     state = _letter(record.state, record.exit_state)
     asleep = state not in "RXZ"
+    if asleep and not stack:
+        # Kernels before 5.13 cannot name functions to the iterator.
+        stack = proc_threads.kernel_side(record.pid, record.tid, state)
     slept_at_ns = min(record.now_ns, record.slept_at_ns + clocks_ns)
     wchan = next((symbol for symbol in stack if not symbol.startswith(_SCHEDULER)), "")
     syscall = None
