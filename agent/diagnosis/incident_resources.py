@@ -16,6 +16,8 @@ _ROLES = {
     "celery-beat": "Celery beat",
 }
 _SHOWN = 6
+_FULL = 0.95
+"""Entries that expire make room for a moment, so a table is never quite full."""
 
 
 def _who(snapshot: Snapshot) -> str:
@@ -72,7 +74,7 @@ def oom_killed(snapshot: Snapshot, incident: OomKilled) -> Finding:
     if incident.usage_bytes is not None:
         text = f"used by all of the cgroup: {size(incident.usage_bytes)}"
         lines.append(Evidence("cgroup", "memory.current", incident.usage_bytes, text, "bytes"))
-    lost = {"gunicorn-worker": "the requests that it had in its hands", "celery-child": "the task in its hands"}
+    lost = {"gunicorn-worker": "the requests that it had in its hands are", "celery-child": "the task in its hands is"}
     bound = (
         Later("bound the children: --max-memory-per-child, --max-tasks-per-child", "a child that grew is replaced")
         if kind.startswith("celery")
@@ -88,7 +90,7 @@ def oom_killed(snapshot: Snapshot, incident: OomKilled) -> Finding:
             Now(
                 "raise the memory limit, or run fewer workers in it",
                 "the node has to have that memory",
-                f"{lost.get(kind, 'what it had in its hands')} are lost already",
+                f"{lost.get(kind, 'what it had in its hands is')} lost already",
             ),
         ),
         later=(bound,),
@@ -225,8 +227,8 @@ def conntrack_pressure(snapshot: Snapshot, incident: ConntrackPressure) -> Findi
     return Finding(
         "conntrack-pressure",
         PROVEN if dropped > 0 or early > 0 else LIKELY,
-        f"the conntrack table that {process(snapshot.process.pid, snapshot.process.command)} lives with is full: "
-        f"{filled}{hurts}",
+        f"the conntrack table that {process(snapshot.process.pid, snapshot.process.command)} lives with is "
+        f"{'full' if (after.fill or 0.0) >= _FULL else 'nearly full'}: {filled}{hurts}",
         evidence=tuple(lines),
         severity=WARNING,
         now=(

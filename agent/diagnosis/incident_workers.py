@@ -88,7 +88,7 @@ def restart_storm(snapshot: Snapshot, incident: RestartStorm) -> Finding:
         now=(
             Now(
                 f"stop it while that is mended: kill -TERM {pid}",
-                "the whole server ends",
+                "the whole worker ends" if incident.kind == "celery-main" else "the whole server ends",
                 "what its workers have in their hands",
             ),
         ),

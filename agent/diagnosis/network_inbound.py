@@ -79,7 +79,9 @@ def _slow(snapshot: Snapshot, wait: Wait, socket: SocketFact, silent_s: float) -
     source = network.socket_source(snapshot)
     text = f"{size(socket.bytes_received)} came in over this connection"
     lines.append(Evidence(source, "bytes_received", socket.bytes_received, text, "bytes"))
-    lines.append(Evidence(source, "direction", "in", f"the client connected to the own listen port {socket.local}"))
+    lines.append(
+        Evidence(source, "direction", "in", f"the client connected to this process's own listen port {socket.local}")
+    )
     lines.extend(
         line for line in network.queue_lines(snapshot, socket) if line.what == "last_receive_s" and not nothing
     )

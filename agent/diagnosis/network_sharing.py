@@ -43,7 +43,7 @@ def self_call(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
     Proven: the request lies in the accept queue of a port that this process alone serves, with one thread, and that
     one waits for it (1 s).
 
-    Likely: the request lies unaccepted or unread with the own pool for 5 s; or the threads that answer requests
+    Likely: the request lies unaccepted or unread with its own pool for 5 s; or the threads that answer requests
     wait for a lock that the caller holds, both for longer than a request may take.
 
     Now: restart the worker; the report has the command.
@@ -128,7 +128,7 @@ def _self(snapshot: Snapshot, wait: Wait, socket: SocketFact, only_self: bool, h
     name = network.thread_name(snapshot, wait.tid)
     others = sorted(network.own_family(snapshot).intersection(peer.listener_pids) - {snapshot.process.pid})
     if peer.in_accept_queue:
-        place = f"its request waits in the accept queue of the own listen port {socket.remote}"
+        place = f"its request waits in the accept queue of its own listen port {socket.remote}"
     elif not peer.unread_bytes:
         place = "it has taken the request"
     else:
@@ -141,7 +141,7 @@ def _self(snapshot: Snapshot, wait: Wait, socket: SocketFact, only_self: bool, h
         )
         free = f"{names}, which {serves} here, {waits} that the caller holds"
     pooled = len(network.own_family(snapshot)) > 1 and (peer.in_accept_queue or bool(peer.unread_bytes))
-    whose = "the own pool" if pooled else "this very process"
+    whose = "its own pool" if pooled else "this very process"
     pool = (f"a worker of its own pool: {listing(f'pid {pid}' for pid in others)}",) if others else ()
     finding = Finding(
         "self-call",
@@ -171,7 +171,9 @@ def _self(snapshot: Snapshot, wait: Wait, socket: SocketFact, only_self: bool, h
                 "a bounded call fails instead of holding its worker",
             ),
         ),
-        chain=network.chain(snapshot, wait, "own accept queue" if peer.in_accept_queue else "own process", *pool),
+        chain=network.chain(
+            snapshot, wait, "its own accept queue" if peer.in_accept_queue else "its own process", *pool
+        ),
     )
     return network.about(snapshot, wait, finding)
 

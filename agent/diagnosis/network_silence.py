@@ -60,7 +60,7 @@ def peer_silent(snapshot: Snapshot, budgets: Budgets) -> Iterator[Finding]:
 
     Not: a call whose purpose is to wait (BLPOP, XREAD BLOCK, pub/sub, LISTEN, a consumer). A client that has sent
     nothing (`slow-client`). Data without an ACK (`half-open`). A connection on which bytes came in during the look.
-    A request to the own pool (`self-call`).
+    A request to one's own pool (`self-call`).
 
     Wrong: a request that may take longer than its budget: give `--stuck-after`, or raise the worker's timeout.
     Without keepalive nobody knows that a remote peer still lives once everything is acknowledged; the evidence says

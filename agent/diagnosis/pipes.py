@@ -165,7 +165,8 @@ def _nobody_reads(snapshot: Snapshot, budgets: Budgets, wait: Wait, pipe: PipeFa
         why = f"{_named(stopped)}, which would have to read, {'is' if len(stopped) == 1 else 'are'} stopped"
         return _Reason(PROVEN, does, why, "reader")
     if others and others <= set(pipe.waiting_readers):
-        why = f"{_pids(others)} could read it, and does nothing but wait for a child to end"
+        does_nothing = "does nothing" if len(others) == 1 else "do nothing"
+        why = f"{_pids(others)} could read it, and {does_nothing} but wait for a child to end"
         return _Reason(LIKELY, does, why, "reader")
     if (wait.age_s or 0.0) >= budgets.request_s(snapshot.process.worker.timeout_s):
         holds = "holds the read end and has not read" if len(others) == 1 else "hold the read end and have not read"

@@ -195,7 +195,12 @@ def _younger(pool: PoolFact, wait: Wait) -> tuple[Evidence, ...]:
     young = [each.pid for each in pool.members if each.age_s is not None and each.age_s < wait.age_s]
     if not young:
         return ()
-    text = f"{listing([f'pid {pid}' for pid in young])} was started during the wait, in the place of one that ended"
+    started = (
+        "was started during the wait, in the place of one"
+        if len(young) == 1
+        else "were started during the wait, in the place of others"
+    )
+    text = f"{listing([f'pid {pid}' for pid in young])} {started} that ended"
     return (Evidence("/proc/PID/stat", "replaced", len(young), text),)
 
 

@@ -1,5 +1,4 @@
-"""What to do about a process that is stuck, by its role: the command, its risk, and what is lost or delivered "
-"again."""
+"""What to do about a process that is stuck, by its role: the command, its risk, what is lost or delivered again."""
 
 from __future__ import annotations
 
