@@ -244,7 +244,7 @@ def _seen(run: Run, pid: int) -> Seen:
     kernel = run.kernel
     kernel_hooks = kernel.hooks.items() if kernel else ()
     return Seen(
-        engine="core" if kernel else "none",
+        engine=kernel.engine if kernel else "none",
         hooks={subject: means for subject, means in (*run.hooks.items(), *kernel_hooks) if means},
         lost_records=kernel.lost_records() if kernel else 0,
         missing=(*run.missing.get(pid, ()), *run.for_all),

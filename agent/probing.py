@@ -39,7 +39,7 @@ def possible(kernel: Kernel | None) -> bool:
         socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP).close()
     except OSError:
         return False
-    return kernel is not None
+    return kernel is not None and kernel.iterates
 
 
 def ask_alone(pid: int, inodes: Iterable[int]) -> Mapping[int, ProbeFact]:

@@ -73,7 +73,10 @@ KEYS = (
         "stuck_after_s", "agent.stuck_after", values.seconds(0.1, 86400),
         'a number of seconds from 0.1 to 86400, or a time like "10m"', "--stuck-after",
     ),
-    Key("engine", "agent.engine", values.one_of("auto", "core", "none"), 'one of "auto", "core", "none"', "--engine"),
+    Key(
+        "engine", "agent.engine", values.one_of("auto", "core", "bcc", "none"),
+        'one of "auto", "core", "bcc", "none"', "--engine",
+    ),
     Key("node", "agent.node", values.text, "a name"),
     Key("cpu_budget", "agent.cpu_budget", values.between(0.001, 1), "a share of one core from 0.001 to 1"),
     Key(

@@ -11,6 +11,8 @@ from pathlib import Path
 _INCLUDE = re.compile(r'^#include "(\w[\w.]*)"\n', re.MULTILINE)
 _UPDATE = re.compile(r"\bbpf_map_update_elem\(&(\w+), ([^;]*?), (BPF_ANY|BPF_NOEXIST)\)")
 _CALL = re.compile(r"\bbpf_map_(lookup|delete)_elem\(&(\w+), ")
+_HOOK = re.compile(r"^HOOK\((\w+), (\w+)\)", re.MULTILINE)
+_MAP = re.compile(r"^MAP_\w+\((\w+), ", re.MULTILINE)
 _METHODS = {"BPF_ANY": "update", "BPF_NOEXIST": "insert"}
 
 
@@ -29,3 +31,13 @@ def _with_includes(source: Path, done: set[str]) -> str:
         return "" if include[1] in done else _with_includes(source.parent / include[1], done)
 
     return _INCLUDE.sub(put_in, source.read_text(encoding="utf-8"))
+
+
+def hooks(text: str) -> dict[str, str]:
+    """Program -> the tracepoint it sits on (bpf/hook.h)."""
+    return dict(_HOOK.findall(text))
+
+
+def maps(text: str) -> list[str]:
+    """The maps that are declared by bpf/maps.h, and the ring."""
+    return [*_MAP.findall(text), *(["ring"] if "emit_record(" in text else [])]

@@ -16,6 +16,7 @@ from stucktrace.facts import Missing
 
 FORMS: Mapping[str, str] = {"tp_btf": "", "raw_tp": "_raw"}
 """Means -> what its program's name ends with (bpf/hook.h); the best one first."""
+FORMS_OF_BCC: Mapping[str, str] = {"raw_tp": ""}
 
 
 class Hooks:
@@ -31,13 +32,14 @@ class Hooks:
         self._subject = subject
         self._links: dict[str, libbpf.Link] = {}
         self._refused: dict[str, libbpf.BpfError] = {}
-        self.loaded, self._means = _load(kernel, name, programs)
+        self._forms = FORMS_OF_BCC if kernel.engine == "bcc" else FORMS
+        self.loaded, self._means = _load(kernel, name, programs, self._forms)
 
     def attach(self) -> None:
         """The maps are filled by now: from here on the programs run. BpfError when none of them does."""
         for program, means in self._means.items():
             try:
-                self._links[program] = self.loaded.attach(program + FORMS[means])
+                self._links[program] = self.loaded.attach(program + self._forms[means])
             except libbpf.BpfError as error:
                 self._refused[program] = error
         if not self._links:
@@ -51,7 +53,7 @@ class Hooks:
         """What is attached, as `tp_btf/one,another raw_tp/third`."""
         by_means = {
             means: ",".join(self._programs[program] for program in self._links if self._means[program] == means)
-            for means in FORMS
+            for means in self._forms
         }
         return " ".join(f"{means}/{tracepoints}" for means, tracepoints in by_means.items() if tracepoints)
 
@@ -86,17 +88,22 @@ def _because(error: libbpf.BpfError | None) -> str:
     return str(error)
 
 
-def _load(kernel: Kernel, name: str, programs: Mapping[str, str]) -> tuple[libbpf.Object, dict[str, str]]:
+def _load(
+    kernel: Kernel, name: str, programs: Mapping[str, str], forms: Mapping[str, str]
+) -> tuple[libbpf.Object, dict[str, str]]:
     """The object, and the means for each program that the kernel takes."""
-    first = next(iter(FORMS))
+    first = next(iter(forms))
     try:
-        return kernel.load(name, frozenset(program + FORMS[first] for program in programs)), dict.fromkeys(
+        return kernel.load(name, frozenset(program + forms[first] for program in programs)), dict.fromkeys(
             programs, first
         )
     except libbpf.BpfError as error:
+        # What bcc takes of an object it took at once.
+        if len(forms) == 1:
+            raise
         means: dict[str, str] = {}
         for program in programs:
-            for form, suffix in FORMS.items():
+            for form, suffix in forms.items():
                 with suppress(libbpf.BpfError):
                     kernel.load(name, frozenset({program + suffix}))
                     kernel.unload(name)
@@ -104,4 +111,4 @@ def _load(kernel: Kernel, name: str, programs: Mapping[str, str]) -> tuple[libbp
                     break
         if not means:
             raise error
-        return kernel.load(name, frozenset(program + FORMS[form] for program, form in means.items())), means
+        return kernel.load(name, frozenset(program + forms[form] for program, form in means.items())), means

@@ -38,6 +38,10 @@ class Kernel:
     `without`: for tests, the means that the kernel is made to refuse (`libbpf.Object`), so that others have to serve.
     """
 
+    engine = "core"
+    iterates = True
+    """It has iterators; else threads and sockets come from /proc and sock_diag."""
+
     def __init__(self, without: frozenset[str] = frozenset()) -> None:
         self._without = without
         self.hooks: dict[str, str] = {}
@@ -173,24 +177,49 @@ def object_file(name: str) -> Path:
 
 
 def open_kernel(engine: str, without: frozenset[str] = frozenset()) -> Opened:
-    """The kernel side for an engine: "auto" takes it when it can be had, "core" insists, "none" does without.
+    """The kernel side for an engine: "core" and "bcc" insist, "none" does without, "auto" takes the first there is.
 
-    CannotInspect for "core" where BPF cannot be used. `without`: see `Kernel`.
+    CannotInspect where one that was insisted on cannot be had. `without`: see `Kernel`.
     """
     if engine == "none":
         return Opened(None, ())
-    missing = why_not()
+    if engine == "bcc":
+        missing = _no_bpf() or _no_bcc()
+        if missing is not None:
+            raise CannotInspect(f"engine bcc cannot be used: {missing.because}", missing.remedy)
+        return Opened(_bcc_kernel(), ())
+    missing, forbidden = why_not(), False
     if missing is None:
         kernel = Kernel(without)
         try:
             kernel.load(LOOK)
         except (libbpf.BpfError, OSError) as error:
             missing = _missing(error)
+            forbidden = error.errno == errno.EPERM
         else:
             return Opened(kernel, ())
     if engine == "core":
         raise CannotInspect(f"BPF cannot be used: {missing.because}", missing.remedy)
-    return Opened(None, (missing,))
+    if forbidden or _no_bpf() is not None:
+        return Opened(None, (missing,))
+    no_bcc = _no_bcc()
+    if no_bcc is None:
+        return Opened(_bcc_kernel(), ())
+    because = f"{missing.because}, and it cannot be compiled for: {no_bcc.because}"
+    return Opened(None, (Missing(missing.what, because, f"{no_bcc.remedy}; or {missing.remedy}"),))
+
+
+def _no_bcc() -> Missing | None:
+    from stucktrace.collectors import bcc_node
+
+    return bcc_node.why_not()
+
+
+def _bcc_kernel() -> Kernel:
+    """Nothing is compiled before it is asked for."""
+    from stucktrace.collectors.bcc import BccKernel
+
+    return BccKernel()
 
 
 def why_not() -> Missing | None:
@@ -202,6 +231,11 @@ def why_not() -> Missing | None:
     if not object_file(LOOK).exists():
         because = f"there are no compiled BPF programs for {os.uname().machine}"
         return Missing("BPF", because, "install a wheel of stucktrace, on x86_64 or aarch64")
+    return _no_bpf()
+
+
+def _no_bpf() -> Missing | None:
+    """Why no program at all can be loaded."""
     lacking = permission.lacking(*permission.FOR_BPF)
     if lacking:
         because = f"not permitted: {permission.caps(lacking)} missing"

@@ -34,6 +34,7 @@ _FUNCTIONS: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
     ("bpf_program__set_autoload", c_int, (c_void_p, ctypes.c_bool)),
     ("bpf_program__attach", c_void_p, (c_void_p,)),
     ("bpf_program__attach_iter", c_void_p, (c_void_p, c_void_p)),
+    ("bpf_raw_tracepoint_open", c_int, (c_char_p, c_int)),
     ("bpf_link__fd", c_int, (c_void_p,)),
     ("bpf_link__destroy", c_int, (c_void_p,)),
     ("bpf_iter_create", c_int, (c_int,)),
@@ -58,7 +59,7 @@ _FUNCTIONS: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
     ("bpf_map__set_max_entries", c_int, (c_void_p, c_uint32)),
     ("bpf_map__initial_value", c_void_p, (c_void_p, c_void_p)),
 )
-RINGBUF, PERF_EVENT_ARRAY = 27, 4
+_ARRAY, PERF_EVENT_ARRAY, RINGBUF = 2, 4, 27
 """BPF_MAP_TYPE_..."""
 _NO_TYPE = 0x7FFF
 """A program type that no kernel has."""
@@ -74,6 +75,12 @@ class BpfError(OSError):
 
     def __str__(self) -> str:
         return str(self.strerror)
+
+
+class _MapInfo(ctypes.Structure):
+    """The beginning of struct bpf_map_info."""
+
+    _fields_ = tuple((name, c_uint32) for name in ("type", "id", "key_size", "value_size", "max_entries"))
 
 
 class _LinkInfoTask(ctypes.Structure):
@@ -149,6 +156,22 @@ class Map:
 
     def delete(self, key: Any) -> None:
         library().bpf_map_delete_elem(self.fd, ctypes.byref(key))
+
+    def clear(self) -> None:
+        """Deletes all entries of a hash, and sets those of an array to 0. Streams are left alone."""
+        info = _MapInfo()
+        size = c_uint32(ctypes.sizeof(info))
+        checked(
+            library().bpf_obj_get_info_by_fd(self.fd, ctypes.byref(info), ctypes.byref(size)), "read about a BPF map"
+        )
+        if info.type == _ARRAY:
+            zero = ctypes.create_string_buffer(info.value_size)
+            for index in range(info.max_entries):
+                library().bpf_map_update_elem(self.fd, ctypes.byref(c_uint32(index)), zero, 0)
+        elif info.type not in (RINGBUF, PERF_EVENT_ARRAY):
+            key = ctypes.create_string_buffer(info.key_size)
+            while library().bpf_map_get_next_key(self.fd, None, key) == 0:
+                library().bpf_map_delete_elem(self.fd, key)
 
     def keys(self, key_type: type[Any]) -> list[Any]:
         """All keys. Entries that come or go meanwhile may be missed, never doubled endlessly."""

@@ -158,7 +158,7 @@ def _machine(pid: int, mapped: regions.Regions) -> unwind.Machine | None:
 def _registers(
     pid: int, tids: Collection[int], kernel: Kernel | None, machine: unwind.Machine
 ) -> tuple[dict[int, _Asleep], str]:
-    if kernel is not None:
+    if kernel is not None and kernel.iterates:
         try:
             return _from_kernel(pid, tids, kernel, machine), SOURCE_BPF
         except BpfError:

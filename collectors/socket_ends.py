@@ -52,7 +52,7 @@ def find(
     question = _question(tables, detailed)
     if not question.inodes:
         return Ends()
-    if kernel is not None:
+    if kernel is not None and kernel.iterates:
         try:
             return _ask_kernel(question, kernel)
         except BpfError as error:

@@ -49,7 +49,7 @@ def collect(
     detailed: dict[int, dict[int, int]] = {}
     missing: dict[Missing, None] = {}
     # The members of one family are each other's relatives: each is walked once.
-    iterate = cache(kernel.iterate) if kernel is not None else None
+    iterate = cache(kernel.iterate) if kernel is not None and kernel.iterates else None
     brief = cache(sockets_bpf.in_brief)
     sockets_of = cache(holders.sockets_of)
     for pid in pids:

@@ -58,7 +58,7 @@ def probe(pid: int, inodes: Collection[int], kernel: Kernel | None) -> Mapping[i
     One that ended by itself meanwhile, or that its peer closed, is left out: nothing was learned. Takes up to 3 s, all
     at once. CollectorError where it cannot be done at all, or for none of them.
     """
-    if kernel is None:
+    if kernel is None or not kernel.iterates:
         raise CollectorError(WHAT, "the sequence numbers of a connection are told by BPF alone", _by_bpf())
     records = _records(kernel, pid, inodes)
     askable = {inode: record for inode, record in records.items() if not _why_not(pid, record)}

@@ -53,7 +53,7 @@ def collect(pids: Collection[int], kernel: Kernel | None) -> dict[int, tuple[Thr
 
 def look(pids: Collection[int], kernel: Kernel | None) -> Look:
     """As `collect`, with what could not be seen."""
-    if kernel is not None:
+    if kernel is not None and kernel.iterates:
         try:
             found = _from_kernel(pids, kernel)
         except BpfError as error:
@@ -64,7 +64,12 @@ def look(pids: Collection[int], kernel: Kernel | None) -> Look:
         kernel.hooks[PROGRAM] = SOURCE
         return found
     facts, missing = proc_threads.collect(pids)
-    return Look(facts, proc_threads.SOURCE, missing)
+    if kernel is None:
+        return Look(facts, proc_threads.SOURCE, missing)
+    kernel.hooks[PROGRAM] = proc_threads.SOURCE
+    # Hooks without iterators: only where our ids are those of the initial namespace (bcc_node.py).
+    same = {thread.tid: (pid, thread.tid) for pid, threads in facts.items() for thread in threads}
+    return Look(facts, proc_threads.SOURCE, missing, same)
 
 
 def compare(first: tuple[ThreadFact, ...], second: tuple[ThreadFact, ...]) -> tuple[ThreadFact, ...]:

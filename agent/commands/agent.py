@@ -35,7 +35,7 @@ from stucktrace.output import complain, write
 )
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "core", "none"]),
+    type=click.Choice(["auto", "core", "bcc", "none"]),
     help="How the kernel is asked, as for pid.  [default: auto]",
 )
 @click.option("--json", is_flag=True, default=None, help="JSON lines (schema stucktrace.alert/1), on a terminal too.")

@@ -99,10 +99,10 @@ def json_option(what: str) -> Callable[[Command], Command]:
 
 engine_option = click.option(
     "--engine",
-    type=click.Choice(["auto", "core", "none"]),
+    type=click.Choice(["auto", "core", "bcc", "none"]),
     default="auto",
     show_default=True,
-    help="How the kernel is asked: core is BPF, none is /proc, sock_diag and pidfd_getfd alone.",
+    help="How the kernel is asked: core and bcc (compiled here) are BPF, none is /proc, sock_diag and pidfd_getfd.",
 )
 
 

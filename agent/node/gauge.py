@@ -41,7 +41,7 @@ def gather(
         turned_s=time.monotonic(),
         started_s=started_s,
         version=__version__,
-        engine="core" if kernel is not None else "none",
+        engine=kernel.engine if kernel is not None else "none",
         node=settings.node or host["node"],
         kernel=host["kernel"],
         watched=Counter(process.worker.kind for process in tracker.processes.values()),

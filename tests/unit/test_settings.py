@@ -77,7 +77,7 @@ def test_addresses(given: str, meant: str):
         ("agent.interval = true", "agent.interval: true is not a number of seconds from 0.05 to 60"),
         ("agent.interval = 0", "agent.interval: 0 is not a number of seconds from 0.05 to 60"),
         ("agent.stuck_after = nan", "is not a number of seconds from 0.1 to 86400"),
-        ('agent.engine = "bcc"', 'agent.engine: "bcc" is not one of "auto", "core", "none"'),
+        ('agent.engine = "cbc"', 'agent.engine: "cbc" is not one of "auto", "core", "bcc", "none"'),
         ('agent.match = "("', 'agent.match: "(" is not a regular expression (missing )'),
         ("agent.cpu_budget = 2", "agent.cpu_budget: 2 is not a share of one core from 0.001 to 1"),
         ('agent.json = "maybe"', 'agent.json: "maybe" is not true or false'),
@@ -106,7 +106,7 @@ def test_all_mistakes_are_told_at_once(file: Path):
     file.write_text('[agent]\ninterval = "fast"\n[spool]\nbyte = 1\n')
     found = problems(file, {"STUCKTRACE_ENGINE": "x", "STUCKTRACE_INTERVL": "1"}, metrics="x", match="[")
     assert len(found) == 6, found
-    assert 'STUCKTRACE_ENGINE: "x" is not one of "auto", "core", "none"' in found
+    assert 'STUCKTRACE_ENGINE: "x" is not one of "auto", "core", "bcc", "none"' in found
     assert "STUCKTRACE_INTERVL is not a setting; did you mean STUCKTRACE_INTERVAL?" in found
     assert any(problem.startswith("--metrics: ") for problem in found)
 

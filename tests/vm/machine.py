@@ -151,6 +151,8 @@ def _linked(kernel: kernels.Kernel, headers: bool) -> list[str]:
     lines = [f"mkdir -p {place}", f"ln -s {kernel.modules}/* {place}/", f"ln -s {kernel.root}/boot/* /boot/"]
     if headers:
         lines += [f"ln -s {kernel.root}/usr/src/* /usr/src/", f"ln -s /usr/src/{kernel.headers.name} {place}/build"]
+        # What Debian shares between the flavours of a version; bcc wants both.
+        lines.append(f"for common in /usr/src/linux-headers-*-common; do ln -s $common {place}/source; done")
     return lines
 
 
