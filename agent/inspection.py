@@ -64,13 +64,21 @@ class Opening:
 
 
 def follow(pid: int) -> tuple[int, ...]:
-    """The processes meant by `pid`: itself, or the Python processes under a tini, sh or supervisord."""
+    """The processes meant by `pid`: itself, or the Python processes under a tini, sh or supervisord.
+
+    CannotInspect when that is nobody but this very command.
+    """
     from stucktrace.collectors import candidates
 
     try:
-        return candidates.find_python(pid) or (pid,)
+        found = candidates.find_python(pid) or (pid,)
     except CannotInspect:
         return (pid,)
+    if found == (pid,):
+        from stucktrace.collectors import rights
+
+        rights.not_ourselves(pid)
+    return found
 
 
 def inspect_all(
@@ -134,7 +142,9 @@ def _answer(run: Run, family: tuple[int, ...], seen: _Passes) -> Inspection | St
             continue
         window = seen.windows.get(member)
         earlier = seen.first[member] if window else None
-        snapshot = join.snapshot(seen.processes[member], seen.last[member], _seen(run, member), earlier, window)
+        snapshot = join.snapshot(
+            seen.processes[member], seen.last[member], _seen(run, seen.processes[member]), earlier, window
+        )
         with run.timed("diagnosis"):
             diagnosis = diagnose(snapshot, run.options.budgets)
         if member == pid:
@@ -240,12 +250,23 @@ def _not_a_zombie(process: ProcessFact) -> None:
     )
 
 
-def _seen(run: Run, pid: int) -> Seen:
+def _seen(run: Run, process: ProcessFact) -> Seen:
     kernel = run.kernel
     kernel_hooks = kernel.hooks.items() if kernel else ()
     return Seen(
         engine=kernel.engine if kernel else "none",
         hooks={subject: means for subject, means in (*run.hooks.items(), *kernel_hooks) if means},
         lost_records=kernel.lost_records() if kernel else 0,
-        missing=(*run.missing.get(pid, ()), *run.for_all),
+        missing=_missing(run, process),
     )
+
+
+def _missing(run: Run, process: ProcessFact) -> tuple[Missing, ...]:
+    """What could not be seen; first how a container is started that sees it, where we are in one."""
+    found = (*run.missing.get(process.pid, ()), *run.for_all)
+    if not any("CAP_SYS_PTRACE" in missing.remedy or "CAP_DAC_READ" in missing.remedy for missing in found):
+        return found
+    from stucktrace.collectors import rights
+
+    why = rights.explain(process)
+    return (why, *found) if why is not None else found

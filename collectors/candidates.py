@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 
 from stucktrace.collectors import cgroups, command_line, containers, interpreter, procfs, workers
@@ -58,7 +59,19 @@ def find_python(pid: int) -> tuple[int, ...]:
         raise KernelThread(f"process {pid} ({stat.command}) is a kernel thread", "look at a process instead")
     if _surely_python(pid) and not _supervises(pid):
         return (pid,)
-    return _below(pid, depth=0) or (pid,)
+    return _below(pid, depth=0) or _beside(stat) or (pid,)
+
+
+def _beside(stat: procfs.Stat) -> tuple[int, ...]:
+    """Of a pod whose containers share one PID namespace process 1 is its sandbox's, and they have no parent there."""
+    if stat.pid != 1 or stat.command != "pause":
+        return ()
+    found: list[int] = []
+    for pid in procfs.all_pids():
+        with suppress(CannotInspect):
+            if pid not in (1, os.getpid()) and procfs.read_stat(pid).ppid == 0:
+                found += (pid,) if _surely_python(pid) and not _supervises(pid) else _below(pid, depth=0)
+    return tuple(sorted(found))
 
 
 def _surely_python(pid: int) -> bool:

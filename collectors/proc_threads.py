@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from stucktrace.collectors import permission, syscalls
 from stucktrace.facts import Missing, ThreadFact
+from stucktrace.facts.calls import CALLS
 
 SOURCE = "/proc"
 SLEEP_SOURCE = "/proc/PID/task/TID/sched"
@@ -56,7 +57,7 @@ def collect(pids: Collection[int]) -> tuple[dict[int, tuple[ThreadFact, ...]], t
     if "syscall" in refused.files:
         missing = (
             Missing(
-                "system calls",
+                CALLS,
                 "/proc/PID/task/TID/syscall may not be read",
                 permission.to_read(next(iter(pids))),
             ),

@@ -20,8 +20,13 @@ LONGEST_ARGV_BYTES = 64 << 10
 
 _FEW_THREADS = 64
 
+NODES_PID_NAMESPACE = 0xEFFFFFFC
+"""Inode of the node's own PID namespace (include/linux/proc_ns.h)."""
+
 PF_EXITING = 0x4
 PF_KTHREAD = 0x00200000
+
+UNHIDDEN = "run as root with CAP_SYS_PTRACE, as the target's user, or in the gid= group of hidepid=invisible"
 
 
 @dataclass(frozen=True)
@@ -80,27 +85,43 @@ def explained(pid: int, error: OSError) -> CannotInspect:
         if hides_processes():
             return NoSuchProcess(
                 f"no process {pid} can be seen: /proc is mounted with hidepid",
-                "run as root, or in hidepid's gid= group",
+                UNHIDDEN,
             )
-        return NoSuchProcess(f"no process {pid}", "`stucktrace pid` without a pid lists what could be looked at")
+        remedy = "`stucktrace pid` without a pid lists what could be looked at"
+        if own_pids():
+            remedy += "; pids here are those of this container's PID namespace, not the node's"
+        return NoSuchProcess(f"no process {pid}", remedy)
     return CannotInspect(f"process {pid}: {error.strerror or error}", "look again")
 
 
 def hides_processes() -> bool:
-    """/proc is mounted so that other users' processes are invisible, and we are not exempt."""
-    if os.geteuid() == 0:
-        return False
+    """/proc is mounted so that other users' processes are invisible, and we are not exempt: root without CAP_SYS_PTRACE
+    is not, but for being in the group that hidepid=invisible excepts."""
+    from stucktrace.collectors import permission
+
     try:
         mounts = Path("/proc/self/mounts").read_text()
     except OSError:
         return False
-    hides = False
+    options: list[str] = []
     for line in mounts.splitlines():
         words = line.split()
         # Of several mounts on /proc the last lies on top.
         if len(words) > 3 and words[1] == "/proc":
-            hides = any(option in words[3].split(",") for option in ("hidepid=2", "hidepid=invisible", "hidepid=4"))
-    return hides
+            options = words[3].split(",")
+    value = next((option.partition("=")[2] for option in options if option.startswith("hidepid=")), "")
+    if value not in ("2", "invisible", "4", "ptraceable") or not permission.lacking("SYS_PTRACE"):
+        return False
+    group = next((int(option[4:]) for option in options if option.startswith("gid=")), 0)
+    return value in ("4", "ptraceable") or group not in (os.getegid(), *os.getgroups())
+
+
+def own_pids() -> bool:
+    """We are in a PID namespace that is not the node's."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino != NODES_PID_NAMESPACE
+    except OSError:
+        return False
 
 
 def parse_stat(text: str) -> Stat:

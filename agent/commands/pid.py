@@ -22,7 +22,7 @@ from stucktrace.commands.common import (
     watchdog,
     worst,
 )
-from stucktrace.errors import StucktraceError, UsageError
+from stucktrace.errors import CannotInspect, StucktraceError, UsageError
 from stucktrace.output import colour_wanted, complain, terminal_width, write, write_json
 
 if TYPE_CHECKING:
@@ -101,7 +101,12 @@ def look(pids: tuple[int, ...], options: Options, form: str, verbose: bool) -> I
     opening = Opening(options.engine)
     wanted: dict[int, None] = {}
     for pid in pids:
-        found = follow(pid)
+        try:
+            found = follow(pid)
+        except CannotInspect as error:
+            complain(error.message, error.remedy)
+            yield error.exit_status
+            continue
         wanted.update(dict.fromkeys(found))
         if found != (pid,):
             complain(f"process {pid} stands above the Python to look at: {', '.join(map(str, found))}", "")
@@ -152,6 +157,11 @@ def list_candidates(as_json: bool) -> int:
     if as_json:
         for candidate in candidates:
             write_json(asdict(candidate))
+        return 0
+    from stucktrace.collectors import procfs
+
+    if not candidates and procfs.hides_processes():
+        complain("no Python process can be seen: /proc is mounted with hidepid", procfs.UNHIDDEN)
         return 0
     if not candidates:
         complain(

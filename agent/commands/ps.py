@@ -120,7 +120,7 @@ def complain_of(table: Table, rows: Collection[Row]) -> int:
     from stucktrace.collectors import procfs
 
     if table.blind or (not rows and procfs.hides_processes()):
-        complain(*table.blind or ("/proc is mounted with hidepid", "run as root, or in hidepid's gid= group"))
+        complain(*table.blind or ("/proc is mounted with hidepid", procfs.UNHIDDEN))
         return 3
     if not rows:
         complain(

@@ -25,6 +25,7 @@ from stucktrace.diagnosis.purposes import Purpose
 from stucktrace.diagnosis.waits import Wait
 from stucktrace.diagnosis.words import age, listing, process
 from stucktrace.facts import PipeFact, PoolFact, Snapshot, SocketFact, ThreadFact
+from stucktrace.facts.calls import CALLS
 
 IDLE, WORKING, WAITING, INCONCLUSIVE = "idle", "working", "waiting", "inconclusive"
 JOINING = "joining"
@@ -36,6 +37,10 @@ _POLL_CALLS = frozenset(
 _SIGNAL_CALLS = frozenset({"rt_sigtimedwait", "rt_sigsuspend", "pause", "sigsuspend"})
 _ACCEPT_CALLS = frozenset({"accept", "accept4"})
 _PEER = frozenset({Purpose.REQUEST, Purpose.OWED, Purpose.CONNECT, Purpose.SEND, Purpose.RESOLVE, Purpose.INBOUND})
+_OF_THE_STACK = frozenset({Purpose.SLEEP, Purpose.CONDITION, Purpose.JOIN, Purpose.RETRY})
+"""Waits that are what they are whatever call they are made of."""
+_SERVERS = frozenset({"server", "python"})
+"""Families whose waits for work are for connections to come, or for other threads."""
 _BUSY_SHARE = 0.25
 
 
@@ -73,7 +78,29 @@ def status_of(snapshot: Snapshot, budgets: Budgets, thread: ThreadFact, wait: Wa
         return Status(thread, WAITING, "stopped for a moment by a tracer or a signal", wait)
     if waits_for_gil(wait):
         return Status(thread, WORKING, "waits for its turn at the GIL", wait)
+    if thread.syscall is None and any(missing.what == CALLS for missing in snapshot.seen.missing):
+        return _by_stack(snapshot, budgets, wait)
     return _by_purpose(snapshot, budgets, wait)
+
+
+def _by_stack(snapshot: Snapshot, budgets: Budgets, wait: Wait) -> Status:
+    """Its call may not be read, and so neither the fd nor the lock that it waits for: the stack alone makes healthy
+    only what would be so whatever those are."""
+    purpose, reason, futex = wait.reading.purpose, wait.reading.reason, wait.thread.wchan.startswith("futex")
+    if purpose in _OF_THE_STACK or (purpose is Purpose.WORK and (futex or wait.reading.family in _SERVERS)):
+        return _by_purpose(snapshot, budgets, wait)
+    limit_s = budgets.request_s(snapshot.process.worker.timeout_s)
+    if purpose in (Purpose.WORK, Purpose.SUBSCRIPTION):
+        why = f"{reason or 'waits for work'}, and whether its connection lives could not be read"
+    elif (purpose in _PEER or purpose is Purpose.LOCK) and wait.age_s is not None and wait.age_s < limit_s:
+        return Status(wait.thread, WAITING, reason or "waits for an answer", wait)
+    elif purpose in _PEER or purpose is Purpose.LOCK:
+        why = f"{reason or 'waits'} past the budget of {age(limit_s)}, and what for could not be read"
+    else:
+        frames = wait.frames[wait.reading.frame or 0 :] or wait.frames
+        why = f"asleep under {evidence.where(frames[0])}, in a call that could not be read"
+    later = tuple(Later(missing.remedy, missing.what) for missing in snapshot.seen.missing[:3] if missing.remedy)
+    return Status(wait.thread, INCONCLUSIVE, why, wait, later=later)
 
 
 def _runs(snapshot: Snapshot, thread: ThreadFact) -> bool:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+CALLS = "system calls"
+"""The name of the `Missing` that says that they may not be read."""
+
 
 @dataclass(frozen=True)
 class Syscall:

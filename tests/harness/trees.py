@@ -129,6 +129,7 @@ def harden(
     *args: str,
     cgroups: Sequence[Path] = (),
     binds: Sequence[tuple[Path, str]] = (),
+    own_users: bool = True,
     prefix: Sequence[str] = (),
 ) -> Iterator[Contained]:
     """A program of tests/targets in the release's tree, as process 1 of a hardened container (see confined.py)."""
@@ -140,6 +141,7 @@ def harden(
         ["python3", "-u", "-B", f"{INSIDE}/{program}", *args],
         [(str(targets.TARGETS), INSIDE), *((str(what), where) for what, where in binds)],
         [str(folder) for folder in cgroups],
+        own_users=own_users,
     )
     with targets.start(wanted.as_words(), env={"HOME": "/tmp", "LC_ALL": "C.UTF-8"}, prefix=prefix) as target:
         yield Contained(target, _ids(targets.descendants(target.pid)))
