@@ -17,6 +17,7 @@ TEST_PACKAGES := bpftool conntrack debian-archive-keyring debootstrap gcc graphv
 	rabbitmq-server redis-server strace supervisor systemd tini util-linux
 BENCH_PACKAGES := tshark
 VM_PACKAGES := busybox-static debian-archive-keyring kmod qemu-system-x86
+DEB_PACKAGES := debhelper dpkg-dev fakeroot lintian python3-pip
 DEMO_PACKAGES := iproute2 nftables procps redis-server
 
 # $(call install,PACKAGES): Debian packages that are not there yet; apt is not even asked when all are.
@@ -30,7 +31,7 @@ define install
 	fi
 endef
 
-.PHONY: help dev bpf lint format test bench soak demo docs manifests wheel clean bench-packages build-packages test-packages demo-packages vm-packages tests-ready
+.PHONY: help dev bpf lint format test test-packaging bench soak demo docs manifests wheel deb clean bench-packages deb-packages build-packages test-packages demo-packages vm-packages tests-ready
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -89,6 +90,9 @@ test: tests-ready  ## all tests but the virtual machines; T=words chooses by nam
 		echo "== once more, alone: what failed beside other tests"; \
 		$(BIN)/pytest -q -n 0 --last-failed --last-failed-no-failures none tests/unit tests/live; }
 
+test-packaging: tests-ready deb-packages  ## build the Debian package and the image's stages, and run them in an empty Debian 12
+	@$(BIN)/pytest -q -n 2 --dist loadfile --timeout 1800 tests/packaging
+
 bench: tests-ready bench-packages  ## measure what the design promises, as ratios within one run
 	@$(BIN)/python -m tests.bench $(T)
 
@@ -111,6 +115,18 @@ manifests: $(VENV)/tests-installed  ## write packaging/kubernetes/daemonset.yaml
 wheel: build-packages $(BIN)/python  ## build the wheel into dist/
 	@$(BIN)/pip install -q --disable-pip-version-check build
 	@rm -rf build/lib build/bdist.* && $(BIN)/python -m build --wheel --no-isolation --outdir dist . >/dev/null && ls dist/*.whl
+
+deb-packages:
+	$(call install,$(DEB_PACKAGES))
+
+# Built where nothing else is, from the wheel and the wheels of what it needs.
+deb: wheel deb-packages  ## build the Debian package into dist/
+	@rm -rf build/deb && mkdir -p build/deb/stucktrace/wheels
+	@/usr/bin/python3 -m pip wheel -q --disable-pip-version-check --wheel-dir build/deb/stucktrace/wheels "$$(ls -t dist/*.whl | head -1)"
+	@cp -r packaging/debian packaging/agent.toml README.md build/deb/stucktrace/
+	@cp packaging/systemd/stucktrace-agent.service build/deb/stucktrace/debian/stucktrace.stucktrace-agent.service
+	@cd build/deb/stucktrace && dpkg-buildpackage -b -us -uc >../log 2>&1 || { tail -30 ../log >&2; exit 1; }
+	@mv build/deb/*.deb build/deb/*.changes build/deb/*.buildinfo dist/ && ls dist/*.deb
 
 clean:  ## remove what was built
 	rm -rf build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache bpf/*.o *.egg-info $(VENV)

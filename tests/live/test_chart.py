@@ -15,7 +15,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from stucktrace import settings
+from stucktrace import privileges, settings
 
 from tests.harness import chart, command
 
@@ -133,7 +133,7 @@ def test_the_debug_pod_may_what_the_agent_may_and_capture(version: str):
     of_debug, of_agent = debug["spec"]["containers"][0], agent_of(chart.objects())[1]
     assert of_debug["image"] == of_agent["image"]
     wanted, given = of_agent["securityContext"], of_debug["securityContext"]
-    assert given.pop("capabilities")["add"] == [*wanted.pop("capabilities")["add"], "NET_RAW"]
+    assert given.pop("capabilities")["add"] == [*wanted.pop("capabilities")["add"], *privileges.ENTERING, "NET_RAW"]
     assert given == wanted and debug["spec"]["hostPID"] and not debug["spec"]["automountServiceAccountToken"]
     beside = {"name": "debugger", "image": "stucktrace", **yaml.safe_load(DEBUG_CONTAINER.read_text())}
     debug["spec"]["ephemeralContainers"] = [{**beside, "targetContainerName": "web"}]
@@ -161,6 +161,15 @@ def test_pods_are_named_with_the_least_that_lets_them(tmp_path: Path):
         assert (variant == "kubelet") == ("NODE_IP" in {one["name"] for one in container["env"]})
 
 
+def test_the_pod_is_granted_what_the_table_of_privileges_says(tmp_path: Path):
+    for options, wanted in (
+        ((), privileges.AGENT),
+        (("--set=networkNamespaces.enter=true",), (*privileges.AGENT, *privileges.ENTERING)),
+    ):
+        _, container = agent_of(chart.objects(*options))
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": list(wanted)}
+
+
 def test_the_pod_is_as_closed_as_it_can_be(tmp_path: Path):
     for variant in VARIANTS:
         pod, container = agent_of(rendered(variant, tmp_path))
@@ -180,8 +189,6 @@ def test_the_agent_takes_its_settings(variant: str, tmp_path: Path):
     documents = rendered(variant, tmp_path)
     _, container = agent_of(documents)
     text = chart.of_kind(documents, "ConfigMap")["data"]["agent.toml"]
-    if not any(key.path == "kubernetes.pods" for key in settings.KEYS):
-        text = re.sub(r"^\[kubernetes\]\n(.+\n)*", "", text, flags=re.MULTILINE)
     config = tmp_path / "agent.toml"
     config.write_text(text)
     environ = {one["name"]: one["value"] for one in container["env"] if "value" in one}
@@ -189,7 +196,7 @@ def test_the_agent_takes_its_settings(variant: str, tmp_path: Path):
     assert done.status == 0 and done.stderr == "", f"{done}\n{text}"
     found = tomllib.loads(text)
     for table, keys in VARIANTS[variant].get("config", {}).items():
-        for key, value in (keys or {}).items() if table in found else ():
+        for key, value in (keys or {}).items():
             assert found[table][key] == value and isinstance(found[table][key], type(value)), text
     mounts = tuple(mount["mountPath"] for mount in container["volumeMounts"])
     assert all(found[name]["dir"].startswith(mounts) for name in ("spool", "journal") if name in found)
@@ -208,7 +215,6 @@ def test_every_setting_of_the_agent_can_be_given():
     tables = schema["properties"]["config"]["properties"]
     given = {f"{table}.{key}" for table, keys in tables.items() for key in keys["properties"]}
     wanted = {key.path for key in settings.KEYS if not key.secret} - {"metrics.listen"}
-    given = {path for path in given if not path.startswith("kubernetes.") or path in wanted}
     assert given == wanted, f"values.schema.json has {given - wanted} too many, {wanted - given} too few"
 
 

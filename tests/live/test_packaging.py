@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 import yaml
+from stucktrace import privileges
 
 from tests.harness import agent, chart, command, installed, namespaces, targets
 from tests.harness.installed import Installed
 
 PACKAGING = Path(__file__).parents[2] / "packaging"
 UNIT = PACKAGING / "systemd" / "stucktrace-agent.service"
+DROP_IN = PACKAGING / "systemd" / "network-namespaces.conf"
 ANOTHER_USER = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--no-new-privs")
 
 
@@ -28,8 +30,8 @@ def granted() -> dict[str, Any]:
     return container["securityContext"]  # type: ignore[no-any-return]
 
 
-def unit_values(name: str) -> list[str]:
-    return re.findall(rf"^{name}=(.*)$", UNIT.read_text(), re.MULTILINE)
+def unit_values(name: str, unit: Path = UNIT) -> list[str]:
+    return re.findall(rf"^{name}=(.*)$", unit.read_text(), re.MULTILINE)
 
 
 def as_the_container() -> list[str]:
@@ -53,17 +55,26 @@ def as_the_service() -> list[str]:
     return [*user, f"--inh-caps={names}", f"--ambient-caps={names}", f"--bounding-set={names}", "--no-new-privs"]
 
 
-def test_pod_and_service_are_granted_the_same():
-    (wanted,) = unit_values("AmbientCapabilities")
-    assert {f"CAP_{name}" for name in granted()["capabilities"]["add"]} == set(wanted.split())
+def test_pod_and_service_are_granted_what_the_table_of_privileges_says():
+    assert granted()["capabilities"]["add"] == list(privileges.AGENT)
+    for text, wanted in ((UNIT, privileges.AGENT), (DROP_IN, privileges.ENTERING)):
+        for name in ("AmbientCapabilities", "CapabilityBoundingSet"):
+            assert unit_values(name, text) == [" ".join(f"CAP_{one}" for one in wanted)]
 
 
-def test_the_unit_is_one_that_systemd_takes(tmp_path: Path):
-    text = UNIT.read_text().replace("/usr/bin/stucktrace", str(command.COMMAND))
-    copy = tmp_path / UNIT.name
-    copy.write_text(text)
-    done = subprocess.run(["systemd-analyze", "verify", str(copy)], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+def test_the_unit_is_one_that_systemd_takes_and_closed(tmp_path: Path):
+    unit = tmp_path / UNIT.name
+    unit.write_text(UNIT.read_text().replace("/usr/bin/stucktrace", str(command.COMMAND)))
+    analyze = ("systemd-analyze", "security", "--offline=yes", unit)
+    rated = subprocess.run([*analyze, "--threshold=35"], capture_output=True, text=True, timeout=120)
+    assert rated.returncode == 0, f"less closed than it was:\n{rated.stdout}{rated.stderr}"
+    drop_ins = tmp_path / f"{UNIT.name}.d"
+    drop_ins.mkdir()
+    for extra in (None, DROP_IN):
+        if extra:
+            shutil.copy(extra, drop_ins)
+        done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, timeout=120)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
 
 
 def test_the_image_is_made_of_what_there_is():

@@ -37,7 +37,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 
 {{- define "stucktrace.capabilities" -}}
-{{- $entering := ternary (list "NET_ADMIN" "SYS_ADMIN") list .Values.networkNamespaces.enter -}}
+{{- $entering := ternary (list "SYS_ADMIN" "NET_ADMIN") list .Values.networkNamespaces.enter -}}
 {{- concat .Values.capabilities $entering | uniq | toJson -}}
 {{- end -}}
 
