@@ -175,7 +175,7 @@ def _sock_diag(_pid: int) -> str:
         answer = diag.recv(1 << 16)
         kind = int.from_bytes(answer[4:6], sys.byteorder)
     if kind != by_family:
-        raise Refused("the kernel does not answer sock_diag")
+        raise Refused("the kernel does not answer sock_diag", "modprobe tcp_diag on the node")
     return "listed the listening sockets of this network namespace"
 
 

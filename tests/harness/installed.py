@@ -13,6 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("agent", "bpf", "collectors", "LICENSES", "LICENSE", "README.md", "pyproject.toml", "setup.py")
+PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "-q")
 
 
 @dataclass(frozen=True)
@@ -30,27 +31,33 @@ def _run(*command: str | Path) -> str:
     return done.stdout
 
 
+def build(folder: Path) -> Path:
+    """The wheel, built in this folder from a copy of the sources; nothing compiled before is used."""
+    source = folder / "source"
+    source.mkdir()
+    ignored = shutil.ignore_patterns("__pycache__", "*.o")
+    for entry in SOURCES:
+        if (ROOT / entry).is_dir():
+            shutil.copytree(ROOT / entry, source / entry, ignore=ignored)
+        else:
+            shutil.copy(ROOT / entry, source / entry)
+    _run(*PIP, "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", folder, source)
+    shutil.rmtree(source)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
 @contextlib.contextmanager
 def installed() -> Iterator[Installed]:
-    """Everyone may read it. Nothing compiled before is used."""
+    """Everyone may read it."""
     with tempfile.TemporaryDirectory(prefix="installed-") as name:
         root = Path(name)
         root.chmod(0o755)
-        source, environment, empty = root / "source", root / "environment", root / "empty"
-        source.mkdir()
+        environment, empty = root / "environment", root / "empty"
         empty.mkdir()
-        ignored = shutil.ignore_patterns("__pycache__", "*.o")
-        for entry in SOURCES:
-            if (ROOT / entry).is_dir():
-                shutil.copytree(ROOT / entry, source / entry, ignore=ignored)
-            else:
-                shutil.copy(ROOT / entry, source / entry)
-        pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "-q")
-        _run(*pip, "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", root, source)
-        (wheel,) = root.glob("*.whl")
-        shutil.rmtree(source)
+        wheel = build(root)
         _run(sys.executable, "-m", "venv", "--without-pip", environment)
-        _run(*pip, "--python", environment / "bin/python", "install", "--no-compile", wheel)
+        _run(*PIP, "--python", environment / "bin/python", "install", "--no-compile", wheel)
         # Whoever runs it cannot write there. scapy is large, and only few commands load it.
         _run(environment / "bin/python", "-m", "compileall", "-q", "-x", "/scapy/", environment / "lib")
         _run("chmod", "-R", "a+rX", root)

@@ -25,6 +25,8 @@ KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 @dataclass(frozen=True)
 class Kernel:
     release: str
+    architecture: str
+    """As Debian calls it."""
     version: str
     """As uname says it."""
     root: Path
@@ -58,29 +60,32 @@ def _name(path: str) -> str:
     return Path(path).name.partition(".")[0].replace("-", "_")
 
 
-def get(release: str) -> Kernel:
+def get(release: str, architecture: str = "amd64") -> Kernel:
     """The release's kernel, which is fetched if need be; who comes meanwhile waits."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "/var/cache") / "stucktrace-kernels"
     cache.mkdir(parents=True, exist_ok=True)
-    home, stamp = cache / release, cache / f"{release}.stamp"
-    with open(cache / f"{release}.lock", "w") as lock:
+    name = release if architecture == "amd64" else f"{release}-{architecture}"
+    home, stamp = cache / name, cache / f"{name}.stamp"
+    with open(cache / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not stamp.exists() or stamp.read_text() != STAMP:
             stamp.unlink(missing_ok=True)
-            _fetch(release, home)
+            _fetch(release, architecture, home)
             stamp.write_text(STAMP)
     (modules,) = (home / "root/lib/modules").iterdir()
-    return Kernel(release, modules.name, home / "root")
+    return Kernel(release, architecture, modules.name, home / "root")
 
 
-def _fetch(release: str, home: Path) -> None:
+def _fetch(release: str, architecture: str, home: Path) -> None:
     subprocess.run(["rm", "-rf", home], check=True)
     root, lists, archives = home / "root", home / "lists", home / "archives"
     for folder in (root, lists / "partial", archives / "partial"):
         folder.mkdir(parents=True)
     sources = home / "sources.list"
-    sources.write_text(f"deb [arch=amd64 signed-by={KEYRING}] {trees.mirror()} {release} main\n")
+    sources.write_text(f"deb [arch={architecture} signed-by={KEYRING}] {trees.mirror()} {release} main\n")
     settings = {
+        "APT::Architecture": architecture,
+        "APT::Architectures": architecture,
         "Dir::Etc::SourceList": sources,
         "Dir::Etc::SourceParts": "/dev/null",
         "Dir::State::Lists": lists,
@@ -92,8 +97,8 @@ def _fetch(release: str, home: Path) -> None:
     }
     options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
     _run(["apt-get", *options, "update"])
-    image = _newest(options, "linux-image-amd64", r"linux-image-[\w.+-]+-amd64")
-    headers = _newest(options, "linux-headers-amd64", r"linux-headers-[\w.+-]+-amd64")
+    image = _newest(options, f"linux-image-{architecture}", rf"linux-image-[\w.+-]+-{architecture}")
+    headers = _newest(options, f"linux-headers-{architecture}", rf"linux-headers-[\w.+-]+-{architecture}")
     common = _newest(options, headers, r"linux-headers-[\w.+-]+-common")
     _run(["apt-get", *options, "download", image, headers, common], archives)
     for package in archives.glob("*.deb"):

@@ -27,6 +27,8 @@ SLOWNESS = 15
 MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 CONNTRACK = ("crc32c_generic", "libcrc32c", "nf_conntrack", "nf_conntrack_netlink", "nf_tables", "nft_ct")
 """What the initramfs inserts after its file systems, as a node with a firewall has it."""
+SOCK_DIAG = ("inet_diag", "tcp_diag")
+"""What else another architecture's tree is asked for, which has no modprobe."""
 WITHOUT_BTF = "mount -t tmpfs tmpfs /sys/kernel/btf"
 """libbpf and bcc read the kernel's types there and nowhere else, once no file of a kernel with them is about."""
 
@@ -99,20 +101,27 @@ def run(
     deadline_s: float = 900.0,
     output: BinaryIO | None = None,
     env: Mapping[str, str] | None = None,
+    architecture: str = "amd64",
+    tree: Path = Path("/"),
+    cwd: Path = REPOSITORY,
 ) -> Ended:
-    """Runs the command as root within this repository, under the release's kernel; what it prints goes to `output`."""
-    kernel = kernels.get(release)
+    """Runs the command as root within this repository, under the release's kernel; what it prints goes to `output`.
+
+    Another architecture needs another `tree` to be the guest's /, with static busybox and ip in it, and another `cwd`.
+    """
+    kernel = kernels.get(release, architecture)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="stucktrace-vm-") as folder:
         home = Path(folder)
         shared = home / "shared"
         shared.mkdir()
-        preparation = "\n".join([*_linked(kernel, headers), *([] if btf else [WITHOUT_BTF])])
-        (shared / "start").write_text(_START.format(preparation=preparation, cwd=shlex.quote(str(REPOSITORY))))
+        linked = _linked(kernel, headers) if tree == Path("/") else []
+        preparation = "\n".join([*linked, *([] if btf else [WITHOUT_BTF])])
+        (shared / "start").write_text(_START.format(preparation=preparation, cwd=shlex.quote(str(cwd))))
         (shared / "command").write_text(_command(command, env or {}))
         (shared / "output").touch()
-        _initramfs(kernel, home)
-        machine = subprocess.Popen(_qemu(kernel, home), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        _initramfs(kernel, tree, home)
+        machine = subprocess.Popen(_qemu(kernel, tree, home), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
         try:
             with open(shared / "output", "rb") as said:
                 ends = began + deadline_s
@@ -156,15 +165,15 @@ def _linked(kernel: kernels.Kernel, headers: bool) -> list[str]:
     return lines
 
 
-def _initramfs(kernel: kernels.Kernel, home: Path) -> None:
+def _initramfs(kernel: kernels.Kernel, root: Path, home: Path) -> None:
     tree = home / "initramfs"
     for name in ("bin", "dev", "modules", "proc", "sys"):
         (tree / name).mkdir(parents=True)
-    (tree / "bin/busybox").write_bytes(Path("/bin/busybox").read_bytes())
+    (tree / "bin/busybox").write_bytes((root / "bin/busybox").read_bytes())
     (tree / "init").write_text(_INIT)
     for program in ("bin/busybox", "init"):
         (tree / program).chmod(0o755)
-    files = kernel.with_needs(*MODULES, *CONNTRACK)
+    files = kernel.with_needs(*MODULES, *CONNTRACK, *SOCK_DIAG)
     for file in files:
         content = file.read_bytes()
         (tree / "modules" / file.name.removesuffix(".xz")).write_bytes(
@@ -177,23 +186,23 @@ def _initramfs(kernel: kernels.Kernel, home: Path) -> None:
     )  # fmt: skip
 
 
-def _qemu(kernel: kernels.Kernel, home: Path) -> list[str]:
+_MACHINES = {
     # The emulated time-stamp counter is as good as the machine's; the slow alternatives would be asked at every look at
     # the clock.
-    words = (
-        "console=ttyS0",
-        "quiet",
-        "loglevel=4",
-        "panic=-1",
-        "mitigations=off",
-        "tsc=reliable",
-        "random.trust_cpu=on",
-    )
+    "amd64": ("qemu-system-x86_64 -accel tcg,thread=multi -cpu max,la57=off", "console=ttyS0 tsc=reliable"),
+    # Signing every return address the architecture's own way is most of what emulation would do.
+    "arm64": ("qemu-system-aarch64 -machine virt -accel tcg -cpu max,pauth-impdef=on", "console=ttyAMA0"),
+}
+"""Architecture -> the emulator, and what its kernel is told beside _WORDS."""
+_WORDS = "quiet loglevel=4 panic=-1 mitigations=off random.trust_cpu=on"
+
+
+def _qemu(kernel: kernels.Kernel, tree: Path, home: Path) -> list[str]:
+    emulator, words = _MACHINES[kernel.architecture]
     return [
-        "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off", "-smp", str(PROCESSORS),
-        "-m", str(MEMORY_MB), "-nodefaults", "-no-reboot", "-display", "none", "-serial", f"file:{home / 'console'}",
-        "-kernel", str(kernel.image), "-initrd", str(home / "initramfs.cpio"), "-append", " ".join(words),
-        "-fsdev", "local,id=tree,path=/,security_model=none,readonly=on,multidevs=remap",
+        *emulator.split(), "-smp", str(PROCESSORS), "-m", str(MEMORY_MB), "-nodefaults", "-no-reboot", "-display", "none", "-serial", f"file:{home / 'console'}",
+        "-kernel", str(kernel.image), "-initrd", str(home / "initramfs.cpio"), "-append", f"{words} {_WORDS}",
+        "-fsdev", f"local,id=tree,path={tree},security_model=none,readonly=on,multidevs=remap",
         "-device", "virtio-9p-pci,fsdev=tree,mount_tag=tree",
         "-fsdev", f"local,id=shared,path={home / 'shared'},security_model=none",
         "-device", "virtio-9p-pci,fsdev=shared,mount_tag=shared",
