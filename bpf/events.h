@@ -155,6 +155,13 @@ struct call_count {
 	__u32 pad;
 };
 
+/* Value of the map `entered` in waits.bpf.c, by the thread's kernel_tid: the call that it is inside of. */
+struct entered_call {
+	__u32 number;
+	__s32 fd; /* its first argument */
+	__u32 operation; /* its second, of a futex */
+};
+
 /*
  * One fd that is a socket, from sockets.bpf.c. Ages and times `_jiffies` count the kernel's own ticks; `now_jiffies` and
  * `now_ns` are of the same moment. An IPv4 address stands in the first four bytes.

@@ -175,6 +175,15 @@ class CallKey(ctypes.Structure):
     fd: int
 
 
+class EnteredCall(ctypes.Structure):
+    """Value of the map `entered` in waits.bpf.c."""
+
+    _fields_ = (("number", c_uint32), ("fd", c_int32), ("operation", c_uint32))
+    number: int
+    fd: int
+    operation: int
+
+
 class CallCount(ctypes.Structure):
     """Value of the map `calls` in waits.bpf.c."""
 

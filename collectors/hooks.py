@@ -45,8 +45,7 @@ class Hooks:
         if not self._links:
             self.close()
             raise next(iter(self._refused.values()))
-        by_perf = self.loaded.has_map("ring") and libbpf.map_type(self.loaded.map("ring").fd) == libbpf.PERF_EVENT_ARRAY
-        self._kernel.hooks[self._name] = self.means + (" (perf buffer)" if by_perf else "")
+        self._kernel.hooks[self._name] = self.means + (" (perf buffer)" if self.loaded.streams_by_perf else "")
 
     @property
     def means(self) -> str:

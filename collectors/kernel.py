@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 from stucktrace.collectors import libbpf, permission
 from stucktrace.errors import CannotInspect
@@ -32,6 +32,10 @@ _READ_BYTES = 1 << 18
 _FOLLOW_REGISTERS = 2
 
 
+class Kept(Protocol):
+    def close(self) -> None: ...
+
+
 class Kernel:
     """Loaded BPF programs. A context manager; closing it leaves nothing behind in the kernel.
 
@@ -46,6 +50,11 @@ class Kernel:
         self._without = without
         self.hooks: dict[str, str] = {}
         """Subject -> the means in use; each collector that uses the kernel writes its own."""
+        self.lasting = False
+        """This process stays: what is slow to detach may stay attached, in `kept`, until `let_go`."""
+        self.kept: dict[str, Kept] = {}
+        self.refused: dict[tuple[str, str], libbpf.BpfError] = {}
+        """(Subject, means) -> why it does not serve; not tried again."""
         self._objects: dict[str, libbpf.Object] = {}
         self._looks: Mapping[str, str] = _LOOKS[0]
         self._followed: frozenset[int] = frozenset()
@@ -61,8 +70,14 @@ class Kernel:
         self.close()
 
     def close(self) -> None:
+        self.let_go()
         for name in tuple(self._objects):
             self.unload(name)
+
+    def let_go(self) -> None:
+        """Detaches what is `kept`; that may take seconds."""
+        while self.kept:
+            self.kept.popitem()[1].close()
 
     def load(self, name: str, programs: frozenset[str] | None = None) -> libbpf.Object:
         """What bpf/NAME.bpf.c was compiled to, loaded once; only these programs when given. BpfError: it is refused."""

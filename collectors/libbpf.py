@@ -33,6 +33,7 @@ _FUNCTIONS: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
     ("bpf_program__set_type", c_int, (c_void_p, c_int)),
     ("bpf_program__set_autoload", c_int, (c_void_p, ctypes.c_bool)),
     ("bpf_program__attach", c_void_p, (c_void_p,)),
+    ("bpf_program__attach_tracepoint", c_void_p, (c_void_p, c_char_p, c_char_p)),
     ("bpf_program__attach_iter", c_void_p, (c_void_p, c_void_p)),
     ("bpf_raw_tracepoint_open", c_int, (c_char_p, c_int)),
     ("bpf_link__fd", c_int, (c_void_p,)),
@@ -61,6 +62,8 @@ _FUNCTIONS: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
 )
 _ARRAY, PERF_EVENT_ARRAY, RINGBUF = 2, 4, 27
 """BPF_MAP_TYPE_..."""
+_NOEXIST = 1
+"""BPF_NOEXIST"""
 _NO_TYPE = 0x7FFF
 """A program type that no kernel has."""
 
@@ -124,7 +127,7 @@ def program_info(fd: int, info: ctypes.Structure) -> None:
 
 
 def map_type(fd: int) -> int:
-    """Of enum bpf_map_type."""
+    """Of enum bpf_map_type, which struct bpf_map_info begins with."""
     kind, size = c_uint32(), c_uint32(4)
     checked(library().bpf_obj_get_info_by_fd(fd, ctypes.byref(kind), ctypes.byref(size)), "read about a BPF map")
     return kind.value
@@ -149,6 +152,12 @@ class Map:
     def update(self, key: ctypes.Structure | ctypes._SimpleCData[Any], value: Any) -> None:
         result = library().bpf_map_update_elem(self.fd, ctypes.byref(key), ctypes.byref(value), 0)
         checked(result, f"write to the map {self.name}")
+
+    def add(self, key: ctypes.Structure | ctypes._SimpleCData[Any], value: Any) -> None:
+        """As `update`, but leaves a key alone that is there already."""
+        result = library().bpf_map_update_elem(self.fd, ctypes.byref(key), ctypes.byref(value), _NOEXIST)
+        if result != -errno.EEXIST:
+            checked(result, f"write to the map {self.name}")
 
     def lookup(self, key: Any, value: Any) -> bool:
         """Fills `value`; False when there is no such key."""
@@ -264,6 +273,11 @@ class Object:
     def has_map(self, name: str) -> bool:
         return bool(library().bpf_object__find_map_by_name(self._pointer, name.encode()))
 
+    @property
+    def streams_by_perf(self) -> bool:
+        """It has a stream of records (bpf/ring.h), and that is a perf event array."""
+        return self.has_map("ring") and map_type(self.map("ring").fd) == PERF_EVENT_ARRAY
+
     def map(self, name: str) -> Map:
         if name not in self._maps:
             pointer = checked(
@@ -282,6 +296,11 @@ class Object:
     def attach(self, program: str) -> Link:
         """Attaches a program to the hook that its section names."""
         return Link(checked(library().bpf_program__attach(self._program(program)), f"attach {program}"))
+
+    def attach_tracepoint(self, program: str, category: str, name: str) -> Link:
+        """Attaches a program to a classic tracepoint, as tracefs lists them; to any number of them."""
+        pointer = library().bpf_program__attach_tracepoint(self._program(program), category.encode(), name.encode())
+        return Link(checked(pointer, f"attach {program} to {name}"))
 
     def open_iterator(self, program: str, pid: int | None = None) -> int:
         """A file descriptor to read the iterator's output from; with a pid over that process's threads only."""

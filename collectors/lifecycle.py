@@ -36,8 +36,6 @@ CHILD_WATCHED_S = 60.0
 """How long a watched process's child is watched unasked."""
 _EXEC, _FORK, _EXIT, _SIGNAL, _OOM = 1, 2, 3, 4, 5
 _KINDS = {_EXEC: "exec", _FORK: "fork", _EXIT: "exit", _SIGNAL: "signal", _OOM: "oom"}
-_INITIAL_PID_NAMESPACE = 0xEFFFFFFC
-"""Its inode number in every kernel (PROC_PID_INIT_INO)."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ class Lifecycle:
             self._kernel_pids[pid] = kernel_pid
 
     def _ids(self, pids: list[int]) -> dict[int, int]:
-        if not pids or self._namespace == _INITIAL_PID_NAMESPACE:
+        if not pids or self._namespace == threads.INITIAL_PID_NAMESPACE:
             return {pid: pid for pid in pids}
         return threads.look(pids, self._kernel).kernel_pids
 

@@ -6,6 +6,7 @@ where BPF cannot be used, from /proc (proc_threads.py) with the same facts. Noth
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -17,6 +18,8 @@ from stucktrace.facts import Missing, ThreadFact
 
 PROGRAM = "threads"
 SOURCE = "iter/task"
+INITIAL_PID_NAMESPACE = 0xEFFFFFFC
+"""Its inode number in every kernel (PROC_PID_INIT_INO)."""
 
 # task->__state as include/linux/sched.h has it: bit n is letter n + 1; what lies above is not reported.
 _LETTERS = "RSDTtXZPI"
@@ -38,7 +41,8 @@ class Look:
     source: str
     missing: tuple[Missing, ...] = ()
     kernel_ids: Mapping[int, tuple[int, int]] = field(default_factory=dict)
-    """(pid, tid) in the initial namespace of each tid, for hooks that know only those. With BPF only."""
+    """(pid, tid) in the initial namespace of each tid, for hooks that know only those. With BPF only, and
+    empty where the iterator cannot run and the tool's PID namespace is not the initial one."""
 
     @property
     def kernel_pids(self) -> dict[int, int]:
@@ -60,7 +64,7 @@ def look(pids: Collection[int], kernel: Kernel | None) -> Look:
             refused = Missing("threads through BPF", str(error), "none needed: /proc was read instead")
             kernel.hooks[PROGRAM] = proc_threads.SOURCE
             facts, missing = proc_threads.collect(pids)
-            return Look(facts, proc_threads.SOURCE, (refused, *missing))
+            return Look(facts, proc_threads.SOURCE, (refused, *missing), _own_ids(facts))
         kernel.hooks[PROGRAM] = SOURCE
         return found
     facts, missing = proc_threads.collect(pids)
@@ -70,6 +74,13 @@ def look(pids: Collection[int], kernel: Kernel | None) -> Look:
     # Hooks without iterators: only where our ids are those of the initial namespace (bcc_node.py).
     same = {thread.tid: (pid, thread.tid) for pid, threads in facts.items() for thread in threads}
     return Look(facts, proc_threads.SOURCE, missing, same)
+
+
+def _own_ids(facts: Mapping[int, tuple[ThreadFact, ...]]) -> dict[int, tuple[int, int]]:
+    """`Look.kernel_ids` without BPF: known only where the tool's ids are those of the initial namespace."""
+    if os.stat("/proc/self/ns/pid").st_ino != INITIAL_PID_NAMESPACE:
+        return {}
+    return {thread.tid: (pid, thread.tid) for pid, threads in facts.items() for thread in threads}
 
 
 def compare(first: tuple[ThreadFact, ...], second: tuple[ThreadFact, ...]) -> tuple[ThreadFact, ...]:

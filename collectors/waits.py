@@ -1,7 +1,8 @@
 """What the threads of some processes achieved during a sampling window: returns of calls that wait or move bytes.
 
-Counted in the kernel by one program at the exit of system calls (bpf/waits.bpf.c), attached for the window only. A wait
-that shows no return at all in the window did not move; a loop of short polls shows many that achieved nothing.
+Counted in the kernel (bpf/waits.bpf.c) at the end of these calls, by what collectors/call_hooks.py can attach, for the
+window only. A wait that shows no return at all in the window did not move; a loop of short polls shows many that
+achieved nothing.
 """
 
 from __future__ import annotations
@@ -9,19 +10,13 @@ from __future__ import annotations
 import errno
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from ctypes import c_uint8, c_uint32
+from ctypes import c_int32, c_uint8, c_uint32
 
-from stucktrace.collectors import libbpf, syscalls, threads
-from stucktrace.collectors.events import CallCount, CallKey
-from stucktrace.collectors.hooks import Hooks, Window
+from stucktrace.collectors import call_hooks, libbpf, syscalls, threads
+from stucktrace.collectors.events import CallCount, CallKey, EnteredCall
+from stucktrace.collectors.hooks import Window
 from stucktrace.collectors.kernel import Kernel
 from stucktrace.facts import CallActivity, Missing
-
-OBJECT = "waits"
-HOOKS = {"count_return": "sys_exit"}
-"""Program -> the tracepoint it sits on."""
-_SLOTS = 4096
-"""As SLOTS in waits.bpf.c."""
 
 
 class Watch(Window):
@@ -31,6 +26,7 @@ class Watch(Window):
         super().__init__(pids, kernel, loaded)
         self._tids: dict[int, tuple[int, int]] = {}
         """Thread in the initial namespace -> (pid, tid)."""
+        self._lost_before = 0
 
     @property
     def complete(self) -> bool:
@@ -52,15 +48,35 @@ class Watch(Window):
             found.setdefault(pid, []).append(_fact(tid, key, count))
         return {pid: tuple(sorted(facts, key=lambda fact: (fact.tid, fact.call))) for pid, facts in found.items()}
 
-    def begin(self) -> None:
+    def attach(self, kernel: Kernel) -> call_hooks.Returns:
+        """Counts from here on, until the answer is closed. BpfError."""
+        self._kernel = kernel
+        returns = call_hooks.attach(kernel, self._begin, self._in_calls)
+        self._object = returns.loaded
+        self._lost_before = self._object.lost_records()
+        return returns
+
+    def _begin(self, loaded: libbpf.Object) -> None:
         """Learns the ids and puts the processes into the kernel's filter."""
-        if self._object is None or self._kernel is None:
-            return
         look = threads.look(self._pids, self._kernel)
+        if look.facts and not look.kernel_ids:
+            raise libbpf.BpfError(errno.ENOTSUP, "watch processes by ids of another PID namespace")
         self._learn(look)
         for kernel_pid in look.kernel_pids.values():
-            self._object.map("watched").update(c_uint32(kernel_pid), c_uint8(1))
-            self._object.map("watched_slots").update(c_uint32(kernel_pid % _SLOTS), c_uint32(kernel_pid))
+            loaded.map("watched").update(c_uint32(kernel_pid), c_uint8(1))
+            loaded.map("watched_slots").update(c_uint32(kernel_pid % call_hooks.SLOTS), c_uint32(kernel_pid))
+
+    def _in_calls(self) -> dict[int, EnteredCall]:
+        look = threads.look(self._pids, self._kernel)
+        self._learn(look)
+        return {
+            look.kernel_ids[thread.tid][1]: EnteredCall(
+                thread.syscall.number, c_int32(thread.syscall.args[0]).value, c_uint32(thread.syscall.args[1]).value
+            )
+            for facts in look.facts.values()
+            for thread in facts
+            if thread.syscall is not None
+        }
 
     def _learn(self, look: threads.Look) -> None:
         owners = {thread.tid: pid for pid, facts in look.facts.items() for thread in facts}
@@ -69,7 +85,7 @@ class Watch(Window):
                 self._tids[kernel_tid] = (owners[tid], tid)
 
     def _lost(self) -> int:
-        return self._object.lost_records() if self._object else 0
+        return self._object.lost_records() - self._lost_before if self._object else 0
 
 
 @contextmanager
@@ -79,15 +95,11 @@ def watching(pids: Collection[int], kernel: Kernel | None) -> Iterator[Watch]:
         watch = Watch(pids, kernel, None)
         if kernel is not None:
             try:
-                attached = Hooks(kernel, OBJECT, HOOKS, "counts of calls")
-                stack.callback(attached.close)
-                watch = Watch(pids, kernel, attached.loaded)
-                watch.begin()
-                attached.attach()
+                stack.callback(watch.attach(kernel).close)
             except libbpf.BpfError as error:
                 watch = Watch(pids, kernel, None)
                 watch.missing = (Missing("counts of calls", _because(error), "a longer --sample tells the same later"),)
-                kernel.hooks["waits"] = "iter/task only"
+                kernel.hooks["waits"] = f"{kernel.hooks.get('threads', '/proc')} only"
         yield watch
 
 

@@ -28,7 +28,7 @@ DEADLINE_S = 60.0
 MOST_GIVEN_UP = 4
 """Hanging threads that are replaced."""
 KEPT_S = 60.0
-"""How long what was found is of use for the next examination."""
+"""How long what was found, and what stays attached, is of use for the next examination."""
 MOST_THREADS_KEPT = 256
 """What was found of a process with more threads is not kept."""
 
@@ -141,11 +141,18 @@ class Examiner:
     def _work(self) -> None:
         opened = None
         while True:
-            job = self._jobs.get()
+            try:
+                job = self._jobs.get(timeout=KEPT_S)
+            except queue.Empty:
+                if opened is not None and opened.kernel is not None:
+                    opened.kernel.let_go()
+                continue
             left = set(job.left)
             try:
                 if opened is None:
                     opened = open_kernel(self._engine)
+                    if opened.kernel is not None:
+                        opened.kernel.lasting = True
                 options = Options(
                     self._engine,
                     budgets=job.budgets,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -102,3 +105,21 @@ def test_signs_of_trouble_and_a_window(kernels):
         )
         assert first.inode == inode
         assert others == [first] * 3
+
+
+def test_counts_of_calls():
+    """Each means alone has the exact counts of test_waits.py, in one window after the other."""
+    with_tracefs = 'mount -t tracefs none /sys/kernel/tracing; exec "$0" -m tests.harness.call_rungs'
+    out = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", with_tracefs, sys.executable],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert out.returncode == 0, out.stderr
+    told = json.loads(out.stdout)
+    assert told["tp_btf"] == "tp_btf/sys_exit"
+    assert told["raw_tp"] == "raw_tp/sys_exit"
+    assert told["tracepoint"] == "tracepoint/syscalls"
+    assert told["fexit kept"] in (
+        "fexit/syscalls",
+        "refused: the kernel does not let this process attach to system calls",
+    )
