@@ -130,6 +130,8 @@ static __always_inline bool is_empty(enum call_kind kind, __u32 number, __s64 re
 		return result == 0 && (argument & FUTEX_COMMAND) == FUTEX_WAKE;
 	case YIELDS:
 		return true;
+	default:
+		break;
 	}
 	/* Sleeps end with 0, as they should; polls with 0 when nothing was ready. */
 	return result == 0 && number != SYSCALL_NANOSLEEP && number != SYSCALL_CLOCK_NANOSLEEP;
@@ -146,7 +148,8 @@ static __always_inline bool is_watched(__u32 kernel_pid)
 }
 
 /* `regs`: of the call, or `call`: its arguments. */
-static __always_inline int count(__u32 number, enum call_kind kind, __s64 result, struct pt_regs *regs, struct entered_call *call)
+static __always_inline int count(__u32 number, enum call_kind kind, __s64 result, struct pt_regs *regs,
+				 struct entered_call *call)
 {
 	__u64 ids = bpf_get_current_pid_tgid(), argument = 0;
 	struct call_count *count;
