@@ -27,6 +27,8 @@ _LOOKS = (
     {"threads": "threads", "sockets": "sockets_plain", "peers": "peers_plain"},
 )
 """Iterator -> its program, in the forms of bpf/net_types.h; the first one that the kernel takes is used."""
+HOOK_TRIED = "lifecycle", "on_exec_raw"
+"""An object and a program of it that any kernel with BTF takes."""
 _KERNEL_BTF = Path("/sys/kernel/btf/vmlinux")
 _READ_BYTES = 1 << 18
 _FOLLOW_REGISTERS = 2
@@ -211,6 +213,11 @@ def open_kernel(engine: str, without: frozenset[str] = frozenset()) -> Opened:
         except (libbpf.BpfError, OSError) as error:
             missing = _missing(error)
             forbidden = error.errno == errno.EPERM
+            if not forbidden and _takes_hooks(kernel):
+                kernel.iterates = False
+                because = f"this kernel does not take the iterators ({error})"
+                remedy = "none needed: /proc and sock_diag were read instead; Linux 5.8 has them"
+                return Opened(kernel, (Missing("threads and sockets through BPF", because, remedy),))
         else:
             return Opened(kernel, ())
     if engine == "core":
@@ -222,6 +229,16 @@ def open_kernel(engine: str, without: frozenset[str] = frozenset()) -> Opened:
         return Opened(_bcc_kernel(), ())
     because = f"{missing.because}, and it cannot be compiled for: {no_bcc.because}"
     return Opened(None, (Missing(missing.what, because, f"{no_bcc.remedy}; or {missing.remedy}"),))
+
+
+def _takes_hooks(kernel: Kernel) -> bool:
+    """Programs on tracepoints: raw ones are older than BTF."""
+    try:
+        kernel.load(HOOK_TRIED[0], frozenset({HOOK_TRIED[1]}))
+        kernel.unload(HOOK_TRIED[0])
+    except (libbpf.BpfError, OSError):
+        return False
+    return True
 
 
 def _no_bcc() -> Missing | None:

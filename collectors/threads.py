@@ -71,9 +71,7 @@ def look(pids: Collection[int], kernel: Kernel | None) -> Look:
     if kernel is None:
         return Look(facts, proc_threads.SOURCE, missing)
     kernel.hooks[PROGRAM] = proc_threads.SOURCE
-    # Hooks without iterators: only where our ids are those of the initial namespace (bcc_node.py).
-    same = {thread.tid: (pid, thread.tid) for pid, threads in facts.items() for thread in threads}
-    return Look(facts, proc_threads.SOURCE, missing, same)
+    return Look(facts, proc_threads.SOURCE, missing, _own_ids(facts))
 
 
 def _own_ids(facts: Mapping[int, tuple[ThreadFact, ...]]) -> dict[int, tuple[int, int]]:

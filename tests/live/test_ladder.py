@@ -12,8 +12,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
-from stucktrace.collectors import lifecycle, tcp, trouble
-from stucktrace.collectors.kernel import Kernel
+from stucktrace.collectors import lifecycle, tcp, trouble, waits
+from stucktrace.collectors.kernel import Kernel, open_kernel
 
 from tests.harness.kernel import socket_inode, wait_until
 from tests.harness.namespaces import pair
@@ -21,6 +21,7 @@ from tests.harness.scripts import running
 from tests.live.test_lifecycle import PARENT
 from tests.live.test_peers import client, server
 from tests.live.test_sockets import in_netns
+from tests.live.test_waits import WORKER, assert_exact
 
 RUNGS: Mapping[str, frozenset[str]] = {
     "tp_btf": frozenset(),
@@ -123,3 +124,20 @@ def test_counts_of_calls():
         "fexit/syscalls",
         "refused: the kernel does not let this process attach to system calls",
     )
+
+
+def test_without_iterators_hooks_still_serve():
+    """Linux 5.4 to 5.7: threads from /proc, and windows and streams by raw tracepoints and perf buffers."""
+    opened = open_kernel("core", frozenset({"iter", "tp_btf", "ringbuf", "tracepoint", "fexit"}))
+    assert [missing.what for missing in opened.missing] == ["threads and sockets through BPF"]
+    assert opened.kernel is not None
+    with opened.kernel as kernel, running(WORKER) as script:
+        life = lifecycle.Lifecycle(kernel)
+        with waits.watching([script.pid], kernel) as watch:
+            refused = int(script.tell("go"))
+            assert_exact(watch.activity()[script.pid], script.says, refused, script.pid)
+            assert watch.complete
+        assert kernel.hooks["threads"] == "/proc"
+        assert kernel.hooks["waits"] == "raw_tp/sys_exit"
+        assert kernel.hooks["lifecycle"].endswith("(perf buffer)")
+        life.close()
