@@ -11,6 +11,12 @@
 
 #include "types.h"
 
+#ifdef __BCC__
+#include <linux/sched.h>
+#include <linux/sched/signal.h>
+#include <linux/pid_namespace.h>
+#endif
+
 /* The id at one level of the namespaces; *ns is that level's namespace. */
 static __always_inline __u32 id_at(struct pid *pid, __u32 level, struct pid_namespace **ns)
 {

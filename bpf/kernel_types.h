@@ -3,18 +3,15 @@
  * What types.h and net_types.h give, from the headers of the kernel that runs: for bcc, which compiles on the node itself.
  *
  * The headers are exact, so nothing is relocated: a read is a copy at a known offset, and whether a field is there is
- * known when this is compiled.
+ * known when this is compiled. Reading headers is what compiling costs, so ids.h and net_types.h include theirs themselves.
  */
 #ifndef STUCKTRACE_KERNEL_TYPES_H
 #define STUCKTRACE_KERNEL_TYPES_H
 
 #include <linux/version.h>
-#include <linux/sched.h>
-#include <linux/sched/signal.h>
-#include <linux/ns_common.h>
-#include <linux/pid_namespace.h>
-#include <linux/ptrace.h>
+#include <linux/types.h>
 #include <linux/errno.h>
+#include <asm/ptrace.h>
 
 /* One copy was enough for kernel and user memory before 5.5. */
 #if LINUX_VERSION_CODE < KERNEL_VERSION(5, 5, 0)

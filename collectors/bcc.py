@@ -23,7 +23,7 @@ from stucktrace.collectors import bcc_node, bcc_source, libbpf
 from stucktrace.collectors.kernel import OBJECTS, Kernel
 from stucktrace.collectors.libbpf import BpfError, Map, checked, library
 
-DEADLINE_S = 180.0
+DEADLINE_S = 300.0
 """For compiling: two to four seconds of CPU, of which a container may have a tenth."""
 _CHILD = Path(__file__).with_name("bcc_child.py")
 _ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
