@@ -94,8 +94,8 @@ class Object(libbpf.Object):
         fd = library().bpf_raw_tracepoint_open(tracepoint.encode(), self._programs[program])
         return Link(checked(fd, f"attach {program}"))
 
-    def open_iterator(self, program: str, pid: int | None = None) -> int:
-        raise BpfError(errno.EOPNOTSUPP, f"open the iterator {program} without BTF")
+    def _program(self, name: str) -> int:
+        raise BpfError(errno.EOPNOTSUPP, f"use {name} of another engine")
 
     def clear(self) -> None:
         """Empties the maps, for the next use."""

@@ -10,6 +10,7 @@ import json
 import signal
 import socket
 import sys
+from typing import Any
 
 DEADLINE_S = 600
 """When whoever started it is gone and cannot end it."""
@@ -35,9 +36,17 @@ def main() -> None:
             programs[name] = module.load_func(name, BPF.RAW_TRACEPOINT).fd
         except Exception as error:
             refused[name] = str(error)
-    maps = {name: module[name].map_fd for name in job["maps"]}
+    # Some are declared for the other compiler alone.
+    maps = {name: module[name].map_fd for name in job["maps"] if _has(module, name)}
     fds = list(programs.values()) + list(maps.values())
     _answer(answers, {"programs": list(programs), "maps": list(maps), "refusals": refused}, fds)
+
+
+def _has(module: Any, name: str) -> bool:
+    try:
+        return module[name] is not None
+    except KeyError:
+        return False
 
 
 def _answer(answers: socket.socket, answer: object, fds: "list[int]") -> None:

@@ -60,7 +60,9 @@ def attach(kernel: Kernel, prepare: Prepare, in_calls: InCalls) -> Returns:
         "sys_exit": lambda: _SysExit(kernel, prepare),
         "tracepoints": lambda: _Tracepoints(kernel, prepare, in_calls),
     }
-    if not kernel.lasting:
+    if kernel.engine == "bcc":
+        rungs = {"sys_exit": rungs["sys_exit"]}
+    elif not kernel.lasting:
         rungs["functions"] = rungs.pop("functions")
     refused: dict[tuple[str, str], libbpf.BpfError] = {}
     for name, rung in rungs.items():
