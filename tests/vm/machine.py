@@ -1,14 +1,20 @@
 """A virtual machine with one of Debian's kernels over this machine's own tree.
 
-QEMU emulates the processor, for KVM is not everywhere. The machine's / is the guest's, read-only over 9p, below an
-overlay in the guest's memory: what the guest writes is gone with it. A small folder is shared both ways: the command
-goes in by it, its output and its status come out. The kernel's console goes into a file.
+QEMU emulates the processor, for KVM is not everywhere. The guest's clock counts the instructions that it executed, a
+billion a second, and follows the machine's clock while it idles: as far as the guest can tell, a program needs about the
+time that it needs on hardware, however slow and busy the machine is, so no deadline inside has to be widened.
+
+The machine's / is the guest's, read-only over 9p, below an overlay in the guest's memory: what the guest writes is gone
+with it. A small folder is shared both ways: the command goes in by it, its output and its status come out. The kernel's
+console goes into a file.
 """
 
 from __future__ import annotations
 
+import ctypes
 import lzma
 import shlex
+import signal
 import subprocess
 import tempfile
 import time
@@ -21,9 +27,8 @@ from tests.vm import kernels
 
 REPOSITORY = Path(__file__).parents[2]
 MEMORY_MB = 2048
-PROCESSORS = 2
-SLOWNESS = 15
-"""How many times longer things take under emulation; tests multiply their deadlines by STUCKTRACE_SLOWNESS."""
+PROCESSORS = 1
+"""Counted instructions are executed by one thread of QEMU; with two processors in the guest it hardly moves."""
 MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 CONNTRACK = ("crc32c_generic", "libcrc32c", "nf_conntrack", "nf_conntrack_netlink", "nf_tables", "nft_ct")
 """What the initramfs inserts after its file systems, as a node with a firewall has it."""
@@ -31,6 +36,7 @@ SOCK_DIAG = ("inet_diag", "tcp_diag")
 """What else another architecture's tree is asked for, which has no modprobe."""
 WITHOUT_BTF = "mount -t tmpfs tmpfs /sys/kernel/btf"
 """libbpf and bcc read the kernel's types there and nowhere else, once no file of a kernel with them is about."""
+_PR_SET_PDEATHSIG = 1
 
 # The kernel starts this from the initramfs. Bigger requests make 9p quick; the tree is not written to meanwhile, so all of it
 # may be cached.
@@ -121,7 +127,9 @@ def run(
         (shared / "command").write_text(_command(command, env or {}))
         (shared / "output").touch()
         _initramfs(kernel, tree, home)
-        machine = subprocess.Popen(_qemu(kernel, tree, home), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        machine = subprocess.Popen(
+            _qemu(kernel, tree, home), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=_end_with_parent
+        )
         try:
             with open(shared / "output", "rb") as said:
                 ends = began + deadline_s
@@ -141,6 +149,10 @@ def run(
         )
 
 
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _pass_on(said: BinaryIO, output: BinaryIO | None) -> None:
     while chunk := said.read(65536):
         if output:
@@ -149,8 +161,7 @@ def _pass_on(said: BinaryIO, output: BinaryIO | None) -> None:
 
 
 def _command(command: Sequence[str], env: Mapping[str, str]) -> str:
-    settings = {"STUCKTRACE_SLOWNESS": str(SLOWNESS), **env}
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in settings.items()]
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in env.items()]
     return "\n".join([*exports, f"exec {shlex.join(command)}", ""])
 
 
@@ -189,7 +200,7 @@ def _initramfs(kernel: kernels.Kernel, root: Path, home: Path) -> None:
 _MACHINES = {
     # The emulated time-stamp counter is as good as the machine's; the slow alternatives would be asked at every look at
     # the clock.
-    "amd64": ("qemu-system-x86_64 -accel tcg,thread=multi -cpu max,la57=off", "console=ttyS0 tsc=reliable"),
+    "amd64": ("qemu-system-x86_64 -accel tcg -cpu max,la57=off", "console=ttyS0 tsc=reliable"),
     # Signing every return address the architecture's own way is most of what emulation would do.
     "arm64": ("qemu-system-aarch64 -machine virt -accel tcg -cpu max,pauth-impdef=on", "console=ttyAMA0"),
 }
@@ -200,7 +211,7 @@ _WORDS = "quiet loglevel=4 panic=-1 mitigations=off random.trust_cpu=on"
 def _qemu(kernel: kernels.Kernel, tree: Path, home: Path) -> list[str]:
     emulator, words = _MACHINES[kernel.architecture]
     return [
-        *emulator.split(), "-smp", str(PROCESSORS), "-m", str(MEMORY_MB), "-nodefaults", "-no-reboot", "-display", "none", "-serial", f"file:{home / 'console'}",
+        *emulator.split(), "-icount", "shift=0,sleep=on", "-smp", str(PROCESSORS), "-m", str(MEMORY_MB), "-nodefaults", "-no-reboot", "-display", "none", "-serial", f"file:{home / 'console'}",
         "-kernel", str(kernel.image), "-initrd", str(home / "initramfs.cpio"), "-append", f"{words} {_WORDS}",
         "-fsdev", f"local,id=tree,path={tree},security_model=none,readonly=on,multidevs=remap",
         "-device", "virtio-9p-pci,fsdev=tree,mount_tag=tree",
