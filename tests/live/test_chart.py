@@ -40,6 +40,7 @@ EVERYTHING = {
     "serviceAccount": {"name": "other", "annotations": {"a": "b"}},
     "capabilities": ["BPF", "PERFMON", "SYS_PTRACE"],
     "seccomp": {"type": "Localhost"},
+    "seLinuxOptions": {"type": "spc_t"},
     "priorityClass": {"value": -5},
     "affinity": {
         "nodeAffinity": {
