@@ -185,6 +185,20 @@ def test_the_pod_is_as_closed_as_it_can_be(tmp_path: Path):
         }.get(variant, (set(), set()))
 
 
+def test_a_profile_of_its_own_is_brought_to_the_node():
+    documents = chart.objects("--set=seccomp.type=Localhost,seccomp.install=true")
+    for document in documents:
+        kubernetes_validate.validate(document, chart.KUBERNETES, strict=True)
+    pod, container = agent_of(documents)
+    (brings,) = pod["initContainers"]
+    target = container["securityContext"]["seccompProfile"]["localhostProfile"]
+    assert brings["command"][-1] == f"/kubelet/{target}"
+    assert brings["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    profiles = [one["data"] for one in documents if one["kind"] == "ConfigMap" and "seccomp.json" in one["data"]]
+    (profile,) = profiles
+    assert json.loads(profile["seccomp.json"]) == json.loads((chart.PACKAGING / "seccomp.json").read_text())
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_agent_takes_its_settings(variant: str, tmp_path: Path):
     documents = rendered(variant, tmp_path)

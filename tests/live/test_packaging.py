@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -75,6 +76,25 @@ def test_the_unit_is_one_that_systemd_takes_and_closed(tmp_path: Path):
             shutil.copy(extra, drop_ins)
         done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, timeout=120)
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
+
+def test_the_unit_lets_pass_what_the_seccomp_profile_does():
+    profile = json.loads((PACKAGING / "seccomp.json").read_text())
+    needed = {name for rule in profile["syscalls"] if rule["action"] == "SCMP_ACT_ALLOW" for name in rule["names"]}
+    (granted_words,) = unit_values("SystemCallFilter")
+    # Only rabbitmqctl in a container takes another root.
+    assert needed - system_calls(granted_words.split()) <= {"chroot"}
+
+
+def system_calls(words: list[str]) -> set[str]:
+    """systemd's groups as the system calls in them."""
+    found = {word for word in words if not word.startswith("@")}
+    for group in (word for word in words if word.startswith("@")):
+        listed = ["systemd-analyze", "syscall-filter", group]
+        done = subprocess.run(listed, capture_output=True, text=True, check=True, timeout=120)
+        lines = (line.strip() for line in done.stdout.splitlines()[1:])
+        found |= system_calls([line for line in lines if line and not line.startswith("#")])
+    return found
 
 
 def test_the_image_is_made_of_what_there_is():
