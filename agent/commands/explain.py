@@ -11,6 +11,7 @@ from stucktrace.errors import UsageError
 from stucktrace.output import write, write_json
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
     from stucktrace.verdict_pages import Page
 
 SCHEMA = "stucktrace.explain/1"
@@ -20,10 +21,17 @@ STRIPPED = (
 )
 
 
+def _complete(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+    from stucktrace.verdict_pages import pages
+
+    return [CompletionItem(code, help=page.title) for code, page in pages().items() if code.startswith(typed)]
+
+
 @click.command("explain")
-@json_option(f"One JSON object, schema {SCHEMA}.")
-@click.argument("code", required=False)
-def command(code: str | None, as_json: bool) -> NoReturn:
+@json_option(f"One JSON object a line, schema {SCHEMA}.")
+@click.argument("codes", metavar="[CODE]...", nargs=-1, shell_complete=_complete)
+def command(codes: tuple[str, ...], as_json: bool) -> NoReturn:
     """What the verdict CODE means: what proves it, what to do now and later, what it is not, how to try it.
 
     Without CODE: all codes, each with its class and a line. docs/verdicts has the same pages.
@@ -33,10 +41,11 @@ def command(code: str | None, as_json: bool) -> NoReturn:
     found = pages()
     if not found:
         write_json({"schema": SCHEMA, "error": STRIPPED}) if as_json else write(f"{STRIPPED}\n")
-    elif code is None:
+    elif not codes:
         _all(found, as_json)
     else:
-        _one(found, code, as_json)
+        for number, page in enumerate([_page(found, code) for code in codes]):
+            _one(page, as_json, first=not number)
     leave(0)
 
 
@@ -51,14 +60,20 @@ def _all(found: Mapping[str, Page], as_json: bool) -> None:
     write("".join(f"{page.code:<{wide}}  {page.code_class:<9}  {page.title}\n" for page in ordered))
 
 
-def _one(found: Mapping[str, Page], code: str, as_json: bool) -> None:
-    from stucktrace.verdict_pages import named, text
+def _page(found: Mapping[str, Page], code: str) -> Page:
+    from stucktrace.verdict_pages import named
 
     page = named(found, code.lower())
     if page is None:
         raise UsageError(f"there is no verdict {code[:40]!r}", _nearest(found, code.lower()))
+    return page
+
+
+def _one(page: Page, as_json: bool, *, first: bool) -> None:
+    from stucktrace.verdict_pages import text
+
     if not as_json:
-        write(text(page))
+        write(text(page) if first else f"\n{text(page)}")
         return
     parts = [{"label": label.lower() or "means", "text": paragraph} for label, paragraph in page.parts]
     about = {"code": page.code, "class": page.code_class, "title": page.title, "rule": page.rule}
@@ -68,5 +83,5 @@ def _one(found: Mapping[str, Page], code: str, as_json: bool) -> None:
 def _nearest(found: Mapping[str, Page], code: str) -> str:
     from difflib import get_close_matches
 
-    near = get_close_matches(code, list(found), 3, 0.5)
+    near = get_close_matches(code, list(found), 3, 0.6)
     return (f"did you mean {' or '.join(near)}? " if near else "") + "`stucktrace explain` lists all"

@@ -56,6 +56,10 @@ def render(audit: Audit, *, verbose: bool = False, colour: bool = False, width: 
     for subject, title in (("gunicorn", "gunicorn"), ("celery", "Celery")):
         _subject(page, title, [(each, pids) for each, pids in found if each.subject == subject], audit, verbose)
     _checks(page, audit)
+    codes = dict.fromkeys(check.code for check in _all_checks(audit) if check.status in (ERROR, WARN))
+    if codes:
+        page.lines.append("")
+        page.text(f"What that means: stucktrace explain {' '.join(codes)}", "")
     if audit.missing:
         page.heading("Not seen")
         page.items(

@@ -23,6 +23,9 @@ def render(answer: Json, *, colour: bool = False, width: int = 100) -> str:
     _headline(page, answer)
     for check in answer["checks"]:
         _check(page, check)
+    codes = dict.fromkeys(check["code"] for check in answer["checks"])
+    if codes:
+        page.text(f"What that means: stucktrace explain {' '.join(codes)}", "")
     quiet = [table for table in answer["namespaces"] if _is_quiet(table)]
     for table in answer["namespaces"]:
         if table not in quiet:
