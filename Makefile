@@ -16,7 +16,7 @@ BUILD_PACKAGES := clang llvm libbpf-dev linux-libc-dev make python3 python3-venv
 TEST_PACKAGES := bpftool conntrack debian-archive-keyring debootstrap gcc graphviz iproute2 libc6-dev libseccomp2 musl-tools netcat-openbsd nftables openssl postgresql procps python3-dev \
 	rabbitmq-server redis-server strace supervisor systemd tini util-linux
 BENCH_PACKAGES := tshark
-VM_PACKAGES := busybox-static debian-archive-keyring kmod qemu-system-x86
+VM_PACKAGES := busybox-static debian-archive-keyring kmod python3-bpfcc qemu-system-x86
 DEB_PACKAGES := debhelper dpkg-dev fakeroot lintian python3-pip
 DEMO_PACKAGES := iproute2 nftables procps redis-server
 

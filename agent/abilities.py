@@ -17,8 +17,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stucktrace.collectors import permission
+
+if TYPE_CHECKING:
+    from stucktrace.collectors.kernel import Kernel
 
 NOBODY = 65534
 SYS_PIDFD_GETFD = 438
@@ -51,6 +55,9 @@ class Refused(Exception):
     def __init__(self, reason: str, remedy: str = "") -> None:
         super().__init__(reason)
         self.remedy = remedy
+
+
+WITH_BTF = "a kernel with CONFIG_DEBUG_INFO_BTF=y"
 
 
 @contextmanager
@@ -90,13 +97,40 @@ def _btf(_pid: int) -> str:
         return f"{os.fstat(types.fileno()).st_size >> 20} MiB of kernel types"
 
 
-def _iterators(pid: int) -> str:
-    from stucktrace.collectors import threads
-    from stucktrace.collectors.kernel import open_kernel
+def _bcc(_pid: int) -> str:
+    """Compiles and loads a program, where that is what serves."""
+    from stucktrace.collectors import bcc_node
+    from stucktrace.collectors.kernel import has_btf, open_kernel
 
-    kernel = open_kernel("core").kernel
+    missing = bcc_node.why_not()
+    if has_btf():
+        return "not needed: the kernel has BTF" + (", and it is ready too" if missing is None else "")
+    if missing is not None:
+        raise Refused(missing.because, missing.remedy)
+    began = time.monotonic()
+    kernel = open_kernel("bcc").kernel
     assert kernel is not None
     with kernel:
+        kernel.load("waits")
+    return f"compiled a program in {time.monotonic() - began:.1f} s"
+
+
+def _kernel() -> Kernel:
+    """By whichever engine serves."""
+    from stucktrace.collectors.kernel import open_kernel
+
+    opened = open_kernel("auto")
+    if opened.kernel is None:
+        raise Refused(opened.missing[0].because, opened.missing[0].remedy)
+    return opened.kernel
+
+
+def _iterators(pid: int) -> str:
+    from stucktrace.collectors import threads
+
+    with _kernel() as kernel:
+        if kernel.engine == "bcc":
+            raise Refused("engine bcc has none: threads and sockets are read from /proc", WITH_BTF)
         found = threads.collect((pid,), kernel).get(pid, ())
         means = kernel.hooks.get("threads", "")
     if not means.startswith("iter"):
@@ -106,27 +140,24 @@ def _iterators(pid: int) -> str:
 
 def _waits(pid: int) -> str:
     from stucktrace.collectors import waits
-    from stucktrace.collectors.kernel import open_kernel
 
-    kernel = open_kernel("core").kernel
-    with waits.watching((pid,), kernel) as calls:
-        complete, missing = calls.complete, calls.missing
-    if not complete:
-        raise Refused("; ".join(entry.because for entry in missing) or "returns of calls were lost")
-    return "attached and detached"
+    with _kernel() as kernel:
+        with waits.watching((pid,), kernel) as calls:
+            complete, missing = calls.complete, calls.missing
+        if not complete:
+            raise Refused("; ".join(entry.because for entry in missing) or "returns of calls were lost")
+        return f"attached by {kernel.hooks['waits']}, and detached"
 
 
 def _tcp(pid: int) -> str:
     from stucktrace.collectors import tcp
-    from stucktrace.collectors.kernel import open_kernel
 
-    kernel = open_kernel("core").kernel
-    assert kernel is not None
-    with tcp.watching((pid,), kernel):
-        means = kernel.hooks.get("tcp", "")
-    if not means:
-        raise Refused("the kernel refused the hooks on TCP")
-    return f"attached by {means}"
+    with _kernel() as kernel:
+        with tcp.watching((pid,), kernel) as watch:
+            means, missing = kernel.hooks.get("tcp", ""), watch.missing
+        if not means:
+            raise Refused("; ".join(entry.because for entry in missing))
+        return f"attached by {means}"
 
 
 def _python(pid: int) -> str:
@@ -299,7 +330,8 @@ def _destroy(_pid: int) -> str:
 
 FOR_BPF = ("BPF", "PERFMON")
 TESTS = (
-    Test("btf", "the BPF engine", "a kernel with CONFIG_DEBUG_INFO_BTF=y, or --engine none", _btf),
+    Test("btf", "the BPF engine core, with its iterators", WITH_BTF, _btf),
+    Test("bcc", "the BPF engine where the kernel has no BTF", "", _bcc, needed=False),
     Test("lockdown", "the BPF engine", "boot with lockdown=integrity or none, or use --engine none", _lockdown),
     Test(
         "bpf-iterators",

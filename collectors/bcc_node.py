@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from stucktrace.facts import Missing
 
@@ -18,7 +19,7 @@ _INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 _KHEADERS = "/sys/kernel/kheaders.tar.xz"
 _PACKAGES = ("lib/python3/dist-packages", "lib/python3*/site-packages", "lib64/python3*/site-packages")
 """Where distributions put bcc, below the prefix of their Python."""
-_DEBIAN, _FEDORA, _SUSE = {"debian", "ubuntu"}, {"fedora", "rhel", "centos", "amzn"}, {"suse", "opensuse", "sles"}
+_NODE = Path("/proc/1/root")
 
 
 def why_not() -> Missing | None:
@@ -54,47 +55,88 @@ def has_headers() -> bool:
     """As bcc looks for them."""
     if os.environ.get("BCC_KERNEL_SOURCE"):
         return True
-    modules = Path("/lib/modules") / os.uname().release
-    found = any((modules / folder / "include/linux/kconfig.h").exists() for folder in ("build", "source"))
+    found = any((_modules() / folder / "include/linux/kconfig.h").exists() for folder in ("build", "source"))
     return found or Path(_KHEADERS).exists()
 
 
 def _is_dangling() -> bool:
-    build = Path("/lib/modules") / os.uname().release / "build"
+    build = _modules() / "build"
     return build.is_symlink() and not build.exists()
 
 
+def _modules() -> Path:
+    return Path("/lib/modules") / os.uname().release
+
+
 def install(*, bcc: bool, headers: bool) -> str:
-    """What to do, with this distribution's own names."""
-    family, release = _family(), os.uname().release
-    if family & _DEBIAN:
-        packages, tool = ("python3-bpfcc", f"linux-headers-{release}"), "apt install"
-    elif family & _FEDORA:
-        packages, tool = ("python3-bcc", f"kernel-devel-{release}"), "dnf install"
-    elif family & _SUSE:
-        packages, tool = ("python3-bcc", f"kernel-{release.rpartition('-')[2]}-devel"), "zypper install"
+    """What to do, in the words of the distribution: bcc belongs here, the headers to the node."""
+    node = _NODE if _in_container() else Path("/")
+    here, there = (_PACKAGES_OF[_family(root)] for root in (Path("/"), node))
+    own = (here.bcc,) if bcc else ()
+    its = (there.headers.format(release=os.uname().release, flavour=os.uname().release.rpartition("-")[2]),)
+    if headers and any(_modules().glob("kernel/kernel/kheaders.ko*")):
+        steps = [here.command(own), "modprobe kheaders"]
+    elif headers and node != Path("/"):
+        steps = [here.command(own), f"on the node {there.command(its)}", "mount its /lib/modules and /usr/src here"]
     else:
-        packages, tool = ("iovisor's bcc for Python", f"the headers of kernel {release}"), "install"
-    wanted = [package for package, needed in zip(packages, (bcc, headers), strict=True) if needed]
-    remedy = f"{tool} {' '.join(wanted) if tool != 'install' else ' and '.join(wanted)}"
-    if headers:
-        remedy += "; or modprobe kheaders, where the kernel has it"
-        if Path("/.dockerenv").exists() or os.environ.get("KUBERNETES_SERVICE_HOST"):
-            remedy += "; in a container mount the node's /lib/modules and /usr/src too"
-    return remedy
+        steps = [here.command((*own, *(its if headers else ())))]
+    return ", ".join(step for step in steps if step)
 
 
-def _family() -> set[str]:
-    """ID and ID_LIKE of os-release(5)."""
-    words: set[str] = set()
-    for path in ("/etc/os-release", "/usr/lib/os-release"):
+class _Packages(NamedTuple):
+    tool: str
+    bcc: str
+    headers: str
+
+    def command(self, packages: tuple[str, ...]) -> str:
+        if not packages:
+            return ""
+        return f"{self.tool} install {' '.join(packages)}" if self.tool else f"install {' and '.join(packages)}"
+
+
+_PACKAGES_OF = {
+    "debian": _Packages("apt", "python3-bpfcc", "linux-headers-{release}"),
+    "fedora": _Packages("dnf", "python3-bcc", "kernel-devel-{release}"),
+    "suse": _Packages("zypper", "python3-bcc", "kernel-{flavour}-devel"),
+    "": _Packages("", "iovisor's bcc for Python", "the headers of kernel {release}"),
+}
+_FAMILIES = {
+    "ubuntu": "debian",
+    "rhel": "fedora",
+    "centos": "fedora",
+    "amzn": "fedora",
+    "sles": "suse",
+    "opensuse": "suse",
+}
+"""Word of os-release -> the distribution that it follows."""
+
+
+def _family(root: Path) -> str:
+    """By ID and ID_LIKE of os-release(5)."""
+    for path in ("etc/os-release", "usr/lib/os-release"):
         try:
-            text = Path(path).read_text(encoding="utf-8", errors="replace")
+            text = (root / path).read_text(encoding="utf-8", errors="replace")
         except OSError:
             continue
-        for line in text.splitlines():
-            name, _, value = line.partition("=")
-            if name in ("ID", "ID_LIKE"):
-                words.update(word.split("-")[0] for word in value.strip("\"'").split())
-        break
-    return words
+        return family_of(text)
+    return ""
+
+
+def family_of(os_release: str) -> str:
+    """A key of `_PACKAGES_OF`."""
+    for line in os_release.splitlines():
+        name, _, value = line.partition("=")
+        if name in ("ID", "ID_LIKE"):
+            for word in value.strip("\"'").split():
+                family = _FAMILIES.get(word.partition("-")[0], word)
+                if family in _PACKAGES_OF:
+                    return family
+    return ""
+
+
+def _in_container() -> bool:
+    """We see another tree than the node's first process, as far as that may be asked."""
+    try:
+        return not Path("/").samefile(_NODE)
+    except OSError:
+        return False

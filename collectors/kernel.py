@@ -227,7 +227,7 @@ def open_kernel(engine: str, without: frozenset[str] = frozenset()) -> Opened:
     no_bcc = _no_bcc()
     if no_bcc is None:
         return Opened(_bcc_kernel(), ())
-    because = f"{missing.because}, and it cannot be compiled for: {no_bcc.because}"
+    because = f"{missing.because}, nor can engine bcc be used: {no_bcc.because}"
     return Opened(None, (Missing(missing.what, because, f"{no_bcc.remedy}; or {missing.remedy}"),))
 
 
@@ -254,9 +254,13 @@ def _bcc_kernel() -> Kernel:
     return BccKernel()
 
 
+def has_btf() -> bool:
+    return _KERNEL_BTF.exists()
+
+
 def why_not() -> Missing | None:
     """Why BPF cannot be used, as far as that shows without loading anything; None: it may well work."""
-    if not _KERNEL_BTF.exists():
+    if not has_btf():
         return Missing(
             "BPF", "the kernel has no BTF (/sys/kernel/btf/vmlinux)", "a kernel with CONFIG_DEBUG_INFO_BTF=y"
         )

@@ -12,6 +12,8 @@ import pytest
 from stucktrace.collectors import kernel, libbpf, threads, waits
 from stucktrace.errors import CannotInspect
 
+from tests.harness import command
+
 WITHOUT = ("setpriv", "--bounding-set", "-all", "--inh-caps", "-all", "--no-new-privs")
 # uid 0 without capabilities but these two: what a least-privilege agent has.
 BPF_ALONE = ("setpriv", "--bounding-set", "-all,+bpf,+perfmon", "--inh-caps", "-all", "--no-new-privs")
@@ -171,3 +173,14 @@ def test_nothing_stays_open():
             threads.collect([os.getpid()], core)
         assert open_fds() == during
     assert open_fds() == before
+
+
+def test_engine_bcc_without_headers_names_the_package():
+    """Hidden where this machine has them."""
+    hidden = "for place in /lib/modules /usr/src; do [ ! -d $place ] || mount -t tmpfs none $place; done"
+    done = command.run(
+        "pid", os.getpid(), "--engine", "bcc", prefix=("unshare", "--mount", "sh", "-c", f'{hidden}; exec "$@"', "sh")
+    )
+    assert (done.status, done.stdout) == (3, "")
+    assert done.stderr.startswith("stucktrace: engine bcc cannot be used: ") and done.stderr.count("\n") == 1
+    assert f"linux-headers-{os.uname().release}" in done.stderr
