@@ -36,7 +36,8 @@ def verdict(snapshot: Snapshot, budgets: Budgets, findings: Iterable[Finding]) -
     Whether it is idle or stuck depends on something that stucktrace could not see: the Python stacks, a system
     call, a lock's owner. It is never reported as healthy then.
 
-    Likely: neither stacks nor calls could be read; or a thread acquires a lock for longer than a request may take
+    Likely: neither stacks nor calls could be read; or the stack alone, and it does not say whether what the thread
+    waits for can still come; or a thread acquires a lock for longer than a request may take
     and who holds it cannot be known (a plain lock of Python in a place that is not read, a lock of C code without
     an owner, a lock held by a process that was not looked at, a file's lock that a leader may hold on purpose).
 
