@@ -60,7 +60,7 @@ SOURCES := $(sort $(wildcard agent/*.py agent/*.json agent/*/*.py agent/*/*.json
 LISTED := $(shell mkdir -p $(VENV) && echo $(SOURCES) | cmp -s - $(VENV)/sources 2>/dev/null || echo $(SOURCES) > $(VENV)/sources)
 
 $(VENV)/installed: pyproject.toml setup.py $(wildcard bpf/*.c bpf/*.h) $(VENV)/sources | $(BIN)/python
-	@rm -rf build
+	@rm -rf build/lib build/bdist.* build/__editable__.*
 	@PYTHONWARNINGS=ignore $(BIN)/pip install -qq --disable-pip-version-check --no-build-isolation -C editable_mode=strict -e .
 	@touch $@
 
