@@ -2,15 +2,17 @@
 
 Source: memory.max, memory.current and memory.events(.local) of version 2, memory.limit_in_bytes,
 memory.usage_in_bytes and memory.oom_control of version 1; limits of the cgroups above count too.
-None where the cgroup file system is not mounted here, or the path leads above our own cgroup namespace.
+None where its folder is not to be seen (cgroups.py).
 """
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
+
+from stucktrace.collectors import cgroups
 
 UNLIMITED_BYTES = 1 << 60
 """Version 1 writes "no limit" as the largest number of pages."""
@@ -19,6 +21,7 @@ UNLIMITED_BYTES = 1 << 60
 @dataclass(frozen=True)
 class CgroupMemory:
     path: str
+    """In the hierarchy as it is mounted where it was found."""
     limit_bytes: int | None = None
     """The lowest limit of the cgroup and those above it; None: there is none."""
     usage_bytes: int | None = None
@@ -29,23 +32,28 @@ class CgroupMemory:
 
 @dataclass(frozen=True)
 class _Version:
-    mount: str
     limit: str
     usage: str
     events: tuple[str, ...]
 
 
+_V1 = _Version("memory.limit_in_bytes", "memory.usage_in_bytes", ("memory.oom_control",))
+_V2 = _Version("memory.max", "memory.current", ("memory.events.local", "memory.events"))
+
+
 def read(paths: tuple[tuple[str, str], ...]) -> CgroupMemory | None:
     """`paths`: as `cgroups.read_paths` gives them."""
     for controllers, path in paths:
-        version = _v1() if "memory" in controllers.split(",") else _v2() if not controllers else None
-        if version is None or ".." in path.split("/"):
+        if "memory" in controllers.split(","):
+            controller, version = "memory", _V1
+        elif not controllers:
+            controller, version = "cgroup2", _V2
+        else:
             continue
-        folder = Path(version.mount) / path.lstrip("/")
-        if not (folder / version.usage).exists():
-            continue
-        limit, usage = _lowest(Path(version.mount), folder, version)
-        return CgroupMemory(path, limit, usage, _oom_kills(folder, version))
+        for root, folder in cgroups.folders(controller, path):
+            if os.path.exists(folder / version.usage):
+                limit, usage = _lowest(root, folder, version)
+                return CgroupMemory(f"/{folder.relative_to(root)}", limit, usage, _oom_kills(folder, version))
     return None
 
 
@@ -79,26 +87,3 @@ def _text(file: Path) -> str:
         return file.read_text()
     except OSError:
         return ""
-
-
-@cache
-def _v1() -> _Version | None:
-    mount = _mount("cgroup", "memory")
-    return _Version(mount, "memory.limit_in_bytes", "memory.usage_in_bytes", ("memory.oom_control",)) if mount else None
-
-
-@cache
-def _v2() -> _Version | None:
-    mount = _mount("cgroup2", "")
-    return _Version(mount, "memory.max", "memory.current", ("memory.events.local", "memory.events")) if mount else None
-
-
-def _mount(kind: str, controller: str) -> str:
-    for line in _text(Path("/proc/self/mountinfo")).splitlines():
-        before, _, after = line.partition(" - ")
-        fields, described = before.split(" "), after.split(" ")
-        if len(fields) < 5 or len(described) < 3 or described[0] != kind:
-            continue
-        if not controller or controller in described[2].split(","):
-            return fields[4]
-    return ""

@@ -36,9 +36,9 @@ def _shapes(pod: str, container: str) -> dict[str, str]:
 def pod_cgroups(pod: str = "") -> Iterator[PodCgroups]:
     """Of a new container, in the pod of this uid or a new one; in every hierarchy that this machine has mounted."""
     pod, container = pod or str(uuid.uuid4()), secrets.token_hex(32)
-    mounts = parse_mounts(Path("/proc/self/mountinfo").read_text())
+    shapes, found = _shapes(pod, container), parse_mounts(Path("/proc/self/mountinfo").read_text())
+    mounts = {kind: mount for kind, mount in found.items() if kind in shapes}
     assert "cgroup2" in mounts, "no cgroup2 is mounted here"
-    shapes = _shapes(pod, container)
     folders = tuple(Path(mount) / shapes[kind] for kind, mount in sorted(mounts.items()))
     try:
         for folder in folders:
