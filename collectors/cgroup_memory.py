@@ -7,7 +7,6 @@ None where its folder is not to be seen (cgroups.py).
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +50,7 @@ def read(paths: tuple[tuple[str, str], ...]) -> CgroupMemory | None:
         else:
             continue
         for root, folder in cgroups.folders(controller, path):
-            if os.path.exists(folder / version.usage):
+            if _text(folder / version.usage):
                 limit, usage = _lowest(root, folder, version)
                 return CgroupMemory(f"/{folder.relative_to(root)}", limit, usage, _oom_kills(folder, version))
     return None
