@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -57,6 +58,8 @@ def prepare() -> None:
     /dev/null, so that no other file can get its number and our output; stdout gets it read-only: writing an answer
     there fails, as it should.
     """
+    # What Python would say of a target's sources or of a user's pattern.
+    warnings.simplefilter("ignore")
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     for fd, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):

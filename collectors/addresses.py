@@ -80,13 +80,13 @@ def unix_name(raw: bytes) -> str:
 def parse_endpoint(text: str) -> tuple[bytes, int] | None:
     """(address in network order, port) of an `endpoint`; None for anything else."""
     address, _, port = text.rpartition(":")
-    if not port.isdecimal():
+    if not port.isdecimal() or len(port) > len("65535"):
         return None
     try:
         if address.startswith("["):
             return bare(socket.inet_pton(socket.AF_INET6, address[1:-1])), int(port)
         return socket.inet_pton(socket.AF_INET, address), int(port)
-    except OSError:
+    except (OSError, ValueError):
         return None
 
 

@@ -188,7 +188,7 @@ _REMEDY = "run stucktrace as root on the broker's node, or give --broker http://
 
 def _host(value: object) -> str:
     """An address as Erlang writes it: 4 or 8 numbers."""
-    if isinstance(value, list) and all(isinstance(part, int) for part in value):
+    if isinstance(value, list) and all(isinstance(part, int) and 0 <= part < 1 << 16 for part in value):
         if len(value) == 8:
             packed = b"".join(part.to_bytes(2, "big") for part in value)
             return socket.inet_ntop(socket.AF_INET6, packed)
@@ -199,7 +199,8 @@ def _host(value: object) -> str:
 def _connection(row: dict[str, Any]) -> BrokerConnection:
     from stucktrace.collectors.broker_view_management import endpoint
 
-    properties = {str(each[0]): each[2] for each in row.get("client_properties") or () if _is_property(each)}
+    given = row.get("client_properties")
+    properties = {str(each[0]): each[2] for each in (given if isinstance(given, list) else ()) if _is_property(each)}
     return BrokerConnection(
         str(row.get("name", "")),
         endpoint(_host(row.get("peer_host")), row.get("peer_port")),

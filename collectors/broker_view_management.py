@@ -27,6 +27,8 @@ _CHANNELS = (
     "number,connection_details,consumer_count,messages_unacknowledged,prefetch_count,global_prefetch_count,idle_since"
 )
 _QUEUES = "name,vhost,messages_ready,messages_unacknowledged,consumers,state"
+_LONGEST_PID = 10
+"""Digits."""
 _RIGHTS = "the user needs the tag monitoring (or management, for its own connections) and access to the virtual host"
 
 
@@ -96,7 +98,7 @@ class _Api:
             raise CollectorError(WHAT, f"{shown} gives no list: {because}", "is this RabbitMQ's management API?")
         try:
             answer = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, list) or not all(isinstance(each, dict) for each in answer):
             raise CollectorError(WHAT, f"{shown} gives no list", "is this RabbitMQ's management API?")
@@ -131,7 +133,8 @@ def _connection(each: dict[str, Any]) -> BrokerConnection:
 def pid_in(properties: dict[str, Any]) -> int | None:
     """The process id that a client gave itself."""
     given = next((properties[key] for key in ("pid", "process_id", "process.pid") if key in properties), None)
-    return int(given) if isinstance(given, int | str) and str(given).isdigit() else None
+    text = str(given) if isinstance(given, int | str) else ""
+    return int(text) if text.isdecimal() and len(text) <= _LONGEST_PID else None
 
 
 def _name_of(channel: dict[str, Any]) -> str:

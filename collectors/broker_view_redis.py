@@ -114,5 +114,5 @@ def connection(line: str) -> BrokerConnection:
         client=fields.get("lib-name", ""),
         command=fields.get("cmd", "").lower().partition("|")[0],
         blocking="b" in fields.get("flags", ""),
-        idle_s=float(idle) if idle.isdigit() else None,
+        idle_s=float(idle) if idle.isdecimal() else None,
     )

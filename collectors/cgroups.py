@@ -70,7 +70,7 @@ def frozen(pid: int, paths: tuple[tuple[str, str], ...]) -> bool:
 def _has_line(file: Path, pattern: str) -> bool:
     try:
         return re.search(pattern, file.read_text(), re.MULTILINE) is not None
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 

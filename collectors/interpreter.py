@@ -50,7 +50,7 @@ class Interpreter:
     def minor(self) -> tuple[int, int] | None:
         """(3, 11), or None when not known."""
         parts = self.version.split(".")
-        if len(parts) < 2 or not parts[0].isdigit():
+        if len(parts) < 2 or not parts[0].isdecimal():
             return None
         digits = re.match(r"\d+", parts[1])
         return (int(parts[0]), int(digits.group())) if digits else None

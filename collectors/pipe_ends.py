@@ -7,6 +7,7 @@ pipe with more holders is one that many share, and who of them acts is not decid
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 
 from stucktrace.collectors import procfs, syscalls
 from stucktrace.errors import CannotInspect
@@ -60,6 +61,6 @@ def _calls(pid: int) -> list[tuple[str, int]]:
 
 
 def _call(fields: list[bytes]) -> tuple[str, int]:
-    if len(fields) < 2 or not fields[0].isdigit():
-        return "", -1
-    return syscalls.NAMES.get(int(fields[0]), ""), int(fields[1], 16)
+    with suppress(ValueError, IndexError):
+        return syscalls.NAMES.get(int(fields[0]), ""), int(fields[1], 16)
+    return "", -1

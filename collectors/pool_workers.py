@@ -66,12 +66,14 @@ def _mapped(pid: int, address: int) -> tuple[int, int] | None:
 def _blocked(pid: int, pipe: str, lock: tuple[int, int] | None) -> str:
     """What a worker's main thread sleeps in, if it waits for its next task."""
     fields = procfs.read(pid, f"task/{pid}/syscall").split()
-    if len(fields) < 3 or not fields[0].isdigit():
+    try:
+        name, first, timeout = syscalls.NAMES.get(int(fields[0]), ""), int(fields[1], 16), int(fields[4], 16)
+    except (ValueError, IndexError):
+        # It runs, or is in no call.
         return ""
-    name, first = syscalls.NAMES.get(int(fields[0]), ""), int(fields[1], 16)
     if name == "read":
         return "reads" if pipe and _link(pid, first) == pipe else ""
-    if name == "futex" and lock is not None and int(fields[4], 16) == 0:
+    if name == "futex" and lock is not None and not timeout:
         return "locks" if _mapped(pid, first) == lock else ""
     return ""
 

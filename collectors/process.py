@@ -104,7 +104,7 @@ def handles_signals(caught: str) -> bool:
     """Whether this mask (SigCgt) has more than SIGINT, the C library's own two (32 and 33), and those that only a fault
     in the process itself raises (faulthandler's)."""
     own = {signal.SIGINT, 32, 33, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
-    return bool(int(caught or "0", 16) & ~sum(1 << number - 1 for number in own))
+    return bool(procfs.first_number(caught, base=16) & ~sum(1 << number - 1 for number in own))
 
 
 def _interpreter(pid: int) -> tuple[regions.Regions | None, interpreter.Interpreter | None]:

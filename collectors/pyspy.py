@@ -178,7 +178,7 @@ def parse(output: bytes) -> tuple[dict[str, Any], ...]:
     """py-spy's JSON, refused as a whole when it cannot be what the target's memory said."""
     try:
         threads = json.loads(output)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CollectorError(WHAT, "py-spy's answer is not JSON", _OLD) from None
     if not isinstance(threads, list) or not threads:
         raise CollectorError(WHAT, "py-spy saw no thread of the interpreter", _INCONSISTENT)

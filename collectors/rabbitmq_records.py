@@ -200,7 +200,7 @@ class Reader:
         if message is None or when is None:
             return None
         zone: str | None = "Z"
-        if isinstance(when, int | float) and not isinstance(when, bool):
+        if isinstance(when, int | float) and not isinstance(when, bool) and abs(when) < 1e6 * LAST:
             moment: float | None = when / 1_000_000 if when > 1e12 else float(when)
         else:
             stamp = STAMP.fullmatch(str(when))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -86,17 +87,15 @@ def read(pid: int) -> Regions:
 
 
 def parse(text: str) -> Regions:
+    """A line that is no mapping is left out."""
     regions = []
     for line in text.split("\n"):
         fields = line.split(None, 5)
         if len(fields) < 5:
             continue
         start, _, end = fields[0].partition("-")
-        path = fields[5] if len(fields) > 5 else ""
         # The kernel writes a newline in a path as \012.
-        regions.append(
-            Region(
-                int(start, 16), int(end, 16), fields[1], int(fields[2], 16), int(fields[4]), path.replace("\\012", "\n")
-            )
-        )
+        path = fields[5].replace("\\012", "\n") if len(fields) > 5 else ""
+        with suppress(ValueError):
+            regions.append(Region(int(start, 16), int(end, 16), fields[1], int(fields[2], 16), int(fields[4]), path))
     return Regions(tuple(regions))

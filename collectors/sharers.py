@@ -8,6 +8,7 @@ What is unlinked or anonymous comes by inheritance alone: from the process that 
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 
 from stucktrace.collectors import procfs
@@ -26,12 +27,12 @@ class Shared:
 def of(pid: int, address: int) -> Shared | None:
     """The shared mapping around an address."""
     for line in procfs.read(pid, "maps", limit=16 << 20).splitlines():
-        start, _, end = line.split(b" ", 1)[0].partition(b"-")
-        if int(start, 16) <= address < int(end, 16):
-            fields = line.split(None, 5)
-            if fields[1][3:4] != b"s":
-                return None
-            return Shared((fields[3].decode(), int(fields[4])), int(start, 16)) if int(fields[4]) else None
+        with suppress(ValueError, IndexError):
+            start, end = (int(edge, 16) for edge in line.split(b" ", 1)[0].split(b"-"))
+            if start <= address < end:
+                _, permissions, _, device, inode, *_ = line.split(None, 5)
+                shared = permissions[3:4] == b"s" and int(inode)
+                return Shared((device.decode(), int(inode)), start) if shared else None
     return None
 
 

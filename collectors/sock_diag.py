@@ -75,10 +75,14 @@ def inet_sockets(
     diag: socket.socket, family: int, protocol: int, inodes: Container[int], states: int = STATES_WITH_INODE
 ) -> Iterator[tuple[int, Draft]]:
     """(inode, fields) of the TCP or UDP sockets in `inodes`. The others are skipped before anything is parsed."""
-    inode_at = INET_MESSAGE.size - 4
     for body in _ask(diag, _inet_request(family, protocol, states, None), dump=True):
-        if int.from_bytes(body[inode_at : inode_at + 4], sys.byteorder) in inodes:
+        if len(body) >= INET_MESSAGE.size and _inode(body) in inodes:
             yield _parse_inet(body, protocol)
+
+
+def _inode(body: bytes) -> int:
+    """The last field of the message."""
+    return int.from_bytes(body[INET_MESSAGE.size - 4 : INET_MESSAGE.size], sys.byteorder)
 
 
 def connections(diag: socket.socket) -> Iterator[tuple[int, tuple[bytes, int, bytes, int]]]:
@@ -102,6 +106,8 @@ def find_tcp(diag: socket.socket, local: bytes, local_port: int, remote: bytes, 
     family = socket.AF_INET if len(local) == 4 else socket.AF_INET6
     request = _inet_request(family, socket.IPPROTO_TCP, 0xFFF, (local, local_port, remote, remote_port))
     for body in _ask(diag, request, dump=False):
+        if len(body) < INET_MESSAGE.size:
+            continue
         inode, draft = _parse_inet(body, socket.IPPROTO_TCP)
         # The kernel falls back to the listener of that port, and knows finished connections too.
         if draft["state"] not in {"LISTEN", "TIME_WAIT", "CLOSE"}:
@@ -133,8 +139,8 @@ def _parse_inet(body: bytes, protocol: int) -> tuple[int, Draft]:
         draft["timer"] = TIMERS[timer] if timer < len(TIMERS) else ""
         if timer:
             draft["timer_expires_s"] = expires_ms / 1000
-        info = dict(attributes(body, INET_MESSAGE.size)).get(INET_DIAG_INFO)
-        if info is None:
+        info = dict(attributes(body, INET_MESSAGE.size)).get(INET_DIAG_INFO, b"")
+        if len(info) < TCP_INFO.size:
             # Without TCP_INFO: what the message itself tells.
             if draft["timer"] == "retransmit":
                 draft["retransmits"] = retransmits
@@ -184,6 +190,8 @@ def listeners(diag: socket.socket) -> Mapping[int, tuple[bytes, int]]:
     for family in (socket.AF_INET, socket.AF_INET6):
         request = _inet_request(family, socket.IPPROTO_TCP, 1 << LISTEN, None)
         for body in _ask(diag, request, dump=True):
+            if len(body) < INET_MESSAGE.size:
+                continue
             fields = INET_MESSAGE.unpack_from(body)
             found[fields[15]] = (bare(fields[6][: 4 if fields[0] == socket.AF_INET else 16]), socket.ntohs(fields[4]))
     return found
@@ -204,6 +212,8 @@ def unix_sockets(diag: socket.socket) -> dict[int, UnixSocket]:
     request = UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, 0xFFFFFFFF, 0, UNIX_SHOW, NO_COOKIE)
     found = {}
     for body in _ask(diag, request, dump=True):
+        if len(body) < UNIX_MESSAGE.size:
+            continue
         _, kind, state, inode, _, _ = UNIX_MESSAGE.unpack_from(body)
         known = dict(attributes(body, UNIX_MESSAGE.size))
         peer = int.from_bytes(known.get(UNIX_DIAG_PEER, b""), sys.byteorder)
@@ -214,10 +224,10 @@ def unix_sockets(diag: socket.socket) -> dict[int, UnixSocket]:
             "state": unix_state(state, bool(peer)),
             "local": unix_name(known.get(UNIX_DIAG_NAME, b"")),
         }
-        if UNIX_DIAG_RQLEN in known:
-            draft["receive_bytes"], other = struct.unpack("=II", known[UNIX_DIAG_RQLEN])
+        if len(known.get(UNIX_DIAG_RQLEN, b"")) >= 8:
+            draft["receive_bytes"], other = struct.unpack_from("=II", known[UNIX_DIAG_RQLEN])
             draft["backlog" if state == LISTEN else "send_bytes"] = other
-        found[inode] = UnixSocket(inode, peer, struct.unpack(f"={len(waiting) // 4}I", waiting), draft)
+        found[inode] = UnixSocket(inode, peer, struct.unpack_from(f"={len(waiting) // 4}I", waiting), draft)
     return found
 
 

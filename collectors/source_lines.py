@@ -14,6 +14,8 @@ from stucktrace.facts import Frame
 
 _MAX_FILE_BYTES = 2 << 20
 _MAX_NAME = 60
+_LONGEST_LINE = 1_000
+"""What is longer was not written by hand, and names nothing."""
 
 _NAME = r"[A-Za-z_][\w.]*(?:\[[\w'\"]{1,30}\])?"
 _WITH = re.compile(rf"^\s*(?:async\s+)?with\s+\(?\s*({_NAME})\s*(?:as\s+\w+\s*)?\)?\s*:")
@@ -31,7 +33,7 @@ def called(pid: int, frame: Frame, seen: dict[str, Mapping[int, str]]) -> str:
 
 def called_in(line: str) -> str:
     """The only call in one line of code. In a string or a definition there is none."""
-    if re.match(r"\s*(?:async\s+)?(?:def|class)\b", line) or re.search(r"[\"'#]", line):
+    if len(line) > _LONGEST_LINE or re.match(r"\s*(?:async\s+)?(?:def|class)\b", line) or re.search(r"[\"'#]", line):
         return ""
     calls = re.findall(rf"({_NAME})\(", line)
     return calls[0][:_MAX_NAME] if len(calls) == 1 and line.count("(") == 1 else ""
@@ -51,6 +53,8 @@ def lock_name(pid: int, frame: Frame, seen: dict[str, Mapping[int, str]]) -> str
 
 def name_in(line: str, function: str) -> str:
     """The lock in one line of code; `self.` becomes the class, where the function's name has it."""
+    if len(line) > _LONGEST_LINE:
+        return ""
     calls = _CALL.findall(line)
     found = _WITH.match(line)
     name = found[1] if found else calls[0] if len(calls) == 1 else ""

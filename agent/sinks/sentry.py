@@ -251,7 +251,7 @@ def _detail(header: str | None, said: bytes) -> str:
     if not text:
         try:
             text = str(json.loads(said)["detail"])
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             return ""
     return f": {clean(text, 200)}"
 
@@ -262,6 +262,10 @@ def _limit_s(header: str) -> float:
     for limit in header.split(","):
         seconds, _, rest = limit.strip().partition(":")
         categories = rest.partition(":")[0]
-        if seconds.isdigit() and (not categories or {"error", "default"} & set(categories.split(";"))):
+        if (
+            seconds.isascii()
+            and seconds.isdigit()
+            and (not categories or {"error", "default"} & set(categories.split(";")))
+        ):
             longest = max(longest, float(seconds))
     return longest

@@ -74,4 +74,7 @@ def pack(item: Item) -> bytes:
 def unpack(data: bytes) -> Item:
     """ValueError when it is none."""
     record = journal.unpack(data)
-    return Item(record["event"], tuple(record["timeline"]))
+    event, timeline = record.get("event"), record.get("timeline")
+    if not isinstance(event, dict) or not isinstance(timeline, list):
+        raise ValueError("no alert")
+    return Item(event, tuple(timeline))
