@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 # What runs beside what in the tests: more workers than cores, for most of them wait.
 JOBS ?= 4
 T ?=
+K ?=
+TABLE ?=
 MINUTES ?= 60
 SEED ?=
 
@@ -16,7 +18,7 @@ BUILD_PACKAGES := clang llvm libbpf-dev linux-libc-dev make python3 python3-venv
 TEST_PACKAGES := bpftool conntrack debian-archive-keyring debootstrap gcc graphviz iproute2 libc6-dev libseccomp2 musl-tools netcat-openbsd nftables openssl postgresql procps python3-dev \
 	rabbitmq-server redis-server strace supervisor systemd tini util-linux
 BENCH_PACKAGES := tshark
-VM_PACKAGES := busybox-static debian-archive-keyring kmod python3-bpfcc qemu-system-x86
+VM_PACKAGES := busybox-static debian-archive-keyring kmod python3-bpfcc qemu-system-arm qemu-system-x86
 DEB_PACKAGES := debhelper dpkg-dev fakeroot lintian python3-pip
 DEMO_PACKAGES := iproute2 nftables procps redis-server
 
@@ -31,7 +33,7 @@ define install
 	fi
 endef
 
-.PHONY: help dev bpf lint format test test-packaging bench soak demo docs manifests wheel deb clean bench-packages deb-packages build-packages test-packages demo-packages vm-packages tests-ready
+.PHONY: help dev bpf lint format test test-packaging test-vm bench soak demo docs manifests wheel deb clean bench-packages deb-packages build-packages test-packages demo-packages vm-packages tests-ready
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -92,6 +94,10 @@ test: tests-ready  ## all tests but the virtual machines; T=words chooses by nam
 
 test-packaging: tests-ready deb-packages  ## build the Debian package and the image's stages, and run them in an empty Debian 12
 	@$(BIN)/pytest -q -n 2 --dist loadfile --timeout 1800 tests/packaging
+
+# Two machines at a time: their processors are emulated, so each keeps a core busy.
+test-vm: tests-ready vm-packages  ## what matters on other kernels, in emulated machines; K=bookworm (bullseye, trixie, arm64) chooses; TABLE=1 writes docs/kernels.md
+	@$(BIN)/python -m tests.vm.suite $(K) $(if $(TABLE),--table)
 
 bench: tests-ready bench-packages  ## measure what the design promises, as ratios within one run
 	@$(BIN)/python -m tests.bench $(T)

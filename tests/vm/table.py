@@ -1,0 +1,113 @@
+"""docs/kernels.md: kernel x engine x hook -> what was used, from `seen.hooks` of the reports that a run of the machines made.
+
+Each kernel has its section, so that one can be run and written alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tests.vm import kernels, machine
+
+PAGE = machine.REPOSITORY / "docs/kernels.md"
+HEAD = """# What is used on which kernel
+
+Written by `make test-vm TABLE=1` from the reports that it made under Debian's own kernels, in emulated machines; `make
+test-vm` fails where this is no longer what it sees. Every hook is found out by trying: another kernel of the same age may
+have more or less, and `stucktrace doctor` and the last lines of each report (`seen.hooks`) say what is used on yours.
+"""
+ENGINES = ("core", "bcc")
+
+
+def section(lines: Iterable[Mapping[str, Any]]) -> str:
+    """One kernel's tables."""
+    hooks: dict[str, dict[str, set[str]]] = {}
+    verdicts: dict[str, dict[str, str]] = {}
+    missing: dict[str, set[str]] = {engine: set() for engine in ENGINES}
+    rungs: Mapping[str, str] = {}
+    doctor: list[Mapping[str, Any]] = []
+    for line in lines:
+        if "verdict" in line:
+            verdicts.setdefault(line["case"], {})[line["engine"]] = line["verdict"]
+            missing[line["engine"]].update(line["missing"])
+            _add(hooks, line["engine"], line["hooks"])
+        elif "doctor" in line:
+            doctor = [ability for ability in line["doctor"]["abilities"] if not ability["works"]]
+        elif "same" in line:
+            for engine in ENGINES:
+                _add(hooks, engine, line[f"{engine}_hooks"])
+            verdicts.setdefault(f"{line['case']}: what is seen", {}).update(dict.fromkeys(ENGINES, "the same"))
+        else:
+            rungs = line
+    parts = ["| what is seen | engine core | engine bcc |", "|---|---|---|"]
+    parts += [
+        f"| {subject} | {_used(found, 'core')} | {_used(found, 'bcc')} |" for subject, found in sorted(hooks.items())
+    ]
+    parts += ["", "| case | engine core | engine bcc |", "|---|---|---|"]
+    parts += [f"| {case} | {found.get('core', '')} | {found.get('bcc', '')} |" for case, found in verdicts.items()]
+    if rungs:
+        parts += ["", "Counts of calls are exact by: " + ", ".join(_rung(*rung) for rung in rungs.items()) + "."]
+    for engine in ENGINES:
+        parts += (
+            ["", f"Missing with engine {engine}:", "", *(f"- {text}" for text in sorted(missing[engine]))]
+            if missing[engine]
+            else []
+        )
+    if doctor:
+        parts += [
+            "",
+            "`stucktrace doctor` lacks:",
+            "",
+            *(f"- {ability['name']}: {ability['seen']}" for ability in doctor),
+        ]
+    return "\n".join(parts) + "\n"
+
+
+def _add(hooks: dict[str, dict[str, set[str]]], engine: str, found: Mapping[str, str]) -> None:
+    for subject, means in found.items():
+        hooks.setdefault(subject, {}).setdefault(engine, set()).add(means)
+
+
+def _used(found: Mapping[str, set[str]], engine: str) -> str:
+    return "; ".join(sorted(found.get(engine, ()))).replace("|", "\\|")
+
+
+def _rung(name: str, means: str) -> str:
+    return f"{name} (no: {means.removeprefix('refused: ')})" if means.startswith("refused") else name
+
+
+TITLES = {
+    **{release: f"## Linux {number} (Debian {release})" for release, number in kernels.RELEASES.items()},
+    "arm64": "## arm64: Linux 6.1 (Debian bookworm)",
+}
+
+
+def _there() -> dict[str, str]:
+    """Release -> its section as the page has it."""
+    text = PAGE.read_text() if PAGE.exists() else ""
+    found = {}
+    for release in TITLES:
+        begins = text.partition(TITLES[release] + "\n\n")[2]
+        found[release] = re.split(r"^## ", begins, maxsplit=1, flags=re.MULTILINE)[0].rstrip("\n") + "\n"
+    return found
+
+
+def write(sections: Mapping[str, str]) -> None:
+    """The page with these sections; others stay as they are."""
+    whole = {**_there(), **sections}
+    PAGE.write_text("\n".join([HEAD, *(f"{TITLES[release]}\n\n{whole[release]}" for release in TITLES)]))
+
+
+def changed(sections: Mapping[str, str]) -> dict[str, str]:
+    """Release -> how its section differs from the page."""
+    there = _there()
+    return {
+        release: "\n".join(
+            difflib.unified_diff(there[release].splitlines(), text.splitlines(), "docs", "run", lineterm="")
+        )
+        for release, text in sections.items()
+        if text != there[release]
+    }
