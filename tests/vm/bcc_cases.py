@@ -13,15 +13,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from stucktrace.collectors import lifecycle, tcp, trouble, waits
-from stucktrace.collectors.kernel import Kernel, open_kernel
+from stucktrace.collectors.kernel import Kernel, Opened, open_kernel
+from stucktrace.errors import StucktraceError
+from stucktrace.inspection import inspect_all
+from stucktrace.run import Options
 
+from tests.harness import crowd, namespaces, targets
 from tests.harness import kernel as shown
 
-DEADLINE_S = 60.0 * float(os.environ.get("STUCKTRACE_SLOWNESS", "1"))
+DEADLINE_S = 120.0
 BUSY = """
 import socket, sys, time
 port = int(sys.argv[1])
@@ -146,11 +150,44 @@ def reset(kernel: Kernel) -> dict[str, Any]:
         stream.close()
 
 
+def verdict(pid: int, kernel: Kernel) -> list[str]:
+    answer = inspect_all((pid,), Options(), lambda: Opened(kernel, ()))[pid]
+    if isinstance(answer, StucktraceError):
+        return [answer.message]
+    assert answer.snapshot.seen.engine == kernel.engine
+    said = answer.diagnosis.verdict
+    return [said.verdict_class, said.code, said.confidence]
+
+
+def verdicts(kernel: Kernel) -> dict[str, Any]:
+    """What `stucktrace pid` says: storms of calls that only a window tells from work, a deadlock, a cut line, idle loops."""
+    with ExitStack() as stack:
+        pids = {}
+        for program, cases in (
+            ("stuck_states.py", ["yields", "polls_for_nothing"]),
+            ("stuck_locks.py", ["rlocks_crossed"]),
+            ("healthy_loops.py", ["asyncio_idle", "asyncio_ticks"]),
+        ):
+            hung = stack.enter_context(crowd.start(program, cases))
+            pids.update({case: hung[case].target.pid for case in cases})
+        found = {name: verdict(pid, kernel) for name, pid in pids.items()}
+        # Last, for what is said of it changes with its age.
+        pair = stack.enter_context(namespaces.pair())
+        server = stack.enter_context(targets.start("accepts.py", pair.there_address, netns=pair.there))
+        port = int(server.said)
+        client = stack.enter_context(targets.start("cut_off.py", pair.there_address, port, netns=pair.here))
+        pair.cut()
+        client.go()
+        shown.wait_for_unacked(f"{pair.there_address}:{port}", 5, pair.here)
+        return {**found, "cut_off": verdict(client.pid, kernel)}
+
+
 CASES: dict[str, Callable[[Kernel], dict[str, Any]]] = {
     "calls": calls,
     "connections": connections,
     "processes": processes,
     "reset": reset,
+    "verdicts": verdicts,
 }
 
 
