@@ -30,6 +30,7 @@ enum record_kind {
 	RECORD_UNIX_SOCKET = 17,
 	RECORD_END = 18,
 	RECORD_TROUBLE = 19,
+	RECORD_CONNTRACK = 20,
 };
 
 struct record {
@@ -338,6 +339,51 @@ struct trouble_record {
 	__u16 pad[3];
 	__u8 local[16];
 	__u8 remote[16];
+};
+
+/* Key of the map `flows` in conntrack.bpf.c: one direction of a connection, as it is called in some namespace. */
+struct flow_key {
+	__u8 source[16];
+	__u8 target[16];
+	__u16 source_port;
+	__u16 target_port;
+};
+
+enum conntrack_kind {
+	CONNTRACK_BORN = 1,
+	CONNTRACK_GONE = 2,
+	CONNTRACK_REFUSED = 3, /* a packet that got no entry, and is dropped: the table is full */
+};
+
+enum conntrack_reason {
+	GONE_OTHERWISE = 0, /* by the kernel: a reset, a namespace or an address that goes */
+	GONE_EVICTED = 1, /* to make room in a full table */
+	GONE_ASKED = 2, /* deleted or flushed through netlink */
+	GONE_EXPIRED = 3,
+};
+
+/* Index of the map `counts` in conntrack.bpf.c. */
+enum conntrack_counter {
+	COUNT_BORN,
+	COUNT_GONE,
+	COUNT_EVICTED, /* of these */
+	COUNT_REFUSED,
+	CONNTRACK_COUNTERS,
+};
+
+/* What happened to the entry of a followed connection, from conntrack.bpf.c. */
+struct conntrack_record {
+	struct record header;
+	__u64 time_ns;
+	__u32 kind; /* enum conntrack_kind */
+	__u32 reason; /* enum conntrack_reason */
+	__u32 netns;
+	__u32 status; /* IPS_... bits */
+	__u16 family;
+	__u8 state; /* enum tcp_conntrack */
+	__u8 pad[5];
+	struct flow_key original;
+	struct flow_key reply; /* not the reverse where addresses are translated; of a refusal unknown */
 };
 
 #endif

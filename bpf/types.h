@@ -52,6 +52,7 @@ enum { BPF_RB_NO_WAKEUP = 1, BPF_RB_FORCE_WAKEUP = 2 };
 #define BPF_F_CURRENT_CPU 0xffffffffULL
 /* Asked for by name: does this kernel have the helper? */
 enum bpf_func_id {
+	BPF_FUNC_jiffies64 = 118,
 	BPF_FUNC_ringbuf_output = 130,
 	BPF_FUNC_sock_from_file = 162,
 	BPF_FUNC_snprintf = 165,
@@ -177,6 +178,10 @@ struct bpf_iter__task_file {
 #define READ_SYSCALL_ARG3(regs) BPF_CORE_READ(regs, r10)
 #define READ_SYSCALL_ARG4(regs) BPF_CORE_READ(regs, r8)
 #define READ_SYSCALL_ARG5(regs) BPF_CORE_READ(regs, r9)
+/* Arguments of a function of the kernel's, for a kprobe. */
+#define FUNCTION_ARG0 di
+#define FUNCTION_ARG1 si
+#define FUNCTION_ARG2 dx
 #elif defined(__TARGET_ARCH_arm64)
 #define SYSCALL_CONNECT 203
 #define SYSCALL_FUTEX 98
@@ -195,6 +200,9 @@ struct bpf_iter__task_file {
 #define READ_SYSCALL_ARG3(regs) BPF_CORE_READ(regs, regs[3])
 #define READ_SYSCALL_ARG4(regs) BPF_CORE_READ(regs, regs[4])
 #define READ_SYSCALL_ARG5(regs) BPF_CORE_READ(regs, regs[5])
+#define FUNCTION_ARG0 regs[0]
+#define FUNCTION_ARG1 regs[1]
+#define FUNCTION_ARG2 regs[2]
 #else
 #error "compile with -D__TARGET_ARCH_x86 or -D__TARGET_ARCH_arm64"
 #endif

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from stucktrace.collectors import ctnetlink, netlink, netns
 from stucktrace.collectors.ctnetlink import CTNETLINK, GENERAL, NETLINK_NETFILTER, Entry, Tuple
 
-NEW, DESTROY = "new", "destroy"
+NEW, DESTROY, REFUSED = "new", "destroy", "refused"
 GROUPS = 1 << 0 | 1 << 2
 """NF_NETLINK_CONNTRACK_NEW, _DESTROY."""
 CT_NEW, CT_DELETE = 0, 2
@@ -44,12 +44,16 @@ class FlowEvent:
     """Something happened to the entry of a TCP connection."""
 
     kind: str
-    """NEW or DESTROY."""
+    """NEW or DESTROY; of conntrack_hooks.py also REFUSED: a packet was dropped, for the table has no room."""
     orig: Tuple
     reply: Tuple
     """Not the reverse of `orig` where addresses are translated."""
     time_s: float
     """CLOCK_MONOTONIC, when it was read."""
+    netns: int | None = None
+    """Inode number of the namespace, of conntrack_hooks.py."""
+    reason: str = ""
+    """Why an entry went, of conntrack_hooks.py."""
 
 
 def tuples(event: FlowEvent) -> tuple[Tuple, ...]:

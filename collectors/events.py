@@ -479,6 +479,47 @@ class TroubleRecord(ctypes.Structure):
     remote: ctypes.Array[c_uint8]
 
 
+class FlowKey(ctypes.Structure):
+    """Key of the map `flows` in conntrack.bpf.c."""
+
+    _fields_ = (
+        ("source", c_uint8 * 16),
+        ("target", c_uint8 * 16),
+        ("source_port", c_uint16),
+        ("target_port", c_uint16),
+    )
+    source: ctypes.Array[c_uint8]
+    target: ctypes.Array[c_uint8]
+    source_port: int
+    target_port: int
+
+
+class ConntrackRecord(ctypes.Structure):
+    KIND: ClassVar = 20
+    _fields_ = (
+        ("header", Record),
+        ("time_ns", c_uint64),
+        ("kind", c_uint32),
+        ("reason", c_uint32),
+        ("netns", c_uint32),
+        ("status", c_uint32),
+        ("family", c_uint16),
+        ("state", c_uint8),
+        ("pad", c_uint8 * 5),
+        ("original", FlowKey),
+        ("reply", FlowKey),
+    )
+    time_ns: int
+    kind: int
+    reason: int
+    netns: int
+    status: int
+    family: int
+    state: int
+    original: FlowKey
+    reply: FlowKey
+
+
 def split(data: bytes) -> Iterator[tuple[int, int]]:
     """(kind, offset) of each record in a stream; what is cut off or makes no sense ends it."""
     offset, end = 0, len(data) - ctypes.sizeof(Record)

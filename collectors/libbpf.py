@@ -34,6 +34,7 @@ _FUNCTIONS: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
     ("bpf_program__set_autoload", c_int, (c_void_p, ctypes.c_bool)),
     ("bpf_program__attach", c_void_p, (c_void_p,)),
     ("bpf_program__attach_tracepoint", c_void_p, (c_void_p, c_char_p, c_char_p)),
+    ("bpf_program__attach_kprobe", c_void_p, (c_void_p, ctypes.c_bool, c_char_p)),
     ("bpf_program__attach_iter", c_void_p, (c_void_p, c_void_p)),
     ("bpf_raw_tracepoint_open", c_int, (c_char_p, c_int)),
     ("bpf_link__fd", c_int, (c_void_p,)),
@@ -301,6 +302,10 @@ class Object:
         """Attaches a program to a classic tracepoint, as tracefs lists them; to any number of them."""
         pointer = library().bpf_program__attach_tracepoint(self._program(program), category.encode(), name.encode())
         return Link(checked(pointer, f"attach {program} to {name}"))
+
+    def attach_kprobe(self, program: str, function: str, *, at_return: bool) -> Link:
+        pointer = library().bpf_program__attach_kprobe(self._program(program), at_return, function.encode())
+        return Link(checked(pointer, f"attach {program} to {function}"))
 
     def open_iterator(self, program: str, pid: int | None = None) -> int:
         """A file descriptor to read the iterator's output from; with a pid over that process's threads only."""
