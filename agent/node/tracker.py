@@ -134,7 +134,11 @@ class Tracker:
         if seen is None or (seen.kind not in ROLES and not self._matches(pid, seen.argv)):
             return None
         stat, kind = seen.stat, seen.kind
-        pidfd = os.pidfd_open(pid)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            # It has ended meanwhile, or there are no descriptors left.
+            return None
         try:
             worker = self._worker(pid, stat.ppid, kind)
             container = containers.read_container(pid, cgroups.read_paths(pid))

@@ -56,8 +56,7 @@ def judge(soak: Soak, sentry: sentry_server.Server) -> Report:
     _journals(soak, report)
     _growth(soak, report)
     said = soak.watcher.said()
-    if "Traceback" in said:
-        report.wrong.append(f"the agent wrote a traceback: {said[-1500:]}")
+    report.wrong += [f"the agent said: {line}" for line in said.splitlines() if re.search(r"\b[A-Z]\w+Error\b", line)]
     report.wrong += soak.watcher.wrong
     return report
 

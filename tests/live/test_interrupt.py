@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -10,8 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from stucktrace.sinks import journal
 
-from tests.harness import command, kernel, targets
+from tests.harness import command, kernel, namespaces, soak_agent, targets
 
 MOMENTS = 200
 BEATS = """
@@ -111,3 +113,50 @@ def test_native_stack_with_a_kill_in_between(tmp_path: Path):
             kernel.wait_until(
                 lambda before=before: int.from_bytes(beats.read_bytes(), "little") > before, "the next beat"
             )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("record", "{pid}", "-o", "{file}", "--force"),
+        ("amqp", "{pid}", "--for", "30s", "--pcap", "{file}"),
+        ("unstick", "{pid}", "--dry-run"),
+        ("pid", "{pid}", "--probe"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_other_commands_killed_at_any_moment(words: tuple[str, ...], tmp_path: Path):
+    """No helper, BPF program, packet socket or stop is left, and what it wrote is whole or not there."""
+    file, moments = tmp_path / "file", random.Random(words[0])
+    with namespaces.pair() as pair, targets.start("soak_programs.py", "serves", netns=pair.there) as peer:
+        asks = ("asks", pair.there_address, peer.said)
+        with targets.start("soak_programs.py", *asks, netns=pair.here) as target:
+            os.kill(peer.pid, signal.SIGUSR1)
+            kernel.wait_for_call(target.pid, "recvfrom")
+            packets = Path(f"/proc/{target.pid}/net/packet")
+            fds = sorted(os.listdir(f"/proc/{target.pid}/fd"))
+            for number in range(3):
+                command_line = [word.format(pid=target.pid, file=file) for word in words]
+                ours = subprocess.Popen(
+                    [command.COMMAND, *command_line],
+                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+                )  # fmt: skip
+                if words[0] == "amqp" and number == 0:
+                    kernel.wait_until(lambda: packets.read_text().count("\n") > 1, "its packet socket")
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    ours.wait(moments.uniform(0.1, 1.2))
+                programs = soak_agent.bpf_objects(ours.pid)[1] if ours.poll() is None else set()
+                ours.kill()
+                ours.wait(60)
+                kernel.wait_until(lambda ours=ours: _leave_no_process(ours.pid), "the end of its helpers")
+                kernel.wait_until(
+                    lambda programs=programs: not programs & soak_agent.loaded("prog"), "the end of its BPF programs"
+                )
+                kernel.wait_until(lambda: packets.read_text().count("\n") == 1, "the end of its packet socket")
+                assert "TracerPid:\t0" in Path(f"/proc/{target.pid}/status").read_text()
+                assert kernel.state(target.pid) in "RS" and sorted(os.listdir(f"/proc/{target.pid}/fd")) == fds
+                if words[0] == "record" and file.exists():
+                    torn: list[str] = []
+                    assert list(journal.read(file, torn.append)) and not torn
+            os.kill(peer.pid, signal.SIGUSR1)
+            kernel.wait_for_call(target.pid, "clock_nanosleep")
