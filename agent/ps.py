@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from stucktrace import pod_lookup
 from stucktrace.errors import CannotInspect, CollectorError, NoSuchProcess, StucktraceError
-from stucktrace.facts import ROLES, WORKERS, ProcessFact, Snapshot, WorkerFact
+from stucktrace.facts import ROLES, WORKERS, Container, ProcessFact, Snapshot, WorkerFact
 from stucktrace.rows import IDLE, Row, at_rest, doing, inside, inspected, ordered
 from stucktrace.run import Earlier, Options
 
@@ -73,6 +74,8 @@ class Table:
         self._known: dict[int, _Known] = {}
         self._families: dict[int, Family] = {}
         """pid of a master -> its workers."""
+        self._pods: set[str] = set()
+        self._name: Callable[[Container | None], Container | None] = lambda container: container
         self.pending = False
         """Some were not inspected yet, for want of `at_a_time`."""
         self.blind: tuple[str, str] | None = None
@@ -106,6 +109,14 @@ class Table:
             self._known[pid] = _Known(rows[pid], doing(seen[pid]), time.monotonic(), earlier)
         if due:
             yield ordered(rows.values())
+
+    def _named(self, processes: tuple[ProcessFact, ...]) -> Iterator[ProcessFact]:
+        """With the names of pods, where there are new ones and somebody may be asked."""
+        containers = [process.container for process in processes]
+        pods = {container.pod for container in containers if container is not None}
+        if not pods <= self._pods:
+            self._pods, self._name = pods, pod_lookup.named(containers)
+        return (replace(process, container=self._name(process.container)) for process in processes)
 
     def _row(self, snapshot: Snapshot, all_seen: Mapping[int, Snapshot]) -> Row:
         """What the glance tells, and the verdict of an earlier look when it stands."""
@@ -148,7 +159,7 @@ class Table:
         """The threads, sockets and fds of every process, in one pass."""
         from stucktrace.collectors import epoll, openfiles, sockets, threads
 
-        processes = {process.pid: process for process in find(self._selection)}
+        processes = {process.pid: process for process in self._named(tuple(find(self._selection)))}
         opened = self._opened()
         seen = threads.look(tuple(processes), opened.kernel)
         files = {}

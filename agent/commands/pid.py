@@ -128,8 +128,14 @@ def status_of(inspection: Inspection) -> int:
 
 def show(inspection: Inspection, form: str, verbose: bool, apart: bool) -> None:
     """Prints one report: as "json", "dot" or "text"."""
-    from stucktrace import report
+    from stucktrace import pod_lookup, report
 
+    process = inspection.snapshot.process
+    if process.container is not None:
+        container = pod_lookup.named([process.container])(process.container)
+        inspection = replace(
+            inspection, snapshot=replace(inspection.snapshot, process=replace(process, container=container))
+        )
     inspection.timings_ms["total"] = (time.perf_counter() - STARTED) * 1000
     built = report.build(inspection)
     if form == "json":

@@ -79,7 +79,8 @@ def _pod(row: Row) -> str:
     if container is None:
         return "-"
     name = f"/{container.name}" if container.name else ""
-    return (container.pod[:8] + name) if container.pod else container.id[:12] or "-"
+    pod = container.pod_name or container.pod[:8]
+    return (pod + name) if pod else container.id[:12] or "-"
 
 
 def _short_size(length_bytes: int) -> str:
@@ -192,7 +193,13 @@ def as_json(row: Row, time_s: float) -> dict[str, Any]:
         "command": without_userinfo(" ".join(process.argv)) or process.command,
         "container": None
         if container is None
-        else {"id": container.id or None, "pod": container.pod or None, "name": container.name or None},
+        else {
+            "id": container.id or None,
+            "pod": container.pod or None,
+            "pod_name": container.pod_name or None,
+            "namespace": container.namespace or None,
+            "name": container.name or None,
+        },
         "age_s": round(process.age_s, 3),
         "rss_bytes": process.rss_bytes,
         "fd_count": process.fd_count,

@@ -20,7 +20,7 @@ import pytest
 from tests.harness import agent, command, crowd, kernel, namespaces, targets, trees
 from tests.harness.command import Report
 from tests.harness.pod_cgroups import PodCgroups, pod_cgroups
-from tests.harness.pod_server import pod, pod_server, pods
+from tests.harness.pod_server import PodServer, pod, pod_server, pods
 
 pytestmark = pytest.mark.xdist_group("containers")
 
@@ -128,6 +128,33 @@ def test_the_same_verdict_as_a_bare_one_with_the_container_and_the_pod(
         assert pair.cgroups.container[:12] in report.text() and pair.cgroups.pod in report.text()
 
 
+def test_the_commands_ask_for_names_where_the_settings_say_so(pairs: dict[tuple[str, str], Pair], tmp_path: Path):
+    pair = pairs["trixie", "event_alone"]
+    with pod_server(tmp_path) as server:
+        server.body = pods(pod(pair.cgroups.pod, "shop", "web-1", app=pair.cgroups.container))
+        environment = of_settings(server, "kubelet")
+        report = command.explain(pair.hardened.pid, env=environment)
+        assert (report["process"]["container"]["pod_name"], report["process"]["container"]["namespace"]) == (
+            "web-1",
+            "shop",
+        )
+        table = command.run("ps", "--match", "event_alone", "--no-verdict", "--json", env=environment)
+        found = [
+            one["container"] for one in map(json.loads, table.stdout.splitlines()) if one["pid"] == pair.hardened.pid
+        ]
+        assert [(one["pod_name"], one["namespace"], one["name"]) for one in found] == [("web-1", "shop", "app")]
+        assert server.asked == [("/pods", "Bearer first")] * 2
+        server.status = 403
+        refused = command.run("pid", pair.hardened.pid, env=environment)
+        assert refused.status == 0 and f"pod {pair.cgroups.pod}" in refused.stdout
+        assert "403; pods are called by their uid; allow the service account to get nodes/pods" in refused.stderr
+
+
+def of_settings(server: PodServer, way: str) -> dict[str, str]:
+    settings = {"PODS": way, "URL": server.url, "TOKEN_FILE": server.token_file, "CA_FILE": server.authority}
+    return {f"STUCKTRACE_KUBERNETES_{name}": str(value) for name, value in settings.items()}
+
+
 AGENT = """
 for folder in $FOLDERS; do echo $$ > "$folder/cgroup.procs"; done
 exec unshare --cgroup --uts "$@"
@@ -144,10 +171,7 @@ def test_an_agent_in_a_pod_says_where_by_name(folder: Path, tmp_path: Path):
         wires, own = stack.enter_context(namespaces.pair()), stack.enter_context(pod_cgroups())
         server = stack.enter_context(pod_server(tmp_path, namespaces.listen(wires.here)))
         server.body = pods(pod(pair.cgroups.pod, "shop", "web-1", app=pair.cgroups.container))
-        settings = {
-            "PODS": "api", "URL": server.url, "TOKEN_FILE": server.token_file, "CA_FILE": server.authority,
-        }  # fmt: skip
-        environment = [f"STUCKTRACE_KUBERNETES_{name}={value}" for name, value in settings.items()]
+        environment = [f"{name}={value}" for name, value in of_settings(server, "api").items()]
         folders = f"FOLDERS={' '.join(map(str, own.folders))}"
         allowed = ["env", "NODE_NAME=node-1", *environment, folders, "sh", "-ec", AGENT, "sh"]
         options = ("--stuck-after", STUCK_AFTER_S, "--match", "stuck_locks")
