@@ -29,8 +29,14 @@ _CHILD = Path(__file__).with_name("bcc_child.py")
 _ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
 _ONE_AT_A_TIME = threading.Lock()
 """A compiler's memory is not to be had twice."""
+_SPENT_S: list[float] = []
 _MOST_FDS = 64
 _ERROR = re.compile(r"^(?:/virtual/)?(?P<where>[^\s:]+:\d+):\d+: (?:fatal )?error: (?P<what>.*)$", re.MULTILINE)
+
+
+def spent_s() -> float:
+    """CPU time that compiling took so far: once for each object, so no load that goes on."""
+    return sum(_SPENT_S)
 
 
 class CompileError(BpfError):
@@ -39,6 +45,12 @@ class CompileError(BpfError):
     def __init__(self, name: str, because: str) -> None:
         super().__init__(errno.ENOEXEC, name)
         self.strerror = f"bcc could not compile {name}: {because}"
+
+
+class StillCompiling(BpfError):
+    def __init__(self, name: str) -> None:
+        super().__init__(errno.EAGAIN, name)
+        self.strerror = f"bcc is still compiling {name}: a later look has it"
 
 
 class Link(libbpf.Link):
@@ -113,6 +125,7 @@ class BccKernel(Kernel):
         super().__init__()
         self._compiled: dict[str, Object] = {}
         self._refused: dict[str, BpfError] = {}
+        self._begun: set[str] = set()
 
     def close(self) -> None:
         super().close()
@@ -121,16 +134,25 @@ class BccKernel(Kernel):
         self._compiled.clear()
 
     def load(self, name: str, programs: frozenset[str] | None = None) -> libbpf.Object:
+        """Of one that stays (`lasting`) nothing waits for a compiler: it is there for a later look."""
+        if name not in self._compiled and name not in self._refused:
+            if not self.lasting:
+                self._compile(name)
+            elif name not in self._begun:
+                self._begun.add(name)
+                threading.Thread(target=self._compile, args=(name,), daemon=True).start()
         if name in self._refused:
             raise self._refused[name]
         if name not in self._compiled:
-            try:
-                self._compiled[name] = Object(OBJECTS, name)
-            except BpfError as error:
-                self._refused[name] = error
-                raise
+            raise StillCompiling(name)
         self._objects[name] = self._compiled[name]
         return self._compiled[name]
+
+    def _compile(self, name: str) -> None:
+        try:
+            self._compiled[name] = Object(OBJECTS, name)
+        except BpfError as error:
+            self._refused[name] = error
 
     def unload(self, name: str) -> None:
         loaded = self._objects.pop(name, None)
@@ -167,6 +189,7 @@ def _compile(name: str, text: str, hooks: tuple[str, ...]) -> tuple[dict[str, An
     if not data:
         raise CompileError(name, f"bcc's process ended with status {child.returncode}: {_one_line(said_text)}")
     answer: dict[str, Any] = json.loads(data)
+    _SPENT_S.append(answer["cpu_s"])
     if "absent" in answer:
         raise CompileError(name, f"{python} has no bcc")
     if "refused" in answer:

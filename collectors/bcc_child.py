@@ -10,6 +10,7 @@ import json
 import signal
 import socket
 import sys
+import time
 from typing import Any
 
 DEADLINE_S = 600
@@ -18,6 +19,9 @@ DEADLINE_S = 600
 
 def main() -> None:
     signal.alarm(DEADLINE_S)
+    # Where memory is short, this is what may go.
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
     job = json.load(sys.stdin)
     answers = socket.socket(fileno=int(sys.argv[1]))
     try:
@@ -30,16 +34,16 @@ def main() -> None:
     except Exception as error:
         _answer(answers, {"refused": str(error)}, [])
         return
-    programs, refused = {}, {}
+    programs, refusals = {}, {}
     for name in job["hooks"]:
         try:
             programs[name] = module.load_func(name, BPF.RAW_TRACEPOINT).fd
         except Exception as error:
-            refused[name] = str(error)
+            refusals[name] = str(error)
     # Some are declared for the other compiler alone.
     maps = {name: module[name].map_fd for name in job["maps"] if _has(module, name)}
     fds = list(programs.values()) + list(maps.values())
-    _answer(answers, {"programs": list(programs), "maps": list(maps), "refusals": refused}, fds)
+    _answer(answers, {"programs": list(programs), "maps": list(maps), "refusals": refusals}, fds)
 
 
 def _has(module: Any, name: str) -> bool:
@@ -49,7 +53,8 @@ def _has(module: Any, name: str) -> bool:
         return False
 
 
-def _answer(answers: socket.socket, answer: object, fds: "list[int]") -> None:
+def _answer(answers: socket.socket, answer: "dict[str, object]", fds: "list[int]") -> None:
+    answer["cpu_s"] = time.process_time()
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     answers.sendmsg([json.dumps(answer).encode()], rights)
 

@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
+from stucktrace.collectors import bcc
 from stucktrace.collectors.procfs import PAGE_BYTES
 from stucktrace.settings import Settings
 
@@ -50,18 +51,20 @@ def shed_level(cpu_share: float, rss_bytes: int, settings: Settings, previous: i
 class SelfWatch:
     def __init__(self, now: float) -> None:
         """`now`, here and below: CLOCK_MONOTONIC. What was spent before is start-up, and counts for the total only."""
-        self._samples = deque([(now, cpu_s())])
+        self._samples = deque([(now, cpu_s() - bcc.spent_s())])
         self._level = NORMAL
         self._changed_s = float("-inf")
 
     def look(self, now: float, settings: Settings) -> Usage:
         """Call it about once a second."""
         spent_s, rss = cpu_s(), rss_bytes()
-        self._samples.append((now, spent_s))
+        # Compiling is part of beginning, though it is begun when it is needed.
+        lasting_s = spent_s - bcc.spent_s()
+        self._samples.append((now, lasting_s))
         while len(self._samples) > 2 and self._samples[1][0] <= now - WINDOW_S:
             self._samples.popleft()
         began_s, before_s = self._samples[0]
-        share = (spent_s - before_s) / max(WINDOW_S, now - began_s)
+        share = (lasting_s - before_s) / max(WINDOW_S, now - began_s)
         if now - self._changed_s >= WINDOW_S:
             level = shed_level(share, rss, settings, self._level)
             if level != self._level:
