@@ -13,6 +13,7 @@ K ?=
 TABLE ?=
 MINUTES ?= 60
 SEED ?=
+SECONDS_EACH ?= 60
 
 BUILD_PACKAGES := clang llvm libbpf-dev linux-libc-dev make python3 python3-venv
 TEST_PACKAGES := bpftool conntrack debian-archive-keyring debootstrap gcc graphviz iproute2 libc6-dev libseccomp2 musl-tools netcat-openbsd nftables openssl postgresql procps python3-dev \
@@ -33,7 +34,7 @@ define install
 	fi
 endef
 
-.PHONY: help dev bpf lint format test test-packaging test-vm bench soak demo docs manifests wheel deb clean bench-packages deb-packages build-packages test-packages demo-packages vm-packages tests-ready
+.PHONY: help dev bpf lint format test test-packaging test-vm bench soak fuzz demo docs manifests wheel deb clean bench-packages deb-packages build-packages test-packages demo-packages vm-packages tests-ready
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -104,6 +105,13 @@ bench: tests-ready bench-packages  ## measure what the design promises, as ratio
 
 soak: tests-ready  ## the agent for MINUTES=60 among processes that come, hang, recover and die; SEED=words repeats one
 	@$(BIN)/python -m tests.bench.soak $(MINUTES) $(SEED)
+
+$(VENV)/fuzz-installed: tests/fuzz-requirements.txt $(VENV)/tests-installed
+	@$(BIN)/pip install -q --disable-pip-version-check -r $<
+	@touch $@
+
+fuzz: tests-ready $(VENV)/fuzz-installed  ## a fuzzer on every parser of foreign data, SECONDS_EACH=60; T=words chooses by name
+	@$(BIN)/python -m tests.bench.fuzz $(SECONDS_EACH) $(T)
 
 $(VENV)/demo-installed: tests/demo-requirements.txt $(VENV)/installed
 	@$(BIN)/pip install -q --disable-pip-version-check -r $<

@@ -9,8 +9,8 @@ import time
 
 from tests import bench
 
-TARGETS_OF_THEIR_OWN = ("__main__", "soak")
-"""`make soak`."""
+TARGETS_OF_THEIR_OWN = ("__main__", "fuzz", "soak")
+"""`make fuzz`, `make soak`."""
 
 
 def main() -> int:
