@@ -37,7 +37,7 @@ endef
 .PHONY: help dev bpf lint format test test-packaging test-vm bench soak fuzz demo docs manifests wheel deb clean bench-packages deb-packages build-packages test-packages demo-packages vm-packages tests-ready
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 build-packages:
 	$(call install,$(BUILD_PACKAGES))

@@ -161,4 +161,6 @@ def test_the_stage_with_bcc(image: Root):
     plan = stages()
     subprocess.run(["nsenter", "-t", str(image.holder), "-m", "mount", "-o", "remount,bind,rw", image.path], check=True)
     carry_out(plan["bcc"], image, {}, {})
-    assert image.run("/usr/bin/python3", "-c", "import bcc; print(bcc.__name__)") == "bcc\n"
+    finds = "from stucktrace.collectors import bcc_node; print(bcc_node.python_with_bcc())"
+    found = image.run("/opt/stucktrace/bin/python3", "-c", finds).strip()
+    image.run(found, "-c", "import bcc; bcc.BPF")
