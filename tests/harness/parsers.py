@@ -42,6 +42,7 @@ from stucktrace.collectors import (
     code_lines,
     command_line,
     conntrack_events,
+    conntrack_proc,
     containers,
     ctnetlink,
     dwarf_bytes,
@@ -73,6 +74,7 @@ from stucktrace.collectors import (
     symbols,
 )
 from stucktrace.collectors.acquire_lines import Function
+from stucktrace.collectors.amqp_redaction import Redaction
 from stucktrace.collectors.amqp_wire import Conversations
 from stucktrace.diagnosis.model import Budgets
 from stucktrace.errors import CannotInspect, CollectorError, InvalidSettings, JournalError, UsageError
@@ -134,6 +136,9 @@ EPOLLS = (
 )
 
 
+CONNTRACK = b"ipv4     2 tcp      6 431999 ESTABLISHED src=10.0.0.1 dst=10.0.0.2 sport=40000 dport=5672 src=10.0.0.2 dst=10.0.0.1 sport=5672 dport=40000 [ASSURED] mark=0 zone=0 use=2\n"
+
+
 def _poll_calls(data: bytes) -> None:
     pipe_ends._call(data.split())
 
@@ -157,6 +162,7 @@ PROC = (
     Parser("proc.net-tcp6", lambda data: [*proc_net.parse_inet(iter(data.decode(errors="replace").splitlines()), "tcp6", _Everything())], _given(
         b"   0: 00000000000000000000000001000000:1F90 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 12345 1 0000000000000000 100 0 0 10 0\n")),
     Parser("proc.net-unix", lambda data: [*proc_net.parse_unix(iter(data.decode(errors="replace").splitlines()), _Everything())], _proc("net/unix")),
+    Parser("proc.conntrack", conntrack_proc.parse_entry, _given(CONNTRACK)),
     Parser("proc.words", _text(command_line.split), _given(b"--bind 0.0.0.0:80 --config 'a b.py'")),
     Parser("proc.number", _text(command_line.number), _given(b"30", b"1e5", b"nan")),
     Parser("proc.endpoint", _text(addresses.parse_endpoint), _given(b"10.0.0.1:5672", b"[fe80::1]:80")),
@@ -642,6 +648,16 @@ def _frames(data: bytes) -> None:
         conversations.facts(100.0)
 
 
+def _redacted(data: bytes) -> None:
+    """The bytes as segments of a connection; what comes out must not be longer than what went in."""
+    redaction = Redaction()
+    for at in range(0, len(data), 300):
+        piece = data[at : at + 300]
+        packet = _packet()[:40] + piece
+        for ends in (("10.0.0.1:1", "10.0.0.2:5672"), ("10.0.0.2:5672", "10.0.0.1:1")):
+            redaction.feed(packet, packets.Segment(1.0, *ends, at, packets.ACK, piece, len(piece), at))
+
+
 def _capture_file(data: bytes) -> None:
     for link, at, packet, size in packet_file.read(io.BytesIO(data)):
         packets.segment(link, packet, at, size)
@@ -675,6 +691,7 @@ def _packet_of_any_link(data: bytes) -> None:
 
 PACKETS = (
     Parser("packets.amqp", _frames, lambda: (_talk(),)),
+    Parser("packets.redaction", _redacted, lambda: (_talk(),)),
     Parser("packets.amqp-table", lambda data: amqp_tables.read_table(data), lambda: (amqp_tables.pack_table({"a": 1, "b": [b"x", None, {"c": 2.5}]}),), (amqp_tables.Malformed,)),
     Parser("packets.amqp-method", amqp_layer.arguments, lambda: (_talk()[15:200], b"\0\x0a\0\x0a\0\x09")),
     Parser("packets.amqp-secrets", amqp_methods.without_secrets, lambda: (_talk()[15:200],)),
