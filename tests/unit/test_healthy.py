@@ -243,3 +243,32 @@ def test_a_lock_shared_between_processes():
     shared = [lock(kind="shared-semaphore", shared=True)]
     assert verdict(one("futex", [enter, MAIN], blocked_s=12.0, locks=shared)).code == "waiting"
     assert verdict(one("futex", [enter, MAIN], blocked_s=60.0, locks=shared)).code == "inconclusive"
+
+
+HIDDEN_CALLS = Seen("none", missing=(Missing("system calls", "may not be read", "grant CAP_DAC_READ_SEARCH"),))
+CROSSED = ["takes /srv/app/locks.py:41", MAIN]
+
+
+@pytest.mark.parametrize(
+    ("stack", "wchan", "code"),
+    [
+        (EVENT, "futex_do_wait", "idle"),
+        (QUEUE, "futex_do_wait", "idle"),
+        (POOL, "futex_do_wait", "idle"),
+        (SYNC, "do_select", "idle"),
+        (JOIN, "futex_do_wait", "waiting"),
+        (BLPOP, "wait_woken", "inconclusive"),
+        (KOMBU, "wait_woken", "inconclusive"),
+        (ASYNLOOP, "do_epoll_wait", "inconclusive"),
+        (CROSSED, "futex_do_wait", "inconclusive"),
+    ],
+)
+def test_by_the_stack_alone_only_what_is_healthy_whatever_the_call_is(stack, wchan, code):
+    """System calls may not be read: with SYS_PTRACE but without DAC_READ_SEARCH."""
+    found = verdict(
+        snapshot(
+            thread(syscall=None, state="S", blocked_s=86_400.0, wchan=wchan), stacks={100: stack}, seen=HIDDEN_CALLS
+        )
+    )
+    assert found.code == code, found.summary
+    assert code != "inconclusive" or found.later[0].do == "grant CAP_DAC_READ_SEARCH"

@@ -1,7 +1,7 @@
 """Yama's restriction of ptrace, which the development kernel has not: .venv/bin/python -m tests.vm RELEASE -- .venv/bin/python -m tests.vm.yama
 
 A debug container as the target's own user without capabilities sees all where kernel.yama.ptrace_scope is 0; at 1, which
-is Debian's and Ubuntu's usual one for desktops and many servers, it is told of the one that does; at 3 nobody sees it.
+is Ubuntu's usual one, it is told of the one that does; at 3 nobody sees it.
 """
 
 from __future__ import annotations
