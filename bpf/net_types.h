@@ -8,8 +8,13 @@
 #include "types.h"
 
 #ifdef __BCC__
-/* The kernel's header of BPF itself: it needs types that an older bcc does not have, and nothing here needs it. */
+/*
+ * Left out is the kernel's header of BPF itself: from 6.2 on it needs types of the uapi header that comes with bcc, in which
+ * an older bcc (0.26) lacks them. Before that others need it.
+ */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 2, 0)
 #define _LINUX_BPF_H
+#endif
 #include <net/sock.h>
 #include <net/tcp_states.h>
 #define HAS_IPV6 IS_ENABLED(CONFIG_IPV6)
