@@ -99,8 +99,9 @@ class Examiner:
 
     def submit(self, pids: tuple[int, ...], budgets: Budgets) -> None:
         young = time.monotonic() - KEPT_S
-        known = {pid: self._earlier[pid] for pid in pids if pid in self._earlier}
-        job = _Job(set(pids), budgets, {pid: earlier for pid, (at, earlier) in known.items() if at > young})
+        # Also what was found of a process that had ended by then: nobody asks for that again.
+        self._earlier = {pid: kept for pid, kept in self._earlier.items() if kept[0] > young}
+        job = _Job(set(pids), budgets, {pid: self._earlier[pid][1] for pid in pids if pid in self._earlier})
         self._running.append(job)
         self._jobs.put(job)
 
