@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -127,6 +129,47 @@ def doctor(engine: str) -> dict[str, Any]:
     return {"engine": engine, "case": "doctor", "right": done.status in (0, 1), "doctor": abilities}
 
 
+def conntrack(name: str, without: frozenset[str]) -> str:
+    """By which means the kernel tells of a lost entry, once it was refused the others; or why by none."""
+    from stucktrace.collectors import conntrack_hooks
+    from stucktrace.collectors.ctnetlink import Tuple
+    from stucktrace.collectors.kernel import Kernel
+    from stucktrace.collectors.libbpf import BpfError
+
+    loopback = socket.inet_aton("127.0.0.1")
+    with Kernel(without) as core, socket.create_server(("127.0.0.1", 0)) as server:
+        try:
+            stream = conntrack_hooks.Stream(core)
+        except BpfError as error:
+            return f"refused: {error}"
+        with contextlib.closing(stream), socket.create_connection(server.getsockname()) as client:
+            port, to = client.getsockname()[1], server.getsockname()[1]
+            stream.follow([Tuple(loopback, port, loopback, to)])
+            namespaces.run(name, "conntrack", "-D", "-p", "tcp", "--orig-port-src", str(port))
+            assert select.select([stream.fd], [], [], 60)[0], "the lost entry was not told of"
+            assert [event.reason for event in stream.events()] == ["deleted by a program"]
+            return stream.means
+
+
+def conntrack_rungs() -> dict[str, Any]:
+    line: dict[str, Any] = {"engine": "core", "case": "conntrack, told of by the kernel"}
+    name = f"st{os.getpid():x}x9a"
+    subprocess.run(["ip", "netns", "attach", name, str(os.getpid())], check=True)
+    rules = "add table inet t\nadd chain inet t c { type filter hook output priority 0; }\nadd rule inet t c ct state established accept\n"
+    namespaces.run(name, "nft", "-f", "-", text=rules)
+    try:
+        rungs = {
+            "fentry": conntrack(name, frozenset()),
+            "kprobe": conntrack(name, frozenset({"fentry"})),
+        }
+    except Exception:
+        return {**line, "right": False, "because": traceback.format_exc()}
+    finally:
+        subprocess.run(["ip", "netns", "exec", name, "nft", "delete", "table", "inet", "t"], check=True)
+        subprocess.run(["ip", "netns", "delete", name], check=True)
+    return {**line, "right": True, "rungs": rungs}
+
+
 def examined(name: str, case: Case, engine: str) -> dict[str, Any]:
     began = time.monotonic()
     line: dict[str, Any] = {"engine": engine, "case": name}
@@ -159,7 +202,10 @@ def main() -> int:
             line = examined(name, CASES[name], engine)
             right = right and line["right"]
             print(json.dumps(line), flush=True)
-    print(json.dumps(doctor(engines[0])), flush=True)
+    if not set(wanted) & set(CASES):
+        for line in (conntrack_rungs(), doctor(engines[0])):
+            right = right and line["right"]
+            print(json.dumps(line), flush=True)
     return 0 if right else 1
 
 

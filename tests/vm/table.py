@@ -28,6 +28,7 @@ def section(lines: Iterable[Mapping[str, Any]]) -> str:
     verdicts: dict[str, dict[str, str]] = {}
     missing: dict[str, set[str]] = {engine: set() for engine in ENGINES}
     rungs: Mapping[str, str] = {}
+    conntrack: Mapping[str, str] = {}
     doctor: list[Mapping[str, Any]] = []
     for line in lines:
         if "verdict" in line:
@@ -39,7 +40,10 @@ def section(lines: Iterable[Mapping[str, Any]]) -> str:
         elif "same" in line:
             for engine in ENGINES:
                 _add(hooks, engine, line[f"{engine}_hooks"])
-            verdicts.setdefault(f"{line['case']}: what is seen", {}).update(dict.fromkeys(ENGINES, "the same"))
+            for case, found in _compared(line):
+                verdicts.setdefault(case, {}).update(found)
+        elif "rungs" in line:
+            conntrack = line["rungs"]
         else:
             rungs = line
     parts = ["| what is seen | engine core | engine bcc |", "|---|---|---|"]
@@ -48,6 +52,11 @@ def section(lines: Iterable[Mapping[str, Any]]) -> str:
     ]
     parts += ["", "| case | engine core | engine bcc |", "|---|---|---|"]
     parts += [f"| {case} | {found.get('core', '')} | {found.get('bcc', '')} |" for case, found in verdicts.items()]
+    if conntrack:
+        parts += [
+            "",
+            "Lost conntrack entries are told of by: " + ", ".join(_means(*rung) for rung in conntrack.items()) + ".",
+        ]
     if rungs:
         parts += ["", "Counts of calls are exact by: " + ", ".join(_rung(*rung) for rung in rungs.items()) + "."]
     for engine in ENGINES:
@@ -73,6 +82,17 @@ def _add(hooks: dict[str, dict[str, set[str]]], engine: str, found: Mapping[str,
 
 def _used(found: Mapping[str, set[str]], engine: str) -> str:
     return "; ".join(sorted(found.get(engine, ()))).replace("|", "\\|")
+
+
+def _compared(line: Mapping[str, Any]) -> list[tuple[str, dict[str, str]]]:
+    """Case -> engine -> what it found, of what both engines looked at."""
+    if line["case"] != "verdicts":
+        return [(f"{line['case']}, as they are told of", dict.fromkeys(ENGINES, "the same"))]
+    return [(case, {engine: " ".join(line[engine][case][1:]) for engine in ENGINES}) for case in line["core"]]
+
+
+def _means(name: str, means: str) -> str:
+    return f"no {name} ({means.removeprefix('refused: ')})" if means.startswith("refused") else means
 
 
 def _rung(name: str, means: str) -> str:
