@@ -19,7 +19,6 @@
 #include <net/tcp_states.h>
 #define HAS_IPV6 IS_ENABLED(CONFIG_IPV6)
 
-
 #else
 
 #define HAS_IPV6 1 /* asked for by its field */
