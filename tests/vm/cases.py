@@ -24,8 +24,8 @@ from tests.harness import agent, command, crowd, kernel, namespaces, targets
 from tests.live.test_agent import IDLE
 from tests.live.test_conntrack import INVALID, PORT, SERVER, Node, strict
 
-WINDOW_S = 5
-"""Long enough for a retransmission or two."""
+OUTAGE_S = 6.0
+"""A connection is called half-open from 5 s on."""
 Case = Callable[[str], tuple[str, command.Report]]
 
 
@@ -72,13 +72,13 @@ def evicted(engine: str) -> tuple[str, command.Report]:
         return "half-open proven", report
 
 
-def retransmits(engine: str) -> tuple[str, command.Report]:
-    """A connection that was cut, looked at through a sampling window while the kernel retransmits."""
+def cut_off(engine: str) -> tuple[str, command.Report]:
+    """A connection in another namespace that was cut, while the kernel retransmits."""
     with node() as (made, pair), contextlib.ExitStack() as stack:
         client = made.connect(stack)
         pair.cut(PORT)
-        client.send()
-        return "half-open likely", command.explain(client.target.pid, "--engine", engine, "--sample", WINDOW_S)
+        client.send(outage_s=OUTAGE_S)
+        return "half-open likely", command.explain(client.target.pid, "--engine", engine)
 
 
 def agents_stream(engine: str) -> tuple[str, command.Report]:
@@ -117,7 +117,7 @@ CASES: dict[str, Case] = {
     "stopped": stopped,
     "spinning": spinning,
     "conntrack entry evicted": evicted,
-    "retransmissions in a window": retransmits,
+    "cut line": cut_off,
     "agent": agents_stream,
 }
 
