@@ -175,12 +175,25 @@ def test_nothing_stays_open():
     assert open_fds() == before
 
 
+WITHOUT_HEADERS = "for place in /lib/modules /usr/src; do [ ! -d $place ] || mount -t tmpfs none $place; done"
+WITHOUT_BTF = "mount -t tmpfs none /sys/kernel/btf"
+
+
+def hidden(*commands: str) -> tuple[str, ...]:
+    return ("unshare", "--mount", "sh", "-c", f'{"; ".join(commands)}; exec "$@"', "sh")
+
+
+def test_without_btf_and_headers_both_ways_out_are_named():
+    inside = run_inside(OPEN, *hidden(WITHOUT_BTF, WITHOUT_HEADERS), argument="auto")
+    found = json.loads(inside.stdout)
+    assert not found["kernel"]
+    ((_, because, remedy),) = found["missing"]
+    assert "no BTF" in because and "engine bcc" in because
+    assert f"linux-headers-{os.uname().release}" in remedy and "CONFIG_DEBUG_INFO_BTF" in remedy
+
+
 def test_engine_bcc_without_headers_names_the_package():
-    """Hidden where this machine has them."""
-    hidden = "for place in /lib/modules /usr/src; do [ ! -d $place ] || mount -t tmpfs none $place; done"
-    done = command.run(
-        "pid", os.getpid(), "--engine", "bcc", prefix=("unshare", "--mount", "sh", "-c", f'{hidden}; exec "$@"', "sh")
-    )
+    done = command.run("pid", os.getpid(), "--engine", "bcc", prefix=hidden(WITHOUT_HEADERS))
     assert (done.status, done.stdout) == (3, "")
     assert done.stderr.startswith("stucktrace: engine bcc cannot be used: ") and done.stderr.count("\n") == 1
     assert f"linux-headers-{os.uname().release}" in done.stderr
