@@ -258,17 +258,28 @@ def _look(
 
 
 def _look_by_proc(flows: Mapping[int, Tuple], asking: AbstractSet[int], place: Place) -> dict[int, Answer]:
-    """As `_look`, where netfilter may not be asked. What rules there are is not seen, and so is taken for granted."""
+    """As `_look`, where netfilter may not be asked. What rules there are is not seen, and so is taken for granted.
+
+    An entry is absent only when a second look does not see it either: a single one can overlook it.
+    """
     found: dict[int, Answer] = {}
+    read = partial(conntrack_proc.from_address, place.pid)
     for inode, flow in flows.items() if ctnetlink.is_there() else ():
-        tracked = _remembered(place.netns or -place.pid, flow.source, partial(conntrack_proc.from_address, place.pid))
-        entry = min((one for one in tracked if one.is_of(flow)), key=lambda one: one.zone, default=None)
+        tracked = _remembered(place.netns or -place.pid, flow.source, read)
+        entry = _entry_of(flow, tracked)
+        missed = entry is None and inode not in asking and any(one.answered and is_alike(one, flow) for one in tracked)
+        if missed:
+            entry = _entry_of(flow, read(flow.source))
         if entry is not None:
             zone = f" (zone {entry.zone})" if entry.zone else ""
             found[inode] = Answer(PRESENT, f"{place.where}{zone}", entry=entry)
-        elif inode not in asking and any(one.answered and is_alike(one, flow) for one in tracked):
+        elif missed:
             found[inode] = Answer(ABSENT, place.where, UNKNOWN_RULES, flow=flow)
     return found
+
+
+def _entry_of(flow: Tuple, tracked: tuple[Entry, ...]) -> Entry | None:
+    return min((one for one in tracked if one.is_of(flow)), key=lambda one: one.zone, default=None)
 
 
 def _remembered(inode: int, address: bytes, ask: Callable[[bytes], tuple[Entry, ...]]) -> tuple[Entry, ...]:

@@ -3,12 +3,15 @@
 Source: /proc/PID/net/nf_conntrack (CONFIG_NF_CONNTRACK_PROCFS; root, or DAC_READ_SEARCH) and
 /proc/PID/net/stat/nf_conntrack (anybody), of a process that lives in the namespace. Neither needs NET_ADMIN or
 SYS_ADMIN. The price: the table is read as a whole, so a large one is not; rules and events are not seen.
+When it is wrong: most kernels find each next page of it by the number of entries before (slowly, too), so one that goes
+meanwhile can hide one that stays. What is not in it once may be in it all the same.
 """
 
 from __future__ import annotations
 
 import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +20,9 @@ from stucktrace.collectors.ctnetlink import ASSURED, HARDWARE_OFFLOAD, OFFLOAD, 
 from stucktrace.facts import ConntrackFact
 
 MOST_ENTRIES = 50_000
-"""About 0.1 s."""
+"""About 0.1 s where the kernel remembers where a page ended."""
+READ_S = 0.5
+"""Where it does not, the time grows with the square of the entries."""
 MAXIMUM = Path("/proc/sys/net/netfilter/nf_conntrack_max")
 COUNTERS = ("found", "invalid", "insert_failed", "drop", "early_drop", "search_restart")
 _ENDS = re.compile(rb"src=(\S+) dst=(\S+) sport=(\d+) dport=(\d+) ")
@@ -29,7 +34,7 @@ _FLAGS = {b"[ASSURED]": ASSURED, b"[OFFLOAD]": OFFLOAD, b"[HW_OFFLOAD]": HARDWAR
 def from_address(pid: int, address: bytes) -> tuple[Entry, ...]:
     """TCP entries of every zone in which `address` opened the flow or answers it, in the namespace of `pid`.
 
-    OSError where the table may not be read, is not shown (FileNotFoundError) or is too large.
+    OSError where the table may not be read, is not shown (FileNotFoundError), is too large or takes too long.
     """
     count = counters(pid).get("entries", 0)
     if not count:
@@ -39,8 +44,11 @@ def from_address(pid: int, address: bytes) -> tuple[Entry, ...]:
     found = []
     # As the kernel writes it: IPv6 without any abbreviation.
     sought = b"src=" + (socket.inet_ntoa(address) if len(address) == 4 else address.hex(":", 2)).encode()
+    end = time.monotonic() + READ_S
     with open(f"/proc/{pid}/net/nf_conntrack", "rb") as table:
         for line in table:
+            if time.monotonic() > end:
+                raise OSError(f"its {count} entries take more than {READ_S:g} s to read")
             if sought in line and (entry := parse_entry(line)) and address in (entry.orig.source, entry.reply.source):
                 found.append(entry)
     return tuple(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
-from stucktrace.collectors import conntrack_proc, ctnetlink
+from stucktrace.collectors import conntrack, conntrack_proc, ctnetlink
 from stucktrace.collectors.ctnetlink import Tuple
 
 PLAIN = (
@@ -50,3 +50,19 @@ def test_offloaded_and_translated():
 @pytest.mark.parametrize("line", [b"", b"\xff" * 200, PLAIN[:90], PLAIN.replace(b"tcp      6", b"udp      17")])
 def test_no_entry(line: bytes):
     assert conntrack_proc.parse_entry(line) is None
+
+
+@pytest.mark.parametrize(("second", "wanted"), [(True, conntrack.PRESENT), (False, conntrack.ABSENT)])
+def test_an_entry_that_one_look_overlooked_is_not_absent(
+    monkeypatch: pytest.MonkeyPatch, second: bool, wanted: str
+) -> None:
+    """The look that misses one that is there stands for a kernel whose table changes while it is read."""
+    entry = conntrack_proc.parse_entry(PLAIN)
+    other = conntrack_proc.parse_entry(PLAIN.replace(b"35960", b"35962"))
+    assert entry is not None and other is not None
+    looks = [(other,), (other, entry) if second else (other,)]
+    monkeypatch.setattr(conntrack_proc, "from_address", lambda pid, address: looks.pop(0))
+    monkeypatch.setattr(ctnetlink, "is_there", lambda: True)
+    conntrack._recently.clear()
+    place = conntrack.Place(1, "", "here", 1, True, {})
+    assert conntrack._look_by_proc({7: entry.orig}, frozenset(), place)[7].state == wanted and not looks
