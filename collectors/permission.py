@@ -13,9 +13,19 @@ from contextlib import suppress
 from pathlib import Path
 
 BITS = {
-    "DAC_READ_SEARCH": 2, "SETGID": 6, "SETUID": 7, "SETPCAP": 8, "NET_ADMIN": 12, "NET_RAW": 13, "SYS_CHROOT": 18,
-    "SYS_PTRACE": 19, "SYS_ADMIN": 21, "SYS_RESOURCE": 24, "PERFMON": 38, "BPF": 39,
-}  # fmt: skip
+    "DAC_OVERRIDE": 1,
+    "DAC_READ_SEARCH": 2,
+    "SETGID": 6,
+    "SETUID": 7,
+    "NET_ADMIN": 12,
+    "NET_RAW": 13,
+    "SYS_CHROOT": 18,
+    "SYS_PTRACE": 19,
+    "SYS_ADMIN": 21,
+    "SYS_RESOURCE": 24,
+    "PERFMON": 38,
+    "BPF": 39,
+}
 """linux/capability.h."""
 FOR_BPF = ("BPF", "PERFMON")
 LAST = Path("/proc/sys/kernel/cap_last_cap")
@@ -28,9 +38,12 @@ def lacking(*names: str) -> tuple[str, ...]:
     """Those of these capabilities that are not in force, in the kernel's own terms.
 
     SYS_ADMIN stands in for BPF and PERFMON; a kernel that does not know these yet (before 5.8) wants it instead.
+    DAC_OVERRIDE, which container runtimes grant by default, stands in for DAC_READ_SEARCH.
     """
     effective = _effective()
     absent = [name for name in names if not effective >> BITS[name] & 1]
+    if effective >> BITS["DAC_OVERRIDE"] & 1:
+        absent = [name for name in absent if name != "DAC_READ_SEARCH"]
     if not set(absent).isdisjoint(FOR_BPF):
         if effective >> BITS["SYS_ADMIN"] & 1:
             absent = [name for name in absent if name not in FOR_BPF]
@@ -88,10 +101,11 @@ def confined(*, call: bool = True, locks_memory: bool = False) -> str:
             _yama(),
             _lockdown() if call else "",
             _seccomp() if call else "",
-            _locked_memory() if locks_memory else "",
         )
         if way
     ]
+    if not found and locks_memory and (way := _locked_memory()):
+        found = [way]
     if not found:
         found = ["a security module or a sandbox does; the kernel's log (journalctl -k) may say which"]
     return f"no capability is lacking: {'; or '.join(found)}"
@@ -137,7 +151,7 @@ def _seccomp() -> str:
         filtered = "\nSeccomp:\t2\n" in Path("/proc/self/status").read_text()
     except OSError:
         return ""
-    return "its seccomp profile does (packaging/seccomp.json allows all that is needed)" if filtered else ""
+    return "its seccomp profile does (packaging/seccomp.json allows what is needed)" if filtered else ""
 
 
 def _locked_memory() -> str:

@@ -46,7 +46,7 @@ With the capabilities there, these can still say no; the report then names them 
 
 | what | how it shows | what helps |
 |---|---|---|
-| the runtime's seccomp profile | `bpf`, `process_vm_readv`, `pidfd_getfd` or `setns` refused (EPERM) | packaging/seccomp.json as the Localhost profile |
+| the runtime's seccomp profile | `bpf`, `perf_event_open`, `pidfd_getfd` or `setns` refused (EPERM). containerd before 1.7 and Docker before 23 allow `bpf` with SYS_ADMIN alone, CRI-O and podman `perf_event_open` | packaging/seccomp.json as the Localhost profile |
 | AppArmor (`docker-default`, `cri-containerd.apparmor.d`) | memory of processes outside of the container | `appArmorProfile: {type: Unconfined}` |
 | SELinux (`container_t`) | the same | `seLinuxOptions: {type: spc_t}` |
 | Yama, `kernel.yama.ptrace_scope` | 1 and 2: lifted by SYS_PTRACE. 3: nobody may look | a reboot without it |

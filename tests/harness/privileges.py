@@ -22,7 +22,7 @@ from typing import Any
 
 from tests.harness import kernel, namespaces, targets
 
-UNDER_SECCOMP = Path(__file__).with_name("under_seccomp.py")
+UNDER_SECCOMP, UNDER_LANDLOCK = (Path(__file__).with_name(f"under_{name}.py") for name in ("seccomp", "landlock"))
 PROFILE = Path(__file__).parents[2] / "packaging" / "seccomp.json"
 PYTHON = "/usr/bin/python3"
 """One that every user may run."""
@@ -100,9 +100,24 @@ def _listed(names: Collection[str]) -> str:
     return ",".join(["-all", *(f"+{name.lower()}" for name in names)])
 
 
-def filtered() -> list[str]:
-    """Behind packaging/seccomp.json. Comes last, for the filter stays."""
-    return [PYTHON, str(UNDER_SECCOMP), str(PROFILE)]
+def filtered(profile: Path = PROFILE) -> list[str]:
+    """Behind a seccomp profile. Comes last, for the filter stays."""
+    return [PYTHON, str(UNDER_SECCOMP), str(profile)]
+
+
+def profile_without(folder: Path, name: str) -> Path:
+    """packaging/seccomp.json less one system call."""
+    profile = json.loads(PROFILE.read_text())
+    for rule in profile["syscalls"]:
+        rule["names"] = [one for one in rule["names"] if one != name]
+    path = folder / f"without-{name}.json"
+    path.write_text(json.dumps(profile))
+    return path
+
+
+def by_a_security_module() -> list[str]:
+    """In a Landlock domain, which may look at nothing outside."""
+    return [PYTHON, str(UNDER_LANDLOCK)]
 
 
 def read_only(state: Path) -> list[str]:

@@ -41,6 +41,14 @@ ALSO: dict[str, tuple[str | int, ...]] = {
 }
 
 
+REFUSALS = {
+    "a seccomp profile without bpf": ("BPF", "seccomp profile"),
+    "a security module": ("open files", "a security module"),
+    "a user namespace": ("open files", "hostUsers: true"),
+}
+"""What refuses although every capability is there -> what is missed for it, and how the refusal is named."""
+
+
 class Looks:
     """What each of them saw; all of them were begun together."""
 
@@ -64,7 +72,7 @@ class Looks:
 
 
 @pytest.fixture(scope="module")
-def looks(wheel: Installed) -> Iterator[Looks]:
+def looks(wheel: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Looks]:
     with ThreadPoolExecutor(4) as pool, privileges.hang() as hung:
         looks = Looks(pool, hung, wheel.command)
         exact, filtered = documented.AGENT, privileges.filtered()
@@ -79,6 +87,14 @@ def looks(wheel: Installed) -> Iterator[Looks]:
             looks.run(f"{name} without", privileges.as_root([one for one in WIDER if one != lost]), words)
         for name, words in ALSO.items():
             looks.run(name, everything, words)
+        folder = tmp_path_factory.mktemp("profiles")
+        refusing = {
+            "a seccomp profile without bpf": privileges.filtered(privileges.profile_without(folder, "bpf")),
+            "a security module": privileges.by_a_security_module(),
+            "a user namespace": ["unshare", "--user", "--map-root-user"],
+        }
+        for name in REFUSALS:
+            looks.run(name, refusing[name], ("pid", "PID", "--json"))
         yield looks
 
 
@@ -129,6 +145,15 @@ def test_without_one_of_them_it_is_named(looks: Looks, name: str):
     said = [*remedies(report), watched.said]
     assert any(capabilities(remedy) == {name} for remedy in remedies(report)), said
     assert not any(capabilities(text) & there for text in said), said
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_refuses_all_the_same_is_no_capability(looks: Looks, name: str):
+    what, word = REFUSALS[name]
+    report = json.loads(looks[name].stdout)
+    found = {missing["what"]: missing["remedy"] for missing in report["seen"]["missing"]}
+    assert word in found[what], found
+    assert not capabilities("".join(found.values())), found
 
 
 @pytest.mark.parametrize("name", COMMANDS)
