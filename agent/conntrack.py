@@ -63,7 +63,7 @@ def run(pids: tuple[int, ...], window_s: float, *, as_json: bool) -> int:
         first = next(iter(seen.missing), NOT_THE_NODE)
         raise NotPermitted(first.because, first.remedy)
     checks = conntrack_table.checks(seen.tables, seen.flows, on_aws=_on_aws())
-    status = worst({0, *(EXIT_STATUS[check.status] for check in checks), *({3} if pids and seen.missing else ())})
+    status = worst({0, *(EXIT_STATUS[check.status] for check in checks), *({3} if pids and missing else ())})
     built = build(processes, seen, checks, tuple(dict.fromkeys(missing)), given=bool(pids))
     built["status"] = STATUS_NAME[status]
     if as_json:
@@ -73,7 +73,7 @@ def run(pids: tuple[int, ...], window_s: float, *, as_json: bool) -> int:
 
         write(conntrack_text.render(built, colour=colour_wanted(), width=terminal_width()))
     if status == 3:
-        complain(seen.missing[0].because, seen.missing[0].remedy)
+        complain(missing[0].because, missing[0].remedy)
     return status
 
 

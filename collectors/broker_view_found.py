@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from stucktrace.broker_urls import BrokerUrl
-from stucktrace.collectors import broker_view, broker_view_redis, child_output
+from stucktrace.collectors import broker_view, broker_view_redis, child_output, permission
 from stucktrace.collectors.broker_view import WHAT, outbound
 from stucktrace.collectors.broker_view_management import number, pid_in
 from stucktrace.errors import CollectorError
@@ -38,6 +38,8 @@ _PROGRAMS = (
     "/usr/sbin/rabbitmqctl",
 )
 _COMMAND_S = 20
+_COULD_NOT_ENTER = 126
+"""The status of inside.py."""
 _MOST_BYTES, _MOST_ERROR_BYTES = 64 << 20, 1 << 16
 _REDIS = ("redis-server", "valkey-server", "keydb-server")
 
@@ -136,7 +138,8 @@ class _Ctl:
         if status:
             said = (errors or output).decode(errors="replace").strip().splitlines()
             why = said[0] if said else f"status {status}"
-            raise CollectorError(WHAT, f"rabbitmqctl {command} failed: {why[:200]}", _REMEDY)
+            remedy = _to_run_there(self._pid) if status == _COULD_NOT_ENTER and self._pid is not None else _REMEDY
+            raise CollectorError(WHAT, f"rabbitmqctl {command} failed: {why[:200]}", remedy)
         try:
             answer = json.loads(output or b"[]")
         except (ValueError, RecursionError):
@@ -144,6 +147,11 @@ class _Ctl:
         if not isinstance(answer, list):
             raise CollectorError(WHAT, f"rabbitmqctl {command} gave no list", _REMEDY)
         return [row for row in answer if isinstance(row, dict)]
+
+
+def _to_run_there(pid: int) -> str:
+    needs = ("DAC_READ_SEARCH", "SYS_CHROOT", "SETUID", "SETGID")
+    return f"{permission.to_enter(pid, *needs)}, or give --broker http://user@host:15672"
 
 
 def _run(line: list[str], given: bytes) -> tuple[int, bytes, bytes]:

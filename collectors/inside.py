@@ -9,11 +9,14 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import struct
 import sys
 from contextlib import suppress
 
 _NAMESPACES = ("user", "ipc", "uts", "net", "pid", "mnt")
 _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 24, 38
+_CAPABILITY_VERSION = 0x20080522
+"""_LINUX_CAPABILITY_VERSION_3."""
 _KEPT = ("HOME", "PATH", "LANG", "LC_ALL")
 _PREFIXES = ("RABBITMQ_", "ERL_EPMD_")
 
@@ -38,6 +41,7 @@ def main() -> None:
     if child:
         # A PID namespace that was entered is that of children alone.
         os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF)
+    powerless()
     null = os.open("/dev/null", os.O_RDONLY)
     os.dup2(null, 0)
     for program in (*programs, *beside(words, programs[0].rpartition("/")[2])):
@@ -61,6 +65,14 @@ def harmless() -> None:
     for capability in range(64):
         libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def powerless() -> None:
+    """Also where the user entered is root, and SETPCAP is not there to empty the bounding set: what has no capability
+    now gets none by executing a program, for no_new_privs is set."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.capset(struct.pack("=Ii", _CAPABILITY_VERSION, 0), bytes(24)):
+        raise OSError(ctypes.get_errno(), "its capabilities cannot be given up")
 
 
 def enter(pid: str) -> None:

@@ -8,6 +8,7 @@ offsets says (`_Py_DebugOffsets.interpreter_state.imports_modules`). A dict is t
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 
@@ -57,8 +58,13 @@ class Modules:
 
 def unreadable(pid: int) -> Missing | None:
     """Why a Python process's objects cannot be read, by its interpreter; None where they can."""
+    what = "what stands in Python's memory, such as Celery's settings"
     try:
+        # It asks for the same right as the memory.
+        os.stat(f"/proc/{pid}/exe")
         found = interpreter.find(pid)
+    except PermissionError:
+        return Missing(what, "its memory may not be read", memory.permission_remedy())
     except OSError:
         return None
     if found is None or _is_known(found):
@@ -66,7 +72,7 @@ def unreadable(pid: int) -> Missing | None:
     name = f"{found.implementation} {found.version}{' without a GIL' if found.free_threaded else ''}".strip()
     known = not found.free_threaded and found.minor in frame_offsets.KNOWN
     because = f"{name} {'does not say where its state is' if known else 'is not one whose objects can be read'}"
-    return Missing("what stands in Python's memory, such as Celery's settings", because, "CPython 3.8 to 3.14 can")
+    return Missing(what, because, "CPython 3.8 to 3.14 can")
 
 
 def _is_known(found: Interpreter) -> bool:

@@ -1,7 +1,15 @@
-"""docs/privileges.md, written from agent/privileges.py: `python -m tests.privileges` (`test_privileges.py` compares)."""
+"""docs/privileges.md, written from agent/privileges.py: `python -m tests.privileges` (`test_privileges.py` compares).
+
+`python -m tests.privileges --try [FEATURE...]` runs each feature on a real hang of another user in another network
+namespace: with exactly what is documented, then with each capability taken away, and shows what is lost.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 from stucktrace import privileges
@@ -81,7 +89,54 @@ def page() -> str:
     return HEAD + "\n".join([*features, "", *capabilities, "", agent]) + "\n" + REST
 
 
+WORDS = {
+    "pid": "pid PID",
+    "pid --engine none": "pid PID --engine none",
+    "pid --native": "pid PID --native",
+    "pid --probe": "pid PID --probe",
+    "pid --broker rabbitmqctl": "pid BROKERS --broker rabbitmqctl",
+    "ps": "ps --all",
+    "record": "record PID -o JOURNAL",
+    "audit": "audit PID",
+    "amqp": "amqp PID --for 1s",
+    "conntrack": "conntrack PID",
+    "unstick": "unstick PID --dry-run",
+}
+"""What is run for a feature; the agent has tests of its own."""
+
+
+def try_all(wanted: list[str]) -> None:
+    """Half a minute after the hang began, so that unstick takes it for proven."""
+    from tests.harness import brokers, celery, installed, namespaces
+    from tests.harness import privileges as hangs
+
+    with contextlib.ExitStack() as stack:
+        place, hung = stack.enter_context(installed.installed()), stack.enter_context(hangs.hang())
+        pids = {"PID": str(hung.pid), "JOURNAL": str(place.empty / "journal")}
+        if not wanted or "pid --broker rabbitmqctl" in wanted:
+            pair = stack.enter_context(namespaces.pair())
+            worker = celery.worker(stack.enter_context(brokers.rabbitmq(pair)), "-Q", "kept", "-n", "privileges@test")
+            pids["BROKERS"] = str(stack.enter_context(worker).main)
+        time.sleep(35)
+        for feature in privileges.FEATURES:
+            if feature.name not in WORDS or (wanted and feature.name not in wanted):
+                continue
+            words = [pids.get(word, word) for word in WORDS[feature.name].split()]
+            for dropped in ("", *feature.needs):
+                (place.empty / "journal").unlink(missing_ok=True)
+                prefix = hangs.as_root([name for name in feature.needs if name != dropped])
+                line = [*prefix, str(place.command), *words]
+                done = subprocess.run(line, capture_output=True, cwd="/", stdin=subprocess.DEVNULL)
+                text = (done.stdout + b"\n" + done.stderr).decode(errors="replace")
+                said = [line.strip() for line in text.splitlines() if "CAP_" in line or "Remedy" in line]
+                title = f"without {dropped}" if dropped else "with all of them"
+                print(f"{feature.name:<26} {title:<24} status {done.returncode}  {' / '.join(said)[:240]}", flush=True)
+
+
 if __name__ == "__main__":
+    if "--try" in sys.argv:
+        try_all([word for word in sys.argv[1:] if word != "--try"])
+        sys.exit()
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(page())
     print(PAGE.relative_to(Path.cwd()) if PAGE.is_relative_to(Path.cwd()) else PAGE)

@@ -117,7 +117,7 @@ def watched_for(seconds: float) -> threading.Timer:
 
 def complain_of(table: Table, rows: Collection[Row]) -> int:
     """One line where nothing is shown or too little could be seen, and the exit status."""
-    from stucktrace.collectors import procfs
+    from stucktrace.collectors import permission, procfs
 
     if table.blind or (not rows and procfs.hides_processes()):
         complain(*table.blind or ("/proc is mounted with hidepid", procfs.UNHIDDEN))
@@ -128,6 +128,9 @@ def complain_of(table: Table, rows: Collection[Row]) -> int:
             "--match REGEX or --all shows other Python processes; a debug container needs the target's PID namespace "
             "(hostPID, or --target)",
         )
+    short = permission.lacking("SYS_PTRACE", "DAC_READ_SEARCH")
+    if short and any(row.verdict is not None and row.verdict.code == "inconclusive" for row in rows):
+        complain("some of them could not be read", permission.remedy(*short, otherwise="run as their user"))
     return 0
 
 
