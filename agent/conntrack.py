@@ -56,14 +56,15 @@ def run(pids: tuple[int, ...], window_s: float, *, as_json: bool) -> int:
         seen = conntrack_node.collect(sockets, tuple(processes), window_s)
     else:
         seen = Seen((), (), 0, ())
-    missing = (*frame.for_all, *(one for those in frame.missing.values() for one in those), *seen.missing)
+    unseen = (*(one for those in frame.missing.values() for one in those), *seen.missing)
+    missing = (*frame.for_all, *unseen)
     if conntrack_places.node_inode() is None and ctnetlink.is_there():
         missing += (NOT_THE_NODE,)
     if ctnetlink.is_there() and not seen.tables:
         first = next(iter(seen.missing), NOT_THE_NODE)
         raise NotPermitted(first.because, first.remedy)
     checks = conntrack_table.checks(seen.tables, seen.flows, on_aws=_on_aws())
-    status = worst({0, *(EXIT_STATUS[check.status] for check in checks), *({3} if pids and missing else ())})
+    status = worst({0, *(EXIT_STATUS[check.status] for check in checks), *({3} if pids and unseen else ())})
     built = build(processes, seen, checks, tuple(dict.fromkeys(missing)), given=bool(pids))
     built["status"] = STATUS_NAME[status]
     if as_json:
@@ -73,7 +74,7 @@ def run(pids: tuple[int, ...], window_s: float, *, as_json: bool) -> int:
 
         write(conntrack_text.render(built, colour=colour_wanted(), width=terminal_width()))
     if status == 3:
-        complain(missing[0].because, missing[0].remedy)
+        complain(unseen[0].because, unseen[0].remedy)
     return status
 
 
