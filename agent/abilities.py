@@ -149,6 +149,47 @@ def _waits(pid: int) -> str:
         return f"attached by {kernel.hooks['waits']}, and detached"
 
 
+def _rungs(_pid: int) -> str:
+    """Each means that hooks can have, by one program that is attached and detached again."""
+    from stucktrace.collectors import libbpf
+    from stucktrace.collectors.kernel import Kernel, open_kernel
+
+    with open_kernel("core").kernel or Kernel() as kernel:
+        tried: dict[str, Callable[[libbpf.Object], libbpf.Link]] = {
+            "fexit end_sched_yield": lambda loaded: loaded.attach("end_sched_yield"),
+            "tracepoint enter_nothing": lambda loaded: loaded.attach_tracepoint(
+                "enter_nothing", "syscalls", "sys_enter_sched_yield"
+            ),
+            "tp_btf count_return": lambda loaded: loaded.attach("count_return"),
+            "raw_tp count_return_raw": lambda loaded: loaded.attach("count_return_raw"),
+        }
+        works, refused = [], []
+        for name, attach in tried.items():
+            means, program = name.split()
+            try:
+                attach(kernel.load("waits", frozenset({program}))).close()
+                works.append(means)
+            except libbpf.BpfError as error:
+                refused.append(f"{means} ({os.strerror(error.errno or 0)})")
+            kernel.unload("waits")
+    works.append("ring buffer" if libbpf.has_ring_buffers() else "perf buffer")
+    return ", ".join(works) + (f"; refused: {', '.join(refused)}" if refused else "")
+
+
+def _conntrack_functions(_pid: int) -> str:
+    from stucktrace.collectors import conntrack_hooks, ctnetlink
+
+    if not ctnetlink.is_there():
+        return "this kernel tracks no connections"
+    with _kernel() as kernel:
+        try:
+            stream = conntrack_hooks.Stream(kernel)
+        except OSError as error:
+            return f"ctnetlink serves: the kernel's functions cannot be hooked ({error})"
+        stream.close()
+        return f"attached by {stream.means}"
+
+
 def _tcp(pid: int) -> str:
     from stucktrace.collectors import tcp
 
@@ -345,6 +386,17 @@ TESTS = (
         "the sampling window: what polls and spinning threads achieve",
         "",
         _waits,
+        needs=FOR_BPF,
+    ),
+    Test(
+        "bpf-means", "hooks by other means", "none needed where one of them works", _rungs, needed=False, needs=FOR_BPF
+    ),
+    Test(
+        "bpf-conntrack",
+        "an evicted entry at once, with the reason; ctnetlink tells of it a little later",
+        "none needed: ctnetlink serves",
+        _conntrack_functions,
+        needed=False,
         needs=FOR_BPF,
     ),
     Test(

@@ -157,6 +157,8 @@ def _entries(run: Run, pid: int, sockets: tuple[SocketFact, ...], waited_fds: Co
         return None
     from stucktrace.collectors import conntrack
 
+    if run.options.sightings:
+        run.hooks["conntrack"] = run.options.sightings.means
     collect = partial(conntrack.collect, pid, sockets, waited_fds, run.options.sightings)
     answers = run.collect("conntrack", None, collect, pid)
     for missing in answers.missing if answers else ():

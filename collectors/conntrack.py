@@ -51,6 +51,10 @@ class Sightings(Protocol):
     """What the agent saw of the connections of its processes, by the inode of the socket."""
 
     @property
+    def means(self) -> str:
+        """What tells the agent of an entry's end: fentry/..., kprobe/... or ctnetlink."""
+
+    @property
     def lost(self) -> Collection[int]:
         """Sockets of which an entry is gone."""
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 
+from stucktrace.collectors import conntrack_hooks
 from stucktrace.collectors.conntrack import Sighting
 from stucktrace.collectors.conntrack_memory import Lost, Memory
 from stucktrace.collectors.ctnetlink import Tuple
@@ -28,9 +29,9 @@ CLOSE_S = 1.0
 class Flows:
     """As `conntrack.Sightings`. `wake` is called when there is news."""
 
-    def __init__(self, wake: Callable[[], None]) -> None:
+    def __init__(self, wake: Callable[[], None], hooks: conntrack_hooks.Stream | None = None) -> None:
         self._wake = wake
-        self._memory = Memory(self._lose)
+        self._memory = Memory(self._lose, hooks)
         self._news: queue.SimpleQueue[Lost] = queue.SimpleQueue()
         self._fresh: tuple[tuple[int, ConntrackFact], ...] = ()
         self._said: set[Missing] = set()
@@ -51,6 +52,11 @@ class Flows:
         elif new:
             self._soon = True
             os.eventfd_write(self._poke, 1)
+
+    @property
+    def means(self) -> str:
+        """What tells of an entry's end as it happens."""
+        return self._memory.means
 
     @property
     def lost(self) -> frozenset[int]:

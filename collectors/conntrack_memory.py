@@ -1,7 +1,8 @@
 """Which conntrack tables of this node hold the connections of some processes, and which of them lost one.
 
 Source: sock_diag for the established connections of the processes' network namespaces; CTA GET in every table
-(conntrack_tables.py), once for each new connection and again in turn; events, which only make it faster. What was seen
+(conntrack_tables.py), once for each new connection and again in turn; events, of the kernel's functions where they can
+be had (conntrack_hooks.py), else of ctnetlink (conntrack_events.py), which only make it faster. What was seen
 once is proof that a connection is tracked there, which later makes its absence a fact about this very connection.
 """
 
@@ -12,9 +13,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from stucktrace.collectors import conntrack_events, ctnetlink, holders, netns, sock_diag
+from stucktrace.collectors import conntrack_events, conntrack_hooks, ctnetlink, holders, netns, sock_diag
 from stucktrace.collectors.addresses import endpoint, is_loopback
 from stucktrace.collectors.conntrack import Sighting, as_sent_on
 from stucktrace.collectors.conntrack_events import NEW, FlowEvent
@@ -27,6 +28,8 @@ QUESTIONS, QUESTIONS_AGAIN = 4096, 256
 """In one round: about new connections, and about those whose entry was seen before."""
 
 
+DELETED_S = 0.02
+"""From the call of the kernel's function to the entry's absence."""
 HOLDERS_S = 2.0
 """How long it is taken for known who holds which socket."""
 
@@ -44,6 +47,8 @@ class Lost:
     """The network namespace."""
     time_s: float
     """CLOCK_MONOTONIC, when it was noticed."""
+    reason: str = ""
+    """Why it went, where that was seen."""
 
 
 @dataclass(eq=False)
@@ -63,7 +68,7 @@ class _Connection:
 class Memory:
     """As `conntrack.Sightings`. Used by one thread, but for `of` and the public attributes, which any may read."""
 
-    def __init__(self, tell: Callable[[Lost], None]) -> None:
+    def __init__(self, tell: Callable[[Lost], None], hooks: conntrack_hooks.Stream | None = None) -> None:
         self.lost: frozenset[int] = frozenset()
         self.missing: tuple[Missing, ...] = ()
         self.facts: tuple[ConntrackFact, ...] = ()
@@ -72,13 +77,16 @@ class Memory:
         """(one of the processes whose connections it concerns, table)."""
         self.overruns = 0
         """How often the kernel dropped events."""
+        self.means = hooks.means if hooks is not None else "ctnetlink"
+        """What tells of an entry's end as it happens."""
         self._tell = tell
+        self._hooks = hooks
         self._pids: Collection[int] = ()
         self._connections: dict[int, _Connection] = {}
         self._names: dict[Tuple, _Connection] = {}
         self._again: deque[tuple[int, int]] = deque()
         """(inode, namespace) of what was seen, the longest ago first."""
-        self._tables = Tables()
+        self._tables = Tables(listen=hooks is None)
         self._homes: dict[int, int] = {}
         """Namespace -> the lowest pid of the processes that live there."""
         self._sockets: dict[int, socket.socket] = {}
@@ -87,7 +95,8 @@ class Memory:
 
     def fds(self) -> list[int]:
         """Readable when there are events."""
-        return [table.stream.fd for table in self._tables if table.stream is not None]
+        hooks = [self._hooks.fd] if self._hooks is not None else []
+        return hooks + [table.stream.fd for table in self._tables if table.stream is not None]
 
     def of(self, inode: int, flow: Tuple) -> tuple[Sighting, ...]:
         """Where the entry of this connection was seen."""
@@ -95,6 +104,8 @@ class Memory:
         return tuple(found.seen.values()) if found is not None and found.flow == flow else ()
 
     def close(self) -> None:
+        if self._hooks is not None:
+            self._hooks.close()
         self._tables.close()
         for diag in self._sockets.values():
             diag.close()
@@ -116,6 +127,8 @@ class Memory:
         self._keep(self._established())
         self._ask_new(tables)
         self._ask_again()
+        if self._hooks is not None:
+            self._hooks.follow(self._names)
         self.concerned = tuple((pid, table.fact) for table in tables if (pid := self._concerned(table)) is not None)
         self.concerned += tuple(self._counted())
 
@@ -207,8 +220,27 @@ class Memory:
                 self._again.append((inode, where))
                 self._check(table, known)
 
+    def _hear(self, hooks: conntrack_hooks.Stream) -> None:
+        """What the kernel's functions tell: they are called before the entry is gone, so a table is asked twice."""
+        reasons = {
+            (known.inode, event.netns): event.reason
+            for event in hooks.events()
+            for known in self._about((event,))
+            if event.netns is not None
+        }
+        for wait_s in (0.0, DELETED_S):
+            time.sleep(wait_s if reasons else 0.0)
+            for (inode, where), reason in list(reasons.items()):
+                known, table = self._connections.get(inode), self._tables.get(where or 0)
+                if known is not None and table is not None:
+                    self._check(table, known, reason)
+                    if where in known.lost:
+                        del reasons[inode, where]
+
     def listen(self, ready: Collection[int]) -> None:
         """Takes the events of those of `fds` that are ready."""
+        if self._hooks is not None and self._hooks.fd in ready:
+            self._hear(self._hooks)
         for table in list(self._tables):
             if table.stream is None or table.stream.fd not in ready:
                 continue
@@ -234,13 +266,13 @@ class Memory:
         }
         return list(found.values())
 
-    def _check(self, table: Table, known: _Connection) -> None:
+    def _check(self, table: Table, known: _Connection, reason: str = "") -> None:
         """Whether a table that had the entry of a connection has it still."""
         if self._ask(table, known):
             known.lost.discard(table.netns)
         elif table.netns not in known.lost and table.netns in known.seen and self._lives(known):
             known.lost.add(table.netns)
-            self._tell(self._loss(table, known))
+            self._tell(replace(self._loss(table, known), reason=reason))
         self.lost = self.lost | {known.inode} if known.lost else self.lost - {known.inode}
 
     def _lives(self, known: _Connection) -> bool:

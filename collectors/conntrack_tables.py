@@ -1,4 +1,5 @@
-"""The conntrack tables of a node that have entries: one a network namespace, with a socket to ask and one to listen.
+"""The conntrack tables of a node that have entries: one a network namespace, with a socket to ask and one to listen,
+which is not needed where conntrack_hooks.py hears of all tables.
 
 Source: ctnetlink in every namespace that a process of this node lives in, or that has a name (/run/netns): routers in
 between often hold no process. A socket keeps its namespace alive, so one that is otherwise gone is let go at the next
@@ -33,6 +34,7 @@ class Table:
     where: str
     asking: socket.socket
     fact: ConntrackFact
+    had_entries: bool = False
     stream: Stream | None = None
     asked: dict[int, int] = field(default_factory=dict)
     """Inode of a socket -> with how many names its entry was asked for here."""
@@ -46,7 +48,8 @@ class Table:
 class Tables:
     """All of the node's."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, listen: bool = True) -> None:
+        self._listen = listen
         self._all: dict[int, Table] = {}
         self.missing: tuple[Missing, ...] = ()
         self.counted: dict[int, ConntrackFact] = {}
@@ -54,7 +57,7 @@ class Tables:
 
     def __iter__(self) -> Iterator[Table]:
         """Those with entries, now or before."""
-        return (table for table in self._all.values() if table.stream is not None)
+        return (table for table in self._all.values() if table.had_entries)
 
     def get(self, inode: int) -> Table | None:
         return self._all.get(inode)
@@ -71,12 +74,13 @@ class Tables:
             try:
                 if table is None:
                     if len(self._all) < MOST_TABLES:
-                        self._all[inode] = _open(inode, path, where)
+                        self._all[inode] = _open(inode, path, where, self._listen)
                     continue
                 table.path = path
                 fact = conntrack_stats.ask(table.asking, inode)
                 table.fact = replace(fact, where=table.where, window_drop=max(0, fact.drop - table.fact.drop))
-                if fact.count and table.stream is None:
+                table.had_entries = table.had_entries or fact.count > 0
+                if table.had_entries and table.stream is None and self._listen:
                     table.stream = netns.enter(path, Stream)
             except PermissionError:
                 self._count(inode, path, where, before.get(inode))
@@ -109,12 +113,13 @@ def _pid(path: str) -> int | None:
     return int(words[2]) if words[1] == "proc" and words[2].isdecimal() and words[3] == "ns" else None
 
 
-def _open(inode: int, path: str, where: str) -> Table:
+def _open(inode: int, path: str, where: str, listen: bool) -> Table:
     def there() -> Table:
         asking = ctnetlink.open_socket()
         try:
             fact = replace(conntrack_stats.ask(asking, inode), where=where)
-            return Table(inode, path, where, asking, fact, Stream() if fact.count else None)
+            stream = Stream() if listen and fact.count else None
+            return Table(inode, path, where, asking, fact, fact.count > 0, stream)
         except OSError:
             asking.close()
             raise

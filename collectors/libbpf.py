@@ -134,6 +134,12 @@ def map_type(fd: int) -> int:
     return kind.value
 
 
+@cache
+def has_ring_buffers() -> bool:
+    """Linux 5.8."""
+    return bool(library().libbpf_probe_bpf_map_type(RINGBUF, None) == 1)
+
+
 def checked(result: int | None, what: str) -> int:
     """libbpf 1.x answers NULL or -errno, and sets errno either way."""
     if result is None:
@@ -240,7 +246,7 @@ class Object:
                 if section in without or section.partition("/")[0] in without:
                     lib.bpf_program__set_type(program, _NO_TYPE)
                 program = lib.bpf_object__next_program(self._pointer, program)
-            if self.has_map("ring") and ("ringbuf" in without or lib.libbpf_probe_bpf_map_type(RINGBUF, None) != 1):
+            if self.has_map("ring") and ("ringbuf" in without or not has_ring_buffers()):
                 self._stream_by_perf_array()
             checked(lib.bpf_object__load(self._pointer), f"load {name}")
         except BpfError:

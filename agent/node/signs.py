@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import TypeVar
 
-from stucktrace.collectors import lifecycle, trouble
+from stucktrace.collectors import conntrack_hooks, ctnetlink, lifecycle, trouble
 from stucktrace.collectors.conntrack_flows import Flows
 from stucktrace.collectors.kernel import Kernel
 from stucktrace.collectors.libbpf import BpfError
@@ -33,7 +33,7 @@ class Signs:
         self._said: set[Missing] = set()
         self._life = self._opened("process events", lifecycle.Lifecycle, kernel)
         self._trouble = self._opened("TCP events", trouble.Stream, kernel)
-        self.flows = Flows(wake)
+        self.flows = Flows(wake, _conntrack_hooks(kernel))
         self._owners = Owners()
         self._unowned: OrderedDict[int, Trouble] = OrderedDict()
         """Inode -> the last event of a socket whose holder is not known yet, or is a stranger."""
@@ -93,7 +93,18 @@ class Signs:
         for lost in self.flows.news():
             found.update(lost.pids)
             text = f"the conntrack entry of {lost.local} to {lost.remote} is gone in {lost.where}"
+            text += f": {lost.reason}" if lost.reason else ""
             self._note(lost.time_s, "conntrack", text, lost.pids[0] if lost.pids else None)
         for missing in self.flows.unsaid():
             self._complain(f"{missing.what}: {missing.because}", missing.remedy)
         return found
+
+
+def _conntrack_hooks(kernel: Kernel | None) -> conntrack_hooks.Stream | None:
+    """None: ctnetlink serves, as it does on many kernels."""
+    if kernel is None or not ctnetlink.is_there():
+        return None
+    try:
+        return conntrack_hooks.Stream(kernel)
+    except BpfError:
+        return None

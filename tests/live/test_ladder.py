@@ -141,3 +141,19 @@ def test_without_iterators_hooks_still_serve():
         assert kernel.hooks["waits"] == "raw_tp/sys_exit"
         assert kernel.hooks["lifecycle"].endswith("(perf buffer)")
         life.close()
+
+
+def test_a_lost_conntrack_entry():
+    """By the kernel's functions where they can be hooked (the development kernel refuses), and by ctnetlink."""
+    out = subprocess.run(
+        [sys.executable, "-m", "tests.harness.conntrack_rungs"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert out.returncode == 0, out.stderr
+    told = json.loads(out.stdout)
+    assert told["ctnetlink"] == "ctnetlink"
+    for rung in ("fentry", "kprobe"):
+        assert told[rung].startswith((f"{rung}/nf_ct_delete", "refused: "))
