@@ -26,7 +26,6 @@ from stucktrace.collectors.libbpf import BpfError, Map, checked, library
 DEADLINE_S = 300.0
 """For compiling: two to four seconds of CPU, of which a container may have a tenth."""
 _CHILD = Path(__file__).with_name("bcc_child.py")
-_ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
 _ONE_AT_A_TIME = threading.Lock()
 """A compiler's memory is not to be had twice."""
 _SPENT_S: list[float] = []
@@ -79,8 +78,13 @@ class Object(libbpf.Object):
             raise CompileError(name, f"{error.filename} is missing") from None
         self._name = name
         self._tracepoints = bcc_source.hooks(text)
-        with _ONE_AT_A_TIME:
-            answer, fds = _compile(name, text, tuple(self._tracepoints))
+        try:
+            with _ONE_AT_A_TIME:
+                answer, fds = _compile(name, text, tuple(self._tracepoints))
+        except CompileError:
+            raise
+        except OSError as error:
+            raise CompileError(name, f"its process could not be started: {error.strerror or error}") from None
         self._programs = dict(zip(answer["programs"], fds, strict=False))
         self._refusals: Mapping[str, str] = answer["refusals"]
         self._maps = {each: Map(fd, each) for each, fd in zip(answer["maps"], fds[len(self._programs) :], strict=True)}
@@ -165,7 +169,7 @@ def _compile(name: str, text: str, hooks: tuple[str, ...]) -> tuple[dict[str, An
     python = bcc_node.python_with_bcc()
     if python is None:
         raise CompileError(name, "bcc is not installed")
-    flags = ["-w", "-D__BCC__", f"-D__TARGET_ARCH_{_ARCHITECTURES[platform.machine()]}"]
+    flags = ["-w", "-D__BCC__", f"-D__TARGET_ARCH_{bcc_node.ARCHITECTURES[platform.machine()]}"]
     if library().libbpf_probe_bpf_map_type(libbpf.RINGBUF, None) != 1:
         flags.append("-DRING_IS_PERF_ARRAY")
     job = json.dumps({"text": text, "cflags": flags, "hooks": hooks, "maps": bcc_source.maps(text)}).encode()
@@ -194,6 +198,10 @@ def _compile(name: str, text: str, hooks: tuple[str, ...]) -> tuple[dict[str, An
         raise CompileError(name, f"{python} has no bcc")
     if "refused" in answer:
         raise CompileError(name, _one_line(said_text or answer["refused"]))
+    if len(fds) < len(answer["programs"]) + len(answer["maps"]):
+        for fd in fds:
+            os.close(fd)
+        raise CompileError(name, "there are no file descriptors left (LimitNOFILE, ulimit -n)")
     return answer, fds
 
 

@@ -6,6 +6,7 @@ Asked of files alone, so it takes no time; what is missing is named with the pac
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import NamedTuple
 from stucktrace.facts import Missing
 
 WHAT = "BPF compiled here (bcc)"
+ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
+"""As the programs call those that they are written for."""
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 """Its inode number in every kernel (PROC_PID_INIT_INO)."""
 _KHEADERS = "/sys/kernel/kheaders.tar.xz"
@@ -24,6 +27,8 @@ _NODE = Path("/proc/1/root")
 
 def why_not() -> Missing | None:
     """None: it may well work."""
+    if platform.machine() not in ARCHITECTURES:
+        return Missing(WHAT, f"there are no BPF programs for {platform.machine()}", "x86_64 or aarch64 is needed")
     if os.stat("/proc/self/ns/pid").st_ino != _INITIAL_PID_NAMESPACE:
         because = "stucktrace runs in a PID namespace of its own, and without BTF it cannot tell whose ids it is given"
         return Missing(WHAT, because, "hostPID: true in the pod, or run on the node")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +16,10 @@ TRACEPOINTS = {
     "trouble": trouble.HOOKS,
     "waits": {"count_return": "sys_exit"},
 }
+WITHOUT_FDS = (
+    "import os, sys; "
+    'os.write(int(sys.argv[1]), b"{\\"programs\\": [\\"a\\"], \\"maps\\": [], \\"refusals\\": {}, \\"cpu_s\\": 0}")'
+)
 
 
 @pytest.mark.parametrize("name", TRACEPOINTS)
@@ -55,8 +60,9 @@ def test_a_calls_flag_is_part_of_bccs_name(tmp_path: Path):
         ),
         ("exit 7", "status 7"),
         ("exec sleep 600", "within"),
+        (f"exec {sys.executable} -c '{WITHOUT_FDS}' $3", "no file descriptors left"),
     ],
-    ids=["an error", "silent", "hangs"],
+    ids=["an error", "silent", "hangs", "its descriptors do not arrive"],
 )
 def test_a_child_that_fails_costs_one_line(script: str, because: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     python = tmp_path / "python"
@@ -69,6 +75,12 @@ def test_a_child_that_fails_costs_one_line(script: str, because: str, tmp_path: 
         kernel.load("tcp")
     assert because in str(refused.value) and "\n" not in str(refused.value)
     assert time.monotonic() - began < 60
+
+
+def test_a_child_that_cannot_be_started_costs_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bcc_node, "python_with_bcc", lambda: str(tmp_path / "gone"))
+    with pytest.raises(bcc.CompileError, match="could not be started: No such file"), bcc.BccKernel() as kernel:
+        kernel.load("tcp")
 
 
 @pytest.mark.parametrize(
