@@ -150,7 +150,11 @@ def _by_functions(kernel: Kernel, prepare: Prepare) -> Returns:
     if kernel.lasting:
         kernel.kept[OBJECT] = functions
         return _Window(functions, prepare)
-    prepare(functions.loaded)
+    try:
+        prepare(functions.loaded)
+    except libbpf.BpfError:
+        functions.close()
+        raise
     return functions
 
 
