@@ -42,7 +42,7 @@ def test_a_section_has_what_was_used_and_what_lacked():
     assert "| spinning | spinning likely | spinning likely |" in lines
     assert "- retransmits: no such tracepoint" in lines
     assert "- yama: ptrace_scope is 3" in lines
-    assert "Counts of calls are exact by: fexit, tp_btf (no: not here)." in lines
+    assert "- fexit: fexit/syscalls" in lines and "- not tp_btf: not here" in lines
 
 
 def test_a_kernel_run_alone_leaves_the_others_as_they_are(page: Path):

@@ -40,6 +40,8 @@ def section(lines: Iterable[Mapping[str, Any]]) -> str:
         elif "same" in line:
             for engine in ENGINES:
                 _add(hooks, engine, line[f"{engine}_hooks"])
+                lacking = line.get(engine, {}).get("missing", ())
+                missing[engine].update(f"{line['case']}: {text}" for text in lacking)
             for case, found in _compared(line):
                 verdicts.setdefault(case, {}).update(found)
         elif "rungs" in line:
@@ -55,10 +57,12 @@ def section(lines: Iterable[Mapping[str, Any]]) -> str:
     if conntrack:
         parts += [
             "",
-            "Lost conntrack entries are told of by: " + ", ".join(_means(*rung) for rung in conntrack.items()) + ".",
+            "Lost conntrack entries are told of at once by:",
+            "",
+            *(_rung(*rung) for rung in conntrack.items()),
         ]
     if rungs:
-        parts += ["", "Counts of calls are exact by: " + ", ".join(_rung(*rung) for rung in rungs.items()) + "."]
+        parts += ["", "Returns of calls are counted exactly by:", "", *(_rung(*rung) for rung in rungs.items())]
     for engine in ENGINES:
         parts += (
             ["", f"Missing with engine {engine}:", "", *(f"- {text}" for text in sorted(missing[engine]))]
@@ -91,12 +95,9 @@ def _compared(line: Mapping[str, Any]) -> list[tuple[str, dict[str, str]]]:
     return [(case, {engine: " ".join(line[engine][case][1:]) for engine in ENGINES}) for case in line["core"]]
 
 
-def _means(name: str, means: str) -> str:
-    return f"no {name} ({means.removeprefix('refused: ')})" if means.startswith("refused") else means
-
-
 def _rung(name: str, means: str) -> str:
-    return f"{name} (no: {means.removeprefix('refused: ')})" if means.startswith("refused") else name
+    refused = means.removeprefix("refused: ")
+    return f"- {name}: {means}" if refused == means else f"- not {name}: {refused}"
 
 
 TITLES = {
