@@ -131,6 +131,8 @@ def _iterators(pid: int) -> str:
     with _kernel() as kernel:
         if kernel.engine == "bcc":
             raise Refused("engine bcc has none: threads and sockets are read from /proc", WITH_BTF)
+        if not kernel.iterates:
+            raise Refused("this kernel has none: threads and sockets are read from /proc", "Linux 5.8 or newer")
         found = threads.collect((pid,), kernel).get(pid, ())
         means = kernel.hooks.get("threads", "")
     if not means.startswith("iter"):
@@ -252,12 +254,15 @@ def _sock_diag(_pid: int) -> str:
 
 
 def _setns(_pid: int) -> str:
+    from stucktrace.collectors.netns import CLONE_NEWNET
+
     child = os.fork()
     if child == 0:
         status = 1
         with suppress(BaseException), open("/proc/self/ns/net") as namespace:
             libc = ctypes.CDLL(None, use_errno=True)
-            status = 0 if libc.setns(namespace.fileno(), 0) == 0 else ctypes.get_errno()
+            # Named, for a sandbox can allow this kind of namespace alone.
+            status = 0 if libc.setns(namespace.fileno(), CLONE_NEWNET) == 0 else ctypes.get_errno()
         os._exit(status & 0xFF)
     _, status = os.waitpid(child, 0)
     if status:

@@ -3,7 +3,7 @@
  * What did the threads of the watched processes achieve during the sampling window? Every return of a call that waits or
  * moves bytes is counted per thread, call and fd. What is in flight right now needs no hook: the iterator sees that.
  *
- * Three ways to hear of a return, all with the same records; collectors/waits.py takes what serves:
+ * Three ways to hear of a return, all with the same records; collectors/call_hooks.py takes what serves:
  *   fexit       a program at the end of each counted call's function: all other calls cost nothing
  *   tracepoint  the classic pair of each counted call; every call of the node goes through the kernel's slow path
  *   sys_exit    (tp_btf or raw_tp) one program for all: every call pays that and a table look-up

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+from functools import partial
 
 import pytest
+from stucktrace import abilities as doctor_abilities
+from stucktrace.collectors import kernel
 
 from tests.harness import command, elsewhere
 
@@ -41,6 +45,13 @@ def test_without_any_capability_each_line_has_its_remedy():
     for ability in found.values():
         assert bool(ability["remedy"]) is not ability["works"], ability
         assert ability["seen"] and ability["serves"]
+
+
+def test_a_kernel_without_iterators_is_not_taken_for_a_forbidden_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kernel, "open_kernel", partial(kernel.open_kernel, without=frozenset({"iter"})))
+    with pytest.raises(doctor_abilities.Refused, match="this kernel has none") as refused:
+        doctor_abilities._iterators(os.getpid())
+    assert refused.value.remedy == "Linux 5.8 or newer"
 
 
 def test_one_capability_less():
