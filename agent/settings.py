@@ -58,7 +58,7 @@ class Settings:
     kubernetes_pods: str = "off"
     """Who is asked for the names of pods: "off", "api" or "kubelet"."""
     kubernetes_url: str | None = None
-    """None: the API server that a pod is told of; the kubelet on the loopback address."""
+    """None: the API server that a pod is told of; the kubelet of $NODE_IP, else of the loopback address."""
     kubernetes_token_file: Path = MOUNTED / "token"
     kubernetes_ca_file: Path = MOUNTED / "ca.crt"
     kubernetes_verify: bool = True

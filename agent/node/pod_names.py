@@ -21,7 +21,7 @@ FIRST_AGAIN_S, LONGEST_AGAIN_S = 5.0, 600.0
 """A pod may be there before it is in the list, or never be in it: a cluster within a pod has its own."""
 KEPT_S = 1800.0
 """A pod that is gone may still be told of."""
-KUBELET = "https://127.0.0.1:10250"
+KUBELET_PORT = "10250"
 
 
 def access(settings: Settings, node: str, environ: Mapping[str, str] = os.environ) -> Access | None:
@@ -30,17 +30,21 @@ def access(settings: Settings, node: str, environ: Mapping[str, str] = os.enviro
     if way == "off":
         return None
     if url is None and way == "kubelet":
-        url = KUBELET
-    if url is None:
-        host, port = environ.get("KUBERNETES_SERVICE_HOST", ""), environ.get("KUBERNETES_SERVICE_PORT", "443")
+        url = _url(environ.get("NODE_IP") or "127.0.0.1", KUBELET_PORT)
+    elif url is None:
+        host = environ.get("KUBERNETES_SERVICE_HOST", "")
         if not host:
             raise CollectorError(
                 "names of pods", "KUBERNETES_SERVICE_HOST is not set: this is no pod", "set kubernetes.url"
             )
-        url = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+        url = _url(host, environ.get("KUBERNETES_SERVICE_PORT", "443"))
     return Access(
         way, url, node, settings.kubernetes_token_file, settings.kubernetes_ca_file, settings.kubernetes_verify
     )
+
+
+def _url(host: str, port: str) -> str:
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
 def asked(settings: Settings, node: str, complain: Callable[[str, str], None]) -> PodNames:

@@ -145,6 +145,8 @@ def test_who_is_asked(monkeypatch: pytest.MonkeyPatch):
     assert found is not None and (found.url, found.node) == ("https://[fd00::1]:443", "n")
     kubelet = pod_names.access(Settings(kubernetes_pods="kubelet"), "n", {})
     assert kubelet is not None and kubelet.url == "https://127.0.0.1:10250"
+    kubelet = pod_names.access(Settings(kubernetes_pods="kubelet"), "n", {"NODE_IP": "fd00::2"})
+    assert kubelet is not None and kubelet.url == "https://[fd00::2]:10250"
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     said: list[str] = []
     names = pod_names.asked(Settings(kubernetes_pods="api"), "n", lambda *words: said.append(": ".join(words)))
