@@ -55,7 +55,7 @@ class Stream:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._links: dict[str, libbpf.Link] = {}
-        self._followed: frozenset[Tuple] = frozenset()
+        self._followed: set[Tuple] = set()
         self.refused: dict[str, str] = {}
         """Means above the one in use -> why it does not serve."""
         if kernel.engine != "core":
@@ -70,7 +70,11 @@ class Stream:
                 if means == "kprobe":
                     raise
         self._flows, self._counts = self._loaded.map("flows"), self._loaded.map("counts")
-        self._ring = open_stream(self._loaded.map("ring"))
+        try:
+            self._ring = open_stream(self._loaded.map("ring"))
+        except libbpf.BpfError:
+            self._detach()
+            raise
         self.fd = self._ring.fd
         attached = ",".join(dict.fromkeys(self._links))
         self.means = f"{means}/{attached}"
@@ -127,9 +131,11 @@ class Stream:
         wanted = frozenset(one for name in names for one in (name, name.reversed()))
         for gone in self._followed - wanted:
             self._flows.delete(_key(gone))
+        # What is there, also when there is no room for the rest.
+        self._followed &= wanted
         for new in wanted - self._followed:
             self._flows.update(_key(new), c_uint8(1))
-        self._followed = wanted
+            self._followed.add(new)
 
     def events(self) -> list[FlowEvent]:
         """What happened since the last call; never waits."""

@@ -21,6 +21,7 @@ from stucktrace.collectors.conntrack import Sighting, as_sent_on
 from stucktrace.collectors.conntrack_events import NEW, FlowEvent
 from stucktrace.collectors.conntrack_tables import Table, Tables
 from stucktrace.collectors.ctnetlink import Tuple
+from stucktrace.collectors.libbpf import BpfError
 from stucktrace.facts import ConntrackFact, Missing
 
 MOST_CONNECTIONS = 8192
@@ -128,7 +129,7 @@ class Memory:
         self._ask_new(tables)
         self._ask_again()
         if self._hooks is not None:
-            self._hooks.follow(self._names)
+            self._follow(self._hooks)
         self.concerned = tuple((pid, table.fact) for table in tables if (pid := self._concerned(table)) is not None)
         self.concerned += tuple(self._counted())
 
@@ -219,6 +220,13 @@ class Memory:
             if known is not None and table is not None and where in known.seen:
                 self._again.append((inode, where))
                 self._check(table, known)
+
+    def _follow(self, hooks: conntrack_hooks.Stream) -> None:
+        try:
+            hooks.follow(self._names)
+        except BpfError as error:
+            because = f"the kernel does not tell at once of every lost entry ({error})"
+            self.missing += (Missing("conntrack", because, "none needed: the tables are asked in turn"),)
 
     def _hear(self, hooks: conntrack_hooks.Stream) -> None:
         """What the kernel's functions tell: they are called before the entry is gone, so a table is asked twice."""
