@@ -30,7 +30,7 @@ CAPABILITIES = {
     "SYS_ADMIN": (
         "entering another network namespace, or all namespaces of a broker (setns)",
         "what is done from inside of another namespace: --probe, unstick, amqp, rabbitmqctl, conntrack's events, and "
-        "without BPF the timers of sockets there",
+        "without BPF the timers of sockets there; the agent's figure of its programs' run time",
     ),
     "NET_ADMIN": (
         "asking netfilter (conntrack entries, its events and rules), and ending a socket (SOCK_DESTROY)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 import sys
 import threading
@@ -86,7 +87,12 @@ def test_an_event_tells_it_at_once(node: Node, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_without_the_capability_there_is_one_line(node: Node) -> None:
-    code = "from stucktrace.collectors.conntrack_flows import Flows as F; f = F(lambda: None); f.watch([1]); said = f.unsaid(); print(len(said), said[0].remedy, f.unsaid())"
+    """And how full the table is, from /proc."""
+    code = "from stucktrace.collectors.conntrack_flows import Flows as F; f = F(lambda: None); f.watch([1]); said = f.unsaid(); print(len(said), said[0].remedy, f.unsaid(), [fact.count for fact in f.facts])"
     prefix = ["ip", "netns", "exec", node.middle, "setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-all"]
-    done = subprocess.run([*prefix, sys.executable, "-c", code], capture_output=True, text=True)
+    node.rules("forward", "ct state established accept")
+    with contextlib.ExitStack() as stack:
+        node.connect(stack)
+        done = subprocess.run([*prefix, sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.startswith("1 grant CAP_NET_ADMIN;"), done.stderr
+    assert any(json.loads(done.stdout[done.stdout.rindex("[") :])), done.stdout
