@@ -129,7 +129,7 @@ def from_report(told: Json, source: str) -> WorkerTimeout | None:
             _connection(hung) if hung is not None else None,
             ns_pid=process["ns_pid"],
         )
-    except (LookupError, TypeError, ValueError, StopIteration):
+    except (LookupError, TypeError, ValueError, ArithmeticError, StopIteration):
         return None
 
 
@@ -150,7 +150,7 @@ def _affected(events: Iterable[Json], timeout_s: float | None, source: str) -> I
                     said.add(int(one["pid"]))
                     killed = min(float(event["time"]), since + timeout_s) if timeout_s else float(event["time"])
                     yield WorkerTimeout(int(one["pid"]), killed, source, since, timeout_s, resolution_s=UPDATED_S)
-        except (LookupError, TypeError, ValueError):
+        except (LookupError, TypeError, ValueError, ArithmeticError):
             continue
 
 

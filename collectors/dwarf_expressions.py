@@ -27,8 +27,8 @@ _ARITHMETIC: Mapping[int, Callable[[int, int], int]] = {
     0x1E: lambda a, b: a * b,
     0x21: lambda a, b: a | b,
     0x22: lambda a, b: a + b,
-    0x24: lambda a, b: a << min(b, 64),
-    0x25: lambda a, b: a >> min(b, 64),
+    0x24: lambda a, b: a << min(b & _WORD, 64),
+    0x25: lambda a, b: (a & _WORD) >> min(b & _WORD, 64),
     0x27: lambda a, b: a ^ b,
 }
 

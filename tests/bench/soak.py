@@ -216,7 +216,7 @@ class Soak:
                 if b"py-spy" in argv or b"/stucktrace\0" in argv:
                     self.watcher.wrong.append(f"after a kill: process {entry.name} is left: {argv!r}"[:300])
                 status = (entry / "status").read_text()
-                if "TracerPid:\t0" not in status:
+                if "TracerPid:\t0" not in status and "strace" not in owner:
                     self.watcher.wrong.append(f"after a kill: process {entry.name} ({owner}) is traced")
                 if kernel.state(int(entry.name)) in "Tt" and "stop" not in owner:
                     self.watcher.wrong.append(f"after a kill: process {entry.name} ({owner}) is stopped: {argv!r}")

@@ -216,7 +216,7 @@ KINDS = (
     Kind("executor-forked", LOST, _dies("stuck_pools.py", "inherited_executor")),
     Kind("pipe-of-a-stopped-child", ("pipe-stuck",), _dies("stuck_pipes.py", "stopped_reader"), beside=("stopped",)),
     Kind("own-read-end", ("pipe-stuck",), _dies("stuck_pipes.py", "own_read_end")),
-    Kind("stale-epoll", ("stale-epoll",), _dies("stuck_loops.py", "stale_epoll_of_asyncio")),
+    Kind("stale-epoll", ("stale-epoll",), _dies("stuck_loops.py", "stale_epoll_of_asyncio"), beside=("blocked-loop",)),
     Kind("gil-held", ("gil-held",), _dies("stuck_states.py", "holds_the_gil")),
     Kind("vfork", ("uninterruptible",), _dies("stuck_states.py", "vforks")),
     Kind("file-locked-twice", DEADLOCK, _dies("stuck_file_locks.py", "twice", "{file}.lock")),

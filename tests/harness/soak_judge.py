@@ -72,7 +72,8 @@ def _hang(soak: Soak, hang: Hang, report: Report) -> None:
         opened = [
             at
             for at, event, owners in soak.told
-            if event["type"] == "opened" and hang.owner in owners and event["code"] in hang.kind.codes
+            # Two processes in one fault are one alert: the second one is told by an update.
+            if event["type"] != "resolved" and hang.owner in owners and event["code"] in hang.kind.codes
             if life.began <= at <= min(hang.ended, life.ended) + 1.0
         ]
         if opened:

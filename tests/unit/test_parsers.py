@@ -5,13 +5,16 @@ The time of each example is bounded too: a parser whose time grows with the squa
 
 from __future__ import annotations
 
+import json
 import random
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stucktrace.collectors import source_lines
+from stucktrace import recorded_timeouts
+from stucktrace.collectors import dwarf_expressions, source_lines
 from stucktrace.collectors.broker_view_found import _connection as ctl_connection
 from stucktrace.collectors.broker_view_management import pid_in
 from stucktrace.collectors.broker_view_redis import connection as redis_client
@@ -84,3 +87,16 @@ def test_what_a_broker_says_in_another_shape():
 def test_a_spooled_item_that_is_no_alert(record: dict[str, object]):
     with pytest.raises(ValueError, match="no alert"):
         sink.unpack(journal.pack(record))
+
+
+def test_a_shift_by_what_is_negative():
+    """DW_OP_lit8, const1s -1, and shr or shl."""
+    assert dwarf_expressions.evaluate(b"\x38\x09\xff\x25", {}, int) == 0
+    assert dwarf_expressions.evaluate(b"\x38\x09\xff\x24", {}, int) == 0
+
+
+def test_a_time_that_no_float_holds(tmp_path: Path):
+    event = {"schema": "stucktrace.alert/1", "code": "worker-timeout", "type": "opened", "time": 10**400}
+    file = tmp_path / "alerts"
+    file.write_text(json.dumps({**event, "affected": [{"pid": 1, "since_s": 1}]}))
+    assert list(recorded_timeouts.from_alerts(str(file), lambda _: None)) == []
