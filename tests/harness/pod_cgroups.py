@@ -66,6 +66,7 @@ def _remove(folder: Path, mount: Path) -> None:
             folder.rmdir()
         except OSError:
             time.sleep(0.05)
+    assert not folder.exists(), f"still in {folder}: {(folder / 'cgroup.procs').read_text().split()}"
     for above in folder.parents:
         if above == mount:
             return
