@@ -129,8 +129,8 @@ def doctor(engine: str) -> dict[str, Any]:
     return {"engine": engine, "case": "doctor", "right": done.status in (0, 1), "doctor": abilities}
 
 
-def conntrack(name: str, without: frozenset[str]) -> str:
-    """By which means the kernel tells of a lost entry, once it was refused the others; or why by none."""
+def conntrack(name: str, means: str, without: frozenset[str] = frozenset()) -> str:
+    """The functions through which the kernel tells of a lost entry by this means; or why it does not."""
     from stucktrace.collectors import conntrack_hooks
     from stucktrace.collectors.ctnetlink import Tuple
     from stucktrace.collectors.kernel import Kernel
@@ -148,7 +148,7 @@ def conntrack(name: str, without: frozenset[str]) -> str:
             namespaces.run(name, "conntrack", "-D", "-p", "tcp", "--orig-port-src", str(port))
             assert select.select([stream.fd], [], [], 60)[0], "the lost entry was not told of"
             assert [event.reason for event in stream.events()] == ["deleted by a program"]
-            return stream.means
+            return stream.means if stream.means.startswith(means) else f"refused: {stream.refused[means]}"
 
 
 def conntrack_rungs() -> dict[str, Any]:
@@ -159,8 +159,8 @@ def conntrack_rungs() -> dict[str, Any]:
     namespaces.run(name, "nft", "-f", "-", text=rules)
     try:
         rungs = {
-            "fentry": conntrack(name, frozenset()),
-            "kprobe": conntrack(name, frozenset({"fentry"})),
+            "fentry": conntrack(name, "fentry"),
+            "kprobe": conntrack(name, "kprobe", frozenset({"fentry"})),
         }
     except Exception:
         return {**line, "right": False, "because": traceback.format_exc()}
