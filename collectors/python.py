@@ -95,7 +95,9 @@ def _frame(raw: Mapping[str, Any]) -> Frame:
         module or raw["filename"],
         raw["line"],
         native=module is not None,
-        locals=tuple(_local(local) for local in found[:_MAX_LOCALS]) if isinstance(found, list) else (),
+        locals=tuple(_local(local) for local in found[:_MAX_LOCALS] if isinstance(local, dict))
+        if isinstance(found, list)
+        else (),
     )
 
 

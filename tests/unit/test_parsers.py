@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stucktrace import recorded_timeouts
-from stucktrace.collectors import dwarf_expressions, source_lines
+from stucktrace.collectors import dwarf_expressions, python, source_lines
 from stucktrace.collectors.broker_view_found import _connection as ctl_connection
 from stucktrace.collectors.broker_view_management import pid_in
 from stucktrace.collectors.broker_view_redis import connection as redis_client
@@ -100,3 +100,8 @@ def test_a_time_that_no_float_holds(tmp_path: Path):
     file = tmp_path / "alerts"
     file.write_text(json.dumps({**event, "affected": [{"pid": 1, "since_s": 1}]}))
     assert list(recorded_timeouts.from_alerts(str(file), lambda _: None)) == []
+
+
+def test_a_local_that_is_none():
+    frame = {"name": "f", "filename": "/a.py", "line": 1, "locals": ["x", None, {"name": "a", "repr": "1"}]}
+    assert python._frame(frame).locals == (("a", "1"),)
