@@ -130,6 +130,7 @@ struct pt_regs {
 #elif defined(__TARGET_ARCH_arm64)
 struct pt_regs {
 	__u64 regs[31];
+	__u64 pc;
 	__u64 pstate;
 	__u64 orig_x0;
 	__s32 syscallno;
@@ -190,7 +191,8 @@ struct bpf_iter__task_file {
 #define SYSCALL_NANOSLEEP 101
 #define SYSCALL_CLOCK_NANOSLEEP 115
 #define SAVED_REGISTERS 34
-#define CAME_FROM_USER_SPACE(regs) ((BPF_CORE_READ(regs, pstate) & 15) == 0)
+/* Memory that was never written says the same in pstate alone. */
+#define CAME_FROM_USER_SPACE(regs) ((BPF_CORE_READ(regs, pstate) & 15) == 0 && BPF_CORE_READ(regs, pc))
 #define READ_SYSCALL_NUMBER(regs) BPF_CORE_READ(regs, syscallno)
 #define READ_SYSCALL_RESULT(regs) ((__s64)BPF_CORE_READ(regs, regs[0]))
 /* x0 holds the result once the call has ended. */
