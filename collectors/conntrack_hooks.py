@@ -49,24 +49,21 @@ COUNTERS = ("born", "gone", "evicted", "refused")
 class Stream:
     """The hooks, attached until `close`. BpfError when the kernel takes neither form.
 
-    `means`: what is attached, as `fentry/nf_ct_delete,...`; `absent`: functions that this kernel does not have.
+    `means`: what is attached, as `fentry/nf_ct_delete,...`.
     """
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._links: dict[str, libbpf.Link] = {}
         self._followed: set[Tuple] = set()
-        self.refused: dict[str, str] = {}
-        """Means above the one in use -> why it does not serve."""
         if kernel.engine != "core":
             raise libbpf.BpfError(errno.EOPNOTSUPP, "attach to functions without BTF")
         for means, attach in (("fentry", self._by_fentry), ("kprobe", self._by_kprobe)):
             try:
                 self._loaded = attach()
                 break
-            except libbpf.BpfError as error:
+            except libbpf.BpfError:
                 self._detach()
-                self.refused[means] = str(error)
                 if means == "kprobe":
                     raise
         self._flows, self._counts = self._loaded.map("flows"), self._loaded.map("counts")
@@ -78,7 +75,6 @@ class Stream:
         self.fd = self._ring.fd
         attached = ",".join(dict.fromkeys(self._links))
         self.means = f"{means}/{attached}"
-        self.absent = tuple(hook.functions[-1] for hook in HOOKS if not set(hook.functions) & self._links.keys())
         kernel.hooks[OBJECT] = self.means
 
     def _by_fentry(self) -> libbpf.Object:
