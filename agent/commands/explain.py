@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 from stucktrace.commands.common import json_option, leave
-from stucktrace.errors import UsageError
+from stucktrace.errors import CannotInspect, UsageError
 from stucktrace.output import write, write_json
 
 if TYPE_CHECKING:
@@ -15,10 +15,7 @@ if TYPE_CHECKING:
     from stucktrace.verdict_pages import Page
 
 SCHEMA = "stucktrace.explain/1"
-STRIPPED = (
-    "this Python keeps no docstrings (-OO, PYTHONOPTIMIZE=2), and those hold the pages: run it without, or read "
-    "docs/verdicts"
-)
+STRIPPED = "this Python keeps no docstrings (-OO, PYTHONOPTIMIZE=2), and those hold the pages"
 
 
 def _complete(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
@@ -40,8 +37,8 @@ def command(codes: tuple[str, ...], as_json: bool) -> NoReturn:
 
     found = pages()
     if not found:
-        write_json({"schema": SCHEMA, "error": STRIPPED}) if as_json else write(f"{STRIPPED}\n")
-    elif not codes:
+        raise CannotInspect(STRIPPED, "run it without, or read docs/verdicts")
+    if not codes:
         _all(found, as_json)
     else:
         for number, page in enumerate([_page(found, code) for code in codes]):
