@@ -73,7 +73,7 @@ localhostProfile: profiles/stucktrace.json}`; Docker: `--security-opt seccomp=se
 ## Files
 
 The root file system may be read-only, and nothing is written but where the settings say so: `--journal`, `--spool`,
-`record -o` and `amqp --pcap`. No /tmp is needed. `NoNewPrivileges` changes nothing: no program it runs has privileges of
+`record -o` and `amqp --pcap`. Engine bcc alone may need /tmp. `NoNewPrivileges` changes nothing: no program it runs has privileges of
 its own.
 """
 
