@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import TypeVar
 
-from stucktrace.collectors import conntrack_hooks, ctnetlink, lifecycle, trouble
+from stucktrace.collectors import conntrack_hooks, ctnetlink, lifecycle, permission, trouble
 from stucktrace.collectors.conntrack_flows import Flows
 from stucktrace.collectors.kernel import Kernel
 from stucktrace.collectors.libbpf import BpfError
@@ -101,8 +101,9 @@ class Signs:
 
 
 def _conntrack_hooks(kernel: Kernel | None) -> conntrack_hooks.Stream | None:
-    """None: ctnetlink serves, as it does on many kernels."""
-    if kernel is None or not ctnetlink.is_there():
+    """None: ctnetlink serves, as it does on many kernels. What is told is looked up in the tables: who may not ask these
+    would only make every connection of the node pay."""
+    if kernel is None or not ctnetlink.is_there() or permission.lacking("NET_ADMIN"):
         return None
     try:
         return conntrack_hooks.Stream(kernel)
