@@ -101,8 +101,10 @@ class Signs:
 
 
 def _conntrack_hooks(kernel: Kernel | None) -> conntrack_hooks.Stream | None:
-    """None: ctnetlink serves, as it does on many kernels. What is told is looked up in the tables: who may not ask these
-    would only make every connection of the node pay."""
+    """None: ctnetlink serves, as it does on many kernels.
+
+    What is told is looked up in the tables: who may not ask these would only make every connection of the node pay.
+    """
     if kernel is None or not ctnetlink.is_there() or permission.lacking("NET_ADMIN"):
         return None
     try:
