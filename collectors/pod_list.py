@@ -112,7 +112,7 @@ def _get(access: Access, url: str) -> bytes:
     import urllib3
 
     options: dict[str, Any] = {}
-    if url.startswith("https:"):
+    if url.lower().startswith("https:"):
         options["cert_reqs"] = "CERT_REQUIRED" if access.verify else "CERT_NONE"
         if access.verify and access.ca_file.exists():
             options["ca_certs"] = str(access.ca_file)
@@ -136,7 +136,7 @@ def _get(access: Access, url: str) -> bytes:
 def _headers(access: Access) -> dict[str, str]:
     headers = {"Accept": "application/json", "User-Agent": f"stucktrace/{__version__}"}
     # In plain text a token would be anybody's.
-    if access.url.startswith("https:") and (token := _token(access.token_file)):
+    if access.url.lower().startswith("https:") and (token := _token(access.token_file)):
         headers["Authorization"] = f"Bearer {token}"
     return headers
 

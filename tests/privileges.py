@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from stucktrace import privileges
@@ -105,9 +104,12 @@ WORDS = {
 """What is run for a feature; the agent has tests of its own."""
 
 
+PROVEN_S = 32.0
+
+
 def try_all(wanted: list[str]) -> None:
     """Half a minute after the hang began, so that unstick takes it for proven."""
-    from tests.harness import brokers, celery, installed, namespaces
+    from tests.harness import brokers, celery, installed, kernel, namespaces
     from tests.harness import privileges as hangs
 
     with contextlib.ExitStack() as stack:
@@ -117,7 +119,8 @@ def try_all(wanted: list[str]) -> None:
             pair = stack.enter_context(namespaces.pair())
             worker = celery.worker(stack.enter_context(brokers.rabbitmq(pair)), "-Q", "kept", "-n", "privileges@test")
             pids["BROKERS"] = str(stack.enter_context(worker).main)
-        time.sleep(35)
+        for tid in kernel.tids(hung.pid):
+            kernel.wait_until(lambda tid=tid: kernel.asleep_s(hung.pid, tid) > PROVEN_S, "it hangs for long enough")
         for feature in privileges.FEATURES:
             if feature.name not in WORDS or (wanted and feature.name not in wanted):
                 continue

@@ -24,10 +24,10 @@ SHARE = 20
 class Glances:
     def __init__(self, kernel: Kernel | None, interval_s: float, complain: Callable[[str], None]) -> None:
         self._complain = complain
-        self._by_proc = kernel is None or not kernel.iterates
         self._scan: inflight.Scan = (
-            inflight.ProcScan() if kernel is None or not kernel.iterates else inflight.KernelScan(kernel)
+            inflight.KernelScan(kernel) if kernel is not None and kernel.iterates else inflight.ProcScan()
         )
+        self._by_proc = isinstance(self._scan, inflight.ProcScan)
         self.interval_s = interval_s
         self._next = 0.0
         self.took = Durations()

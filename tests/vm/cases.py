@@ -99,8 +99,10 @@ def agents_stream(engine: str) -> tuple[str, command.Report]:
 
 def _accept(listener: socket.socket) -> None:
     kept = []
-    while True:
-        kept.append(listener.accept())
+    # Until the case closes it.
+    with contextlib.suppress(OSError):
+        while True:
+            kept.append(listener.accept())
 
 
 def stopped(engine: str) -> tuple[str, command.Report]:
