@@ -46,6 +46,10 @@ MAP_ARRAY(own_namespace, __u32, 1);
 /* 0: not visible there. */
 static __always_inline __u32 pid_for_tool(struct task_struct *task)
 {
+#ifdef __BCC__
+	/* Only in the initial namespace (collectors/bcc_node.py); Linux 6.1 refuses the walk below as bcc compiles it. */
+	return BPF_CORE_READ(task, tgid);
+#else
 	struct pid *pid = process_of(task);
 	__u32 zero = 0, innermost, id;
 	__u32 *own = bpf_map_lookup_elem(&own_namespace, &zero);
@@ -60,6 +64,7 @@ static __always_inline __u32 pid_for_tool(struct task_struct *task)
 			return id;
 	}
 	return 0;
+#endif
 }
 
 static __always_inline void emit(void *ctx, struct life_record *record, __u32 pid, struct task_struct *process,
