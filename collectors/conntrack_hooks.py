@@ -49,20 +49,22 @@ COUNTERS = ("born", "gone", "evicted", "refused")
 class Stream:
     """The hooks, attached until `close`. BpfError when the kernel takes neither form.
 
-    `means`: what is attached, as `fentry/nf_ct_delete,...`.
+    `means`: what is attached, as `fentry/nf_ct_delete,...`; `refused`: a form that the kernel did not take -> why.
     """
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._links: dict[str, libbpf.Link] = {}
         self._followed: set[Tuple] = set()
+        self.refused: dict[str, str] = {}
         if kernel.engine != "core":
             raise libbpf.BpfError(errno.EOPNOTSUPP, "attach to functions without BTF")
         for means, attach in (("fentry", self._by_fentry), ("kprobe", self._by_kprobe)):
             try:
                 self._loaded = attach()
                 break
-            except libbpf.BpfError:
+            except libbpf.BpfError as error:
+                self.refused[means] = str(error)
                 self._detach()
                 if means == "kprobe":
                     raise
