@@ -20,22 +20,23 @@ from typing import Any
 from tests.vm import arm64, kernels, machine, table
 
 AT_A_TIME = 2
-DEADLINE_S = 2400.0
+DEADLINE_S = 1500.0
 # Every line of JSON is a finding. What fails does not keep the rest from running.
 INSIDE = """
 status=0
 .venv/bin/python -m tests.vm.cases core || status=1
 .venv/bin/python -m tests.vm.bcc_cases || status=1
-.venv/bin/python -m tests.harness.call_rungs || status=1
 {also}
 exit $status
 """
+# Under Linux 5.10 it was not seen to end within minutes: detaching there takes long.
+CALL_RUNGS = ".venv/bin/python -m tests.harness.call_rungs || status=1\n"
 ALSO = {
     # By the command itself, which compiles anew; bcc_cases.py compares all else within one process.
-    "bookworm": ".venv/bin/python -m tests.vm.cases bcc spinning || status=1",
-    "trixie": ".venv/bin/python -m tests.vm.yama || status=1",
+    "bookworm": f"{CALL_RUNGS}.venv/bin/python -m tests.vm.cases bcc spinning || status=1",
+    "trixie": f"{CALL_RUNGS}.venv/bin/python -m tests.vm.yama || status=1",
 }
-"""What one kernel is enough for."""
+"""What one kernel or two are enough for."""
 
 
 @dataclass

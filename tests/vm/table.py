@@ -16,7 +16,7 @@ PAGE = machine.REPOSITORY / "docs/kernels.md"
 HEAD = """# What is used on which kernel
 
 Written by `make test-vm TABLE=1` from the reports that it made under Debian's own kernels, in emulated machines; `make
-test-vm` fails where this is no longer what it sees. Every hook is found out by trying: another kernel of the same age may
+test-vm` fails where other hooks are used, or a verdict is wrong. Every hook is found out by trying: another kernel of the same age may
 have more or less, and `stucktrace doctor` and the last lines of each report (`seen.hooks`) say what is used on yours.
 """
 ENGINES = ("core", "bcc")
@@ -123,12 +123,23 @@ def write(sections: Mapping[str, str]) -> None:
 
 
 def changed(sections: Mapping[str, str]) -> dict[str, str]:
-    """Release -> how its section differs from the page."""
+    """Release -> how what was used differs from the page. The verdicts were checked by the run, and what lacks is told in
+    words that have an age or a reason of the moment."""
     there = _there()
     return {
-        release: "\n".join(
-            difflib.unified_diff(there[release].splitlines(), text.splitlines(), "docs", "run", lineterm="")
-        )
+        release: "\n".join(difflib.unified_diff(_used_in(there[release]), _used_in(text), "docs", "run", lineterm=""))
         for release, text in sections.items()
-        if text != there[release]
+        if _used_in(text) != _used_in(there[release])
     }
+
+
+def _used_in(section: str) -> list[str]:
+    """Without the table of cases, why a means was refused, and what stands behind "Missing" or "lacks"."""
+    lines, in_cases = [], False
+    for line in section.splitlines():
+        if line.startswith(("Missing with engine", "`stucktrace doctor` lacks")):
+            break
+        in_cases = line.startswith("| case |") or (in_cases and line.startswith("|"))
+        if not in_cases and line:
+            lines.append(line.partition(":")[0] if line.startswith("- not ") else line)
+    return lines
