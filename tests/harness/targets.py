@@ -123,11 +123,21 @@ def end(process: subprocess.Popen[bytes], mark: str = "") -> None:
         for pid in left:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
+                _wait_for_end(pid)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.1 if left else 60)
         if not left:
             return
     raise AssertionError(f"could not end {left}")
+
+
+def _wait_for_end(pid: int) -> None:
+    """A moment, for the first process of a PID namespace ends after all the others."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        select.select([pidfd], [], [], 0.2)
+    finally:
+        os.close(pidfd)
 
 
 def _marked(session: int, mark: str) -> list[int]:

@@ -12,7 +12,9 @@ import fcntl
 import functools
 import os
 import re
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -136,15 +138,19 @@ def harden(
     root = tree(release)
     for _, where in binds:
         (root / where[1:]).touch()
-    wanted = Confinement(
-        str(root),
-        ["python3", "-u", "-B", f"{INSIDE}/{program}", *args],
-        [(str(targets.TARGETS), INSIDE), *((str(what), where) for what, where in binds)],
-        [str(folder) for folder in cgroups],
-        own_users=own_users,
-    )
-    with targets.start(wanted.as_words(), env={"HOME": "/tmp", "LC_ALL": "C.UTF-8"}, prefix=prefix) as target:
-        yield Contained(target, _ids(targets.descendants(target.pid)))
+    with tempfile.TemporaryDirectory(prefix="targets-") as folder:
+        # Its root is nobody outside, who may not go through this repository's own folders.
+        Path(folder).chmod(0o755)
+        programs = shutil.copytree(targets.TARGETS, Path(folder) / "targets")
+        wanted = Confinement(
+            str(root),
+            ["python3", "-u", "-B", f"{INSIDE}/{program}", *args],
+            [(str(programs), INSIDE), *((str(what), where) for what, where in binds)],
+            [str(folder) for folder in cgroups],
+            own_users=own_users,
+        )
+        with targets.start(wanted.as_words(), env={"HOME": "/tmp", "LC_ALL": "C.UTF-8"}, prefix=prefix) as target:
+            yield Contained(target, _ids(targets.descendants(target.pid)))
 
 
 def _ids(pids: Sequence[int]) -> dict[int, int]:

@@ -135,6 +135,7 @@ def test_beside_a_container_in_a_user_namespace_of_its_own(environment: dict[str
     with trees.harden("trixie", "stuck_locks.py", "rlocks_crossed") as target:
         for tid in target.words[1:3]:
             kernel.wait_for_call(target.pid, "futex", tid=tid)
+            kernel.wait_until(lambda tid=tid: kernel.asleep_s(target.pid, tid) >= 1.0, "a second in it")
         route = granted("+sys_ptrace,+dac_read_search")
         report, status = look(environment, beside(target, route, "--user", "--net"))
         assert (report.code, report.confidence, status) == ("deadlock", "proven", 1), report.text()

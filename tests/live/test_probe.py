@@ -149,7 +149,7 @@ def test_every_kind_of_connection(pair: Pair, core: Kernel, way: str) -> None:
 def test_without_bpf_it_says_what_is_missing(pair: Pair) -> None:
     with request(pair.there_address, pair.there, pair.here) as ends:
         report = command.explain(ends.client.pid, "--probe", "--engine", "none")
-        assert "CAP_BPF" in str(report["seen"]["missing"]), report.text()
+        assert "told by BPF alone" in str(report["seen"]["missing"]), report.text()
         assert probe_of(report) is None
 
 
