@@ -7,7 +7,7 @@ import json
 import subprocess
 from collections.abc import Iterator, Sequence
 
-from tests.harness import command, targets
+from tests.harness import command, kernel, targets
 from tests.harness.roots import Root
 
 
@@ -19,8 +19,13 @@ def hung(root: Root) -> Iterator[int]:
     started = root.command(*program, env={"READY_FD": "1"})
     with subprocess.Popen(started, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
         try:
-            assert process.stdout is not None and process.stdout.readline().split()[0] == str(process.pid)
-            yield process.pid
+            assert process.stdout is not None
+            pid, *tids = map(int, process.stdout.readline().split())
+            assert pid == process.pid and len(tids) == 2
+            for tid in tids:
+                kernel.wait_for_call(pid, "futex", tid=tid)
+                kernel.wait_until(lambda tid=tid: kernel.asleep_s(pid, tid) >= 1.0, "a second in it")  # type: ignore[misc]
+            yield pid
         finally:
             process.kill()
 
