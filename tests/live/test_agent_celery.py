@@ -20,7 +20,8 @@ def test_a_deadlock_of_two_threads_is_told_within_seconds(worker: celery.Worker)
         task = worker.send("pthread_deadlock")
         opened = watcher.wait_for("opened")
         assert (opened["code"], opened["confidence"], opened["count"]) == ("deadlock", "proven", 1), opened["summary"]
-        assert opened["affected"][0]["since_s"] <= 3
+        # Half of what an open-ended request has: a deadlock waits for no budget.
+        assert opened["affected"][0]["since_s"] <= 15
         found = command.Report(opened["report"])
         waiting = {
             waiter["tid"] for lock in found["locks"] if lock["kind"] == "pthread-mutex" for waiter in lock["waiters"]
