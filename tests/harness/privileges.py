@@ -77,6 +77,8 @@ def hang() -> Iterator[Hang]:
                 os.kill(pid, signal.SIGUSR1)
                 kernel.wait_until(lambda: len(kernel.tids(pid)) == 2, "the thread that asks")
                 tid = next(tid for tid in kernel.tids(pid) if tid != pid)
+                # Before, the lock's waiter is all that there is to tell: unacknowledged data means something after 5 s.
+                kernel.wait_until(lambda: kernel.asleep_s(pid, tid) >= 6.0, "its data is late")
                 status = Path(f"/proc/{pid}/task/{tid}/status").read_text()
                 own = next(line.split()[-1] for line in status.splitlines() if line.startswith("NSpid:"))
                 yield Hang(pid, int(own), f"{pair.there_address}:{server.said}")
