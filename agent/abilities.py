@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stucktrace.collectors import permission
+from stucktrace.collectors import permission, procfs
 
 if TYPE_CHECKING:
     from stucktrace.collectors.kernel import Kernel
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 NOBODY = 65534
 SYS_PIDFD_GETFD = 438
 PR_SET_PDEATHSIG = 1
-INIT_NAMESPACES = {"pid": 0xEFFFFFFC, "cgroup": 0xEFFFFFFB}
+INIT_NAMESPACES = {"pid": procfs.NODES_PID_NAMESPACE, "cgroup": 0xEFFFFFFB}
 """Inodes of the node's own namespaces (include/linux/proc_ns.h)."""
 DEADLINE_S = 10.0
 
@@ -374,7 +374,6 @@ def _destroy(_pid: int) -> str:
     return "ended a connection of its own"
 
 
-FOR_BPF = ("BPF", "PERFMON")
 TESTS = (
     Test("btf", "the BPF engine core, with its iterators", WITH_BTF, _btf),
     Test("bcc", "the BPF engine where the kernel has no BTF", "", _bcc, needed=False),
@@ -384,17 +383,22 @@ TESTS = (
         "exact ages of waits; sockets in other network namespaces; timers and queues",
         "",
         _iterators,
-        needs=FOR_BPF,
+        needs=permission.FOR_BPF,
     ),
     Test(
         "bpf-syscall-hooks",
         "the sampling window: what polls and spinning threads achieve",
         "",
         _waits,
-        needs=FOR_BPF,
+        needs=permission.FOR_BPF,
     ),
     Test(
-        "bpf-means", "hooks by other means", "none needed where one of them works", _rungs, needed=False, needs=FOR_BPF
+        "bpf-means",
+        "hooks by other means",
+        "none needed where one of them works",
+        _rungs,
+        needed=False,
+        needs=permission.FOR_BPF,
     ),
     Test(
         "bpf-conntrack",
@@ -402,14 +406,14 @@ TESTS = (
         "none needed: ctnetlink serves",
         _conntrack_functions,
         needed=False,
-        needs=FOR_BPF,
+        needs=permission.FOR_BPF,
     ),
     Test(
         "bpf-tcp-hooks",
         "the sampling window: retransmits and resets as they happen",
         "",
         _tcp,
-        needs=FOR_BPF,
+        needs=permission.FOR_BPF,
     ),
     Test("python-stacks", "which code waits", "pip install py-spy", _python, needs=("SYS_PTRACE",)),
     Test("memory", "lock owners, poll sets", "", _memory, needs=("SYS_PTRACE",)),

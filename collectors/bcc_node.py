@@ -12,13 +12,12 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from stucktrace.collectors import procfs
 from stucktrace.facts import Missing
 
 WHAT = "BPF compiled here (bcc)"
 ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
 """As the programs call those that they are written for."""
-_INITIAL_PID_NAMESPACE = 0xEFFFFFFC
-"""Its inode number in every kernel (PROC_PID_INIT_INO)."""
 _KHEADERS = "/sys/kernel/kheaders.tar.xz"
 _PACKAGES = ("lib/python3/dist-packages", "lib/python3*/site-packages", "lib64/python3*/site-packages")
 """Where distributions put bcc, below the prefix of their Python."""
@@ -29,7 +28,7 @@ def why_not() -> Missing | None:
     """None: it may well work."""
     if platform.machine() not in ARCHITECTURES:
         return Missing(WHAT, f"there are no BPF programs for {platform.machine()}", "x86_64 or aarch64 is needed")
-    if os.stat("/proc/self/ns/pid").st_ino != _INITIAL_PID_NAMESPACE:
+    if procfs.own_pids():
         because = "stucktrace runs in a PID namespace of its own, and without BTF it cannot tell whose ids it is given"
         return Missing(WHAT, because, "hostPID: true in the pod, or run on the node")
     if python_with_bcc() is None:

@@ -14,15 +14,22 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from stucktrace.collectors import conntrack_rules, conntrack_settings, conntrack_stats, ctnetlink, netns, permission
+from stucktrace.collectors import (
+    conntrack_rules,
+    conntrack_settings,
+    conntrack_stats,
+    ctnetlink,
+    netns,
+    permission,
+    procfs,
+)
 from stucktrace.collectors.conntrack_rules import Rules
 from stucktrace.collectors.ctnetlink import Entry, Tuple
 from stucktrace.facts import ConntrackFact, Missing
 from stucktrace.facts.conntrack import ConntrackSettings, NamespaceTable
 
-INITIAL_PID, INITIAL_NET = 0xEFFFFFFC, 0xEFFFFFF9
-"""Inodes of the node's first PID namespace (PROC_PID_INIT_INO in linux/proc_ns.h) and, in new kernels, of its first
-network namespace (NET_NS_INIT_INO in linux/nsfs.h); before, that one's number was any."""
+INITIAL_NET = 0xEFFFFFF9
+"""Inode of the node's first network namespace in new kernels (NET_NS_INIT_INO in linux/nsfs.h); before it was any."""
 NODE, OWN = "the node's own network namespace", "the network namespace that stucktrace runs in"
 
 
@@ -63,7 +70,7 @@ def node_inode() -> int | None:
     """The node's own network namespace, that of its first process; None where it cannot be seen from here."""
     own = netns.own()
     with suppress(OSError):
-        if own != INITIAL_NET and os.stat("/proc/self/ns/pid").st_ino == INITIAL_PID:
+        if own != INITIAL_NET and not procfs.own_pids():
             return netns.inode_of(1)
     return own if own == INITIAL_NET else None
 

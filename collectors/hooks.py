@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 
 from stucktrace.collectors import libbpf
+from stucktrace.collectors.bpf_streams import Stream, open_stream
 from stucktrace.collectors.kernel import Kernel
 from stucktrace.facts import Missing
 
@@ -32,8 +33,18 @@ class Hooks:
         self._subject = subject
         self._links: dict[str, libbpf.Link] = {}
         self._refused: dict[str, libbpf.BpfError] = {}
+        self._stream: Stream | None = None
         self._forms = FORMS_OF_BCC if kernel.engine == "bcc" else FORMS
         self.loaded, self._means = _load(kernel, name, programs, self._forms)
+
+    def stream(self) -> Stream:
+        """What the programs send, until `close`. BpfError: it cannot be read, and nothing stays loaded."""
+        try:
+            self._stream = open_stream(self.loaded.map("ring"))
+        except libbpf.BpfError:
+            self.close()
+            raise
+        return self._stream
 
     def attach(self) -> None:
         """The maps are filled by now: from here on the programs run. BpfError when none of them does."""
@@ -66,6 +77,8 @@ class Hooks:
         )
 
     def close(self) -> None:
+        if self._stream:
+            self._stream.close()
         for link in self._links.values():
             link.close()
         self._kernel.unload(self._name)

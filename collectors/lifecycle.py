@@ -14,8 +14,7 @@ from collections.abc import Collection
 from ctypes import c_uint32
 from dataclasses import dataclass
 
-from stucktrace.collectors import libbpf, threads
-from stucktrace.collectors.bpf_streams import open_stream
+from stucktrace.collectors import libbpf, procfs, threads
 from stucktrace.collectors.events import LifeRecord
 from stucktrace.collectors.hooks import Hooks
 from stucktrace.collectors.kernel import Kernel
@@ -67,7 +66,6 @@ class Lifecycle:
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
-        self._namespace = os.stat("/proc/self/ns/pid").st_ino
         self._kernel_pids: dict[int, int] = {}
         """pid -> in the initial namespace, of those that `watch` named."""
         self._children: dict[int, tuple[int, float]] = {}
@@ -75,9 +73,9 @@ class Lifecycle:
         self._events: list[LifeEvent] = []
         self._hooks = Hooks(kernel, OBJECT, HOOKS, "process events")
         loaded = self._hooks.loaded
-        loaded.map("own_namespace").update(c_uint32(0), c_uint32(self._namespace))
+        loaded.map("own_namespace").update(c_uint32(0), c_uint32(os.stat("/proc/self/ns/pid").st_ino))
         self._watched = loaded.map("watched")
-        self._ring = open_stream(loaded.map("ring"))
+        self._ring = self._hooks.stream()
         self._hooks.attach()
         self.missing = self._hooks.missing
         self.complete = not self.missing
@@ -85,7 +83,6 @@ class Lifecycle:
         self.fd = self._ring.fd
 
     def close(self) -> None:
-        self._ring.close()
         self._hooks.close()
 
     def watch(self, pids: Collection[int]) -> None:
@@ -111,7 +108,7 @@ class Lifecycle:
             self._kernel_pids[pid] = kernel_pid
 
     def _ids(self, pids: list[int]) -> dict[int, int]:
-        if not pids or self._namespace == threads.INITIAL_PID_NAMESPACE:
+        if not pids or not procfs.own_pids():
             return {pid: pid for pid in pids}
         return threads.look(pids, self._kernel).kernel_pids
 

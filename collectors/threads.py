@@ -6,11 +6,10 @@ where BPF cannot be used, from /proc (proc_threads.py) with the same facts. Noth
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from stucktrace.collectors import proc_threads, syscalls
+from stucktrace.collectors import proc_threads, procfs, syscalls
 from stucktrace.collectors.events import ThreadRecord, ThreadStackRecord, split
 from stucktrace.collectors.kernel import Kernel
 from stucktrace.collectors.libbpf import BpfError
@@ -18,8 +17,6 @@ from stucktrace.facts import Missing, ThreadFact
 
 PROGRAM = "threads"
 SOURCE = "iter/task"
-INITIAL_PID_NAMESPACE = 0xEFFFFFFC
-"""Its inode number in every kernel (PROC_PID_INIT_INO)."""
 
 # task->__state as include/linux/sched.h has it: bit n is letter n + 1; what lies above is not reported.
 _LETTERS = "RSDTtXZPI"
@@ -76,7 +73,7 @@ def look(pids: Collection[int], kernel: Kernel | None) -> Look:
 
 def _own_ids(facts: Mapping[int, tuple[ThreadFact, ...]]) -> dict[int, tuple[int, int]]:
     """`Look.kernel_ids` without BPF: known only where the tool's ids are those of the initial namespace."""
-    if os.stat("/proc/self/ns/pid").st_ino != INITIAL_PID_NAMESPACE:
+    if procfs.own_pids():
         return {}
     return {thread.tid: (pid, thread.tid) for pid, threads in facts.items() for thread in threads}
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stucktrace.collectors.addresses import both_ends
-from stucktrace.collectors.bpf_streams import open_stream
 from stucktrace.collectors.events import TroubleRecord
 from stucktrace.collectors.hooks import Hooks
 from stucktrace.collectors.kernel import Kernel
@@ -51,13 +50,12 @@ class Stream:
 
     def __init__(self, kernel: Kernel) -> None:
         self._hooks = Hooks(kernel, OBJECT, HOOKS, "signs of trouble on TCP")
-        self._ring = open_stream(self._hooks.loaded.map("ring"))
+        self._ring = self._hooks.stream()
         self._hooks.attach()
         self.missing = self._hooks.missing
         self.fd = self._ring.fd
 
     def close(self) -> None:
-        self._ring.close()
         self._hooks.close()
 
     def events(self) -> list[Trouble]:
